@@ -1,0 +1,201 @@
+// base: what every other directory stands on. Errors, memory, the operating system, files, numbers, hashes, YAML and JSON.
+//
+// Everything here may be called from any thread unless it says otherwise. Pointers that a function returns inside an
+// arena live as long as the arena.
+#ifndef GANG_BASE_H
+#define GANG_BASE_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+// ---- Status and error text -----------------------------------------------------------------------------------------
+
+enum gang_status {
+    GANG_OK = 0,
+    GANG_ERR_INPUT,       // what the user gave is wrong: a value, a path, a combination
+    GANG_ERR_FORMAT,      // a file's content is damaged or hostile
+    GANG_ERR_UNSUPPORTED, // well-formed, but asks for something Gangline does not do
+    GANG_ERR_OS,          // a system call failed
+    GANG_ERR_MEMORY,      // does not fit
+    GANG_ERR_STOPPED,     // the user asked for an end
+};
+
+#define GANG_CHECK_RESULT __attribute__((warn_unused_result))
+#define GANG_PRINTF(f, a) __attribute__((format(printf, f, a)))
+
+enum { GANG_ERROR_BYTES = 1024 };
+
+// Records "what failed: why: what to do" for this thread and returns `status`. Called by whoever detects the error first;
+// callers above pass the status on untouched.
+GANG_PRINTF(2, 3) enum gang_status gang_fail(enum gang_status status, const char *format, ...);
+
+// Like gang_fail with GANG_ERR_OS; appends ": " and the text of errno.
+GANG_PRINTF(1, 2) enum gang_status gang_fail_os(const char *format, ...);
+
+// The text recorded last on this thread; "" when none.
+const char *gang_error(void);
+
+// ---- Arena ---------------------------------------------------------------------------------------------------------
+
+// A growing arena: one lifetime, freed at once. Memory is zeroed. Not thread-safe.
+struct gang_arena {
+    struct gang_arena_block *head;
+    size_t used_bytes; // handed out so far
+};
+
+void gang_arena_init(struct gang_arena *arena);
+void gang_arena_release(struct gang_arena *arena);
+
+// Never returns NULL: running out of memory for bookkeeping ends the process by assert. Alignment 64.
+void *gang_arena_alloc(struct gang_arena *arena, size_t bytes);
+char *gang_arena_strdup(struct gang_arena *arena, const char *text);
+GANG_PRINTF(2, 3) char *gang_arena_printf(struct gang_arena *arena, const char *format, ...);
+
+// One block of zeroed memory of many GiB for tensors, on huge pages where the kernel has them; aligned to 2 MiB.
+// GANG_ERR_MEMORY when the kernel refuses. Free with gang_big_free and the same size.
+GANG_CHECK_RESULT enum gang_status gang_big_alloc(size_t bytes, void **out);
+void gang_big_free(void *block, size_t bytes);
+
+// Growing byte buffer; heap. A zeroed struct is an empty buffer. `data` is always followed by a 0 byte once non-NULL.
+struct gang_buffer {
+    char *data;
+    size_t len, cap;
+};
+
+void gang_buffer_append(struct gang_buffer *buffer, const void *data, size_t len);
+GANG_PRINTF(2, 3) void gang_buffer_printf(struct gang_buffer *buffer, const char *format, ...);
+void gang_buffer_release(struct gang_buffer *buffer);
+
+// ---- The operating system, replaceable -----------------------------------------------------------------------------
+
+// Each entry behaves like the POSIX call of its name (-1 and errno). Tests replace `gang_os` by a table with faults.
+struct gang_os {
+    int (*open)(const char *path, int flags, int mode);
+    int (*close)(int fd);
+    ssize_t (*pread)(int fd, void *data, size_t bytes, off_t at);
+    ssize_t (*write)(int fd, const void *data, size_t bytes);
+    int (*fsync)(int fd);
+    int (*rename)(const char *from, const char *to);
+    int (*unlink)(const char *path);
+    int (*mkdir)(const char *path, int mode);
+    int64_t (*now_ns)(void); // monotonic
+};
+
+extern const struct gang_os gang_os_real;
+extern const struct gang_os *gang_os; // set before threads start; points to gang_os_real by default
+
+static inline double gang_seconds(void) { return (double)gang_os->now_ns() * 1e-9; }
+
+// ---- Files ---------------------------------------------------------------------------------------------------------
+
+// Whole file into memory (heap, data[len] == 0; free with gang_buffer_release). Refuses more than `max_bytes`.
+GANG_CHECK_RESULT enum gang_status gang_file_read(const char *path, size_t max_bytes, struct gang_buffer *out);
+
+// Reads exactly `bytes` at offset `at`; a file that ends earlier is GANG_ERR_FORMAT. `path` is for messages.
+GANG_CHECK_RESULT enum gang_status gang_file_pread(int fd, const char *path, void *data, size_t bytes, int64_t at);
+
+// Read-only mapping of a whole file. An empty file maps to data == NULL, bytes == 0.
+struct gang_map {
+    const uint8_t *data;
+    size_t bytes;
+};
+GANG_CHECK_RESULT enum gang_status gang_map_open(const char *path, struct gang_map *out);
+void gang_map_close(struct gang_map *map);
+
+// A file that appears whole or not at all: written as PATH.tmp, published by fsync, rename, fsync of the directory.
+// A zeroed struct is closed. After an error call gang_out_discard; it is harmless after publish and when closed.
+struct gang_out {
+    char *path, *tmp; // heap, owned
+    int fd;           // valid while path is set
+    char *data;       // write-behind buffer
+    size_t len;
+};
+GANG_CHECK_RESULT enum gang_status gang_out_open(struct gang_out *out, const char *path);
+GANG_CHECK_RESULT enum gang_status gang_out_write(struct gang_out *out, const void *data, size_t bytes);
+GANG_CHECK_RESULT enum gang_status gang_out_publish(struct gang_out *out);
+void gang_out_discard(struct gang_out *out);
+
+// gang_out_* for content that is in memory already.
+GANG_CHECK_RESULT enum gang_status gang_file_publish(const char *path, const void *data, size_t bytes);
+
+// mkdir -p. An existing directory is success.
+GANG_CHECK_RESULT enum gang_status gang_mkdirs(const char *path);
+// fsync of a directory, so that renames inside it are durable.
+GANG_CHECK_RESULT enum gang_status gang_dir_sync(const char *path);
+// rm -r of a directory that Gangline itself made; never follows symbolic links. A missing one is success.
+GANG_CHECK_RESULT enum gang_status gang_dir_remove(const char *path);
+bool gang_path_is_dir(const char *path);
+bool gang_path_exists(const char *path);
+
+// ---- Numbers -------------------------------------------------------------------------------------------------------
+
+// The whole of `text` must be the number; ERR_INPUT names `what` and the text otherwise. Underscores are not accepted.
+GANG_CHECK_RESULT enum gang_status gang_parse_int(const char *what, const char *text, int64_t min, int64_t max, int64_t *out);
+GANG_CHECK_RESULT enum gang_status gang_parse_real(const char *what, const char *text, double min, double max, double *out);
+
+// "12.3 GiB", "1.2 M": for people. `out` holds at least GANG_HUMAN_BYTES.
+enum { GANG_HUMAN_BYTES = 32 };
+const char *gang_human_bytes(double bytes, char *out);
+const char *gang_human_count(double count, char *out);
+const char *gang_human_seconds(double seconds, char *out);
+
+// ---- Random and hashes ---------------------------------------------------------------------------------------------
+
+// A pure function of (seed, stream, index): 64 uniform bits. The base of all reproducible choices.
+uint64_t gang_random_at(uint64_t seed, uint64_t stream, uint64_t index);
+// Uniform in [0, 1) from 64 bits; standard normal from two draws at (seed, stream, index).
+static inline double gang_uniform(uint64_t bits) { return (double)(bits >> 11) * 0x1.0p-53; }
+double gang_normal_at(uint64_t seed, uint64_t stream, uint64_t index);
+
+uint64_t gang_hash(const void *data, size_t bytes, uint64_t seed); // XXH3
+
+// ---- Log -----------------------------------------------------------------------------------------------------------
+
+enum gang_log_level { GANG_LOG_INFO, GANG_LOG_WARNING };
+// Lines go to the sink that src/cmd installs; without one they are dropped. One line a call, no newline.
+typedef void gang_log_sink(enum gang_log_level level, const char *line);
+void gang_log_to(gang_log_sink *sink);
+GANG_PRINTF(2, 3) void gang_log(enum gang_log_level level, const char *format, ...);
+
+// ---- YAML by schema ------------------------------------------------------------------------------------------------
+
+enum gang_field_kind {
+    GANG_FIELD_STRING,  // char * in the arena
+    GANG_FIELD_STRINGS, // struct gang_strings: a scalar or a sequence of scalars
+    GANG_FIELD_INT,     // int64_t
+    GANG_FIELD_REAL,    // double
+    GANG_FIELD_BOOL,    // bool
+    GANG_FIELD_ENUM,    // int: the index in `choices`
+};
+
+struct gang_strings {
+    int count;
+    char **items;
+};
+
+// One line of a schema. A field with neither `fallback` nor a value in the file is an error: it is required.
+struct gang_field {
+    const char *name;
+    enum gang_field_kind kind;
+    size_t offset;              // of the member in the bound struct
+    const char *fallback;       // text of the default, parsed like the file's; NULL: required
+    double min, max;            // for INT and REAL, inclusive
+    const char *const *choices; // for ENUM, ends with NULL
+    const char *help;           // one line, for --help and the guide
+};
+
+// Reads a YAML mapping into `out` by `fields` (`count` of them). Unknown, doubled, ill-typed, out-of-range and missing
+// fields are GANG_ERR_INPUT with "FILE:LINE: field: what is wrong: what was expected". Strings live in `arena`.
+GANG_CHECK_RESULT enum gang_status gang_yaml_bind(const char *path, const struct gang_field *fields, size_t count, void *out,
+                                                  struct gang_arena *arena);
+
+// ---- JSON ----------------------------------------------------------------------------------------------------------
+
+// Reads a JSON file of at most `max_bytes` (jansson value, caller decrefs). Errors carry file, line and column.
+struct json_t;
+GANG_CHECK_RESULT enum gang_status gang_json_read(const char *path, size_t max_bytes, struct json_t **out);
+
+#endif

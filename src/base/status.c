@@ -1,0 +1,45 @@
+// Error text per thread, and the log.
+#include "base/base.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static _Thread_local char error_text[GANG_ERROR_BYTES];
+
+enum gang_status gang_fail(enum gang_status status, const char *format, ...) {
+    // Arguments may point into error_text itself (a caller that adds context), so format aside first.
+    char text[GANG_ERROR_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    memcpy(error_text, text, sizeof text);
+    return status;
+}
+
+enum gang_status gang_fail_os(const char *format, ...) {
+    int code = errno;
+    char text[GANG_ERROR_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return gang_fail(GANG_ERR_OS, "%s: %s", text, strerror(code));
+}
+
+const char *gang_error(void) { return error_text; }
+
+static gang_log_sink *log_sink;
+
+void gang_log_to(gang_log_sink *sink) { log_sink = sink; }
+
+void gang_log(enum gang_log_level level, const char *format, ...) {
+    if (!log_sink) return;
+    char text[GANG_ERROR_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    log_sink(level, text);
+}
