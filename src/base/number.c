@@ -5,15 +5,18 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <xxhash.h>
+
+// strtoll and strtod skip leading space and read more notations than a person means (hexadecimal, inf, nan).
+static bool is_decimal(const char *text) { return *text && text[strspn(text, "+-.0123456789eE")] == 0; }
 
 enum gang_status gang_parse_int(const char *what, const char *text, int64_t min, int64_t max, int64_t *out) {
     char *end = NULL;
     errno = 0;
     long long value = strtoll(text, &end, 10);
-    if (end == text || *end || text[0] == ' ') return gang_fail(GANG_ERR_INPUT, "%s: '%s' is not a whole number", what, text);
-    if (errno == ERANGE || value < min || value > max)
-        return gang_fail(GANG_ERR_INPUT, "%s: %s is out of range: expected %lld to %lld", what, text, (long long)min, (long long)max);
+    const char *problem = !is_decimal(text) || *end ? "is not a whole number" : errno || value < min || value > max ? "is out of range" : NULL;
+    if (problem) return gang_fail(GANG_ERR_INPUT, "%s: '%s' %s: expected %lld to %lld", what, text, problem, (long long)min, (long long)max);
     *out = value;
     return GANG_OK;
 }
@@ -21,8 +24,8 @@ enum gang_status gang_parse_int(const char *what, const char *text, int64_t min,
 enum gang_status gang_parse_real(const char *what, const char *text, double min, double max, double *out) {
     char *end = NULL;
     double value = strtod(text, &end);
-    if (end == text || *end || text[0] == ' ' || !isfinite(value)) return gang_fail(GANG_ERR_INPUT, "%s: '%s' is not a number", what, text);
-    if (value < min || value > max) return gang_fail(GANG_ERR_INPUT, "%s: %s is out of range: expected %g to %g", what, text, min, max);
+    const char *problem = !is_decimal(text) || *end ? "is not a number" : !isfinite(value) || value < min || value > max ? "is out of range" : NULL;
+    if (problem) return gang_fail(GANG_ERR_INPUT, "%s: '%s' %s: expected %g to %g", what, text, problem, min, max);
     *out = value;
     return GANG_OK;
 }

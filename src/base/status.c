@@ -14,6 +14,9 @@ enum gang_status gang_fail(enum gang_status status, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    // Text quoted from a file may hold terminal escapes and line ends: a message is one harmless line.
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = ' ';
     memcpy(error_text, text, sizeof text);
     return status;
 }

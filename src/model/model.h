@@ -61,6 +61,11 @@ struct gang_tensor {
     char name[80];  // as in model.safetensors
 };
 
+// A norm's scale: one vector, 1-D in files, and not subject to weight decay.
+static inline bool gang_tensor_is_norm(const struct gang_tensor *tensor) {
+    return tensor->role == GANG_ROLE_NORM_ATTENTION || tensor->role == GANG_ROLE_NORM_FFN || tensor->role == GANG_ROLE_NORM_FINAL;
+}
+
 // Q, K, V of a layer lie one behind another, so do gate and up: each group is one matrix [sum of rows, cols] to a kernel.
 // Every other tensor starts at a multiple of 16 elements; the gaps hold zeros.
 struct gang_model {
@@ -80,7 +85,7 @@ void gang_model_randomise(const struct gang_model *model, uint64_t seed, float *
 // Parameters from DIR/model.safetensors or DIR/model.safetensors.index.json with its shards (f32, bf16, f16 → f32).
 // Missing, doubled or ill-shaped tensors are refused by name; unknown ones too, except known buffers (rotary inv_freq).
 GANG_CHECK_RESULT enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters);
-// True if DIR holds weights that gang_model_load would try to read.
+// True if DIR holds weights of any kind, so that nobody trains from nothing beside them: gang_model_load reads them or says why not.
 bool gang_model_has_weights(const char *dir);
 
 // ---- safetensors ---------------------------------------------------------------------------------------------------
@@ -92,6 +97,8 @@ enum { GANG_MAX_DIMS = 8 };
 
 struct gang_st_entry {
     char *name;
+    char *type_name; // as in the file: "F32", "I64", ...
+    bool readable;   // one of enum gang_dtype; of other types only name, shape and place are known
     enum gang_dtype type;
     int dims;
     int64_t shape[GANG_MAX_DIMS];
@@ -109,8 +116,9 @@ struct gang_safetensors {
 // Maps and checks the whole header: length, types, shapes, offsets inside the file, no overlap, no gap, no doubled name.
 GANG_CHECK_RESULT enum gang_status gang_safetensors_open(const char *path, struct gang_safetensors *out);
 void gang_safetensors_close(struct gang_safetensors *st);
+// NULL when there is none of this name.
 const struct gang_st_entry *gang_safetensors_find(const struct gang_safetensors *st, const char *name);
-// Elements [from, from + count) of the entry as f32.
+// Elements [from, from + count) of a readable entry as f32, exactly (a NaN stays a NaN of the same sign and payload bits).
 void gang_st_to_f32(const struct gang_st_entry *entry, int64_t from, int64_t count, float *out);
 
 // Writes `count` tensors as f32, each read from parameters + tensor.offset; durable. `prefix` is put before every name
