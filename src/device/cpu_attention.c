@@ -21,18 +21,19 @@
 #include <omp.h>
 
 #if defined(ACT_BF16) && defined(__AVX512BF16__)
+#define HAVE_BF16_PAIRS
 #include <immintrin.h>
 enum { UNIT = 2 };
 #else
 enum { UNIT = 1 };
 #endif
 
-enum { BLOCK = GANG_CPU_ATTENTION_BLOCK, STRIP = 16 };
+enum { BLOCK = GANG_CPU_ATTENTION_BLOCK, STRIP = 16, TURN = 16 };
 
 // ---- Small products ------------------------------------------------------------------------------------------------
 
 static inline gang_vf multiply_add(gang_vf acc, uint32_t a, const uint32_t *b) {
-#if defined(ACT_BF16) && defined(__AVX512BF16__)
+#ifdef HAVE_BF16_PAIRS
     return (gang_vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)_mm512_loadu_si512(b));
 #else
     return acc + bits_to_float(a) * *(const gang_vf *)b;
@@ -66,25 +67,40 @@ static void product(float *C, int64_t ldc, const uint32_t *A, int64_t am, int64_
 
 // ---- Operand layouts -----------------------------------------------------------------------------------------------
 
-static inline uint32_t unit_of(float low, float high) {
-    return UNIT == 2 ? (uint32_t)to_bf16(low) | (uint32_t)to_bf16(high) << 16 : float_to_bits(low);
+// n is a multiple of 16.
+static void pack_row(uint32_t *restrict to, const float *restrict from, int64_t n) {
+#ifdef HAVE_BF16_PAIRS
+    for (int64_t i = 0; i < n; i += 16) _mm256_storeu_si256((__m256i *)(to + i / 2), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+#else
+    memcpy(to, from, (size_t)n * sizeof *from);
+#endif
 }
 
-static void pack_row(uint32_t *restrict to, const float *restrict tile_, int64_t cols) {
-    for (int64_t i = 0; i < BLOCK * cols / UNIT; i++) to[i] = unit_of(tile_[i * UNIT], tile_[i * UNIT + UNIT - 1]);
+static void pack_sum(uint32_t *restrict to, const float *restrict from, int64_t cols) {
+#ifdef HAVE_BF16_PAIRS
+    for (int64_t r = 0; r < BLOCK; r += 2)
+        for (int64_t c = 0; c < cols; c += 16) {
+            __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + r * cols + c)));
+            __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + (r + 1) * cols + c)));
+            _mm512_storeu_si512(to + r / 2 * cols + c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+#else
+    memcpy(to, from, (size_t)(BLOCK * cols) * sizeof *from);
+#endif
 }
 
-static void pack_sum(uint32_t *restrict to, const float *restrict tile_, int64_t cols) {
-    for (int64_t r = 0; r < BLOCK / UNIT; r++)
-        for (int64_t c = 0; c < cols; c++) to[r * cols + c] = unit_of(tile_[r * UNIT * cols + c], tile_[(r * UNIT + UNIT - 1) * cols + c]);
-}
-
-static void pack_turn(uint32_t *restrict to, const float *restrict tile_, int64_t cols) {
-    // Squares of 16 x 16, so that what is read strided stays in the first-level cache.
-    for (int64_t c0 = 0; c0 < cols / UNIT; c0 += 8)
-        for (int64_t r0 = 0; r0 < BLOCK; r0 += 16)
-            for (int64_t c = c0; c < c0 + 8; c++)
-                for (int64_t r = r0; r < r0 + 16; r++) to[c * BLOCK + r] = unit_of(tile_[r * cols + c * UNIT], tile_[r * cols + c * UNIT + UNIT - 1]);
+// Converts first, then turns whole units: what is read with a stride stays in the first-level cache.
+static void pack_turn(uint32_t *restrict to, const float *restrict from, int64_t cols) {
+    uint32_t rows[16 * TURN];
+    int64_t units = cols / UNIT;
+    for (int64_t c0 = 0; c0 < units; c0 += TURN) {
+        int64_t wide = units - c0 < TURN ? units - c0 : TURN;
+        for (int64_t r0 = 0; r0 < BLOCK; r0 += 16) {
+            for (int64_t r = 0; r < 16; r++) pack_row(rows + r * wide, from + (r0 + r) * cols + c0 * UNIT, wide * UNIT);
+            for (int64_t c = 0; c < wide; c++)
+                for (int64_t r = 0; r < 16; r++) to[(c0 + c) * BLOCK + r0 + r] = rows[r * wide + c];
+        }
+    }
 }
 
 // Rows [from, from + BLOCK) of one head as f32 [BLOCK][Dp], rotated if `shape` is given; rows at and beyond T are 0.
@@ -186,7 +202,7 @@ static void softmax_block(struct forward *f, const struct layout *l, bool diagon
         }
         f->total[r] += total;
     }
-    pack_row(f->p_row, f->s, BLOCK);
+    pack_row(f->p_row, f->s, BLOCK * BLOCK);
 }
 
 static void forward_block(struct forward *f, const struct layout *l, int64_t i, int64_t j) {
@@ -204,7 +220,7 @@ static void forward_block(struct forward *f, const struct layout *l, int64_t i, 
 static void forward_head(struct forward *f, const struct layout *l, act *out, int64_t out_stride, float *lse, const act *q, const struct gang_attention *shape) {
     for (int64_t i = 0; i < l->blocks; i++) {
         load_block(f->tile, q, l->W, i * BLOCK, l->T, l->D, l->Dp, shape);
-        pack_row(f->q_row, f->tile, l->Dp);
+        pack_row(f->q_row, f->tile, l->panel);
         memset(f->o, 0, (size_t)l->panel * sizeof *f->o);
         for (int r = 0; r < BLOCK; r++) {
             f->high[r] = -1e30f;
@@ -294,8 +310,8 @@ static void scores_backward(struct backward *w, const struct layout *l, bool dia
             ds[q] = prob * (ds[q] - w->delta[q]) * l->scale;
         }
     }
-    pack_row(w->p_row, w->p, BLOCK);
-    pack_row(w->ds_row, w->ds, BLOCK);
+    pack_row(w->p_row, w->p, BLOCK * BLOCK);
+    pack_row(w->ds_row, w->ds, BLOCK * BLOCK);
     pack_sum(w->ds_sum, w->ds, BLOCK);
 }
 
@@ -350,10 +366,10 @@ void CPU_NAME(gang_cpu_attention_backward)(struct gang_device *device, void *dqk
         memset(w.dk, 0, 2 * (size_t)(l.blocks * l.panel) * sizeof *w.dk);
         for (int64_t j = 0; j < l.blocks; j++) {
             load_block(w.tile, (const act *)qkv + k_at, l.W, j * BLOCK, l.T, D, l.Dp, shape);
-            pack_row(w.k_row + j * l.panel, w.tile, l.Dp);
+            pack_row(w.k_row + j * l.panel, w.tile, l.panel);
             pack_sum(w.k_sum + j * l.panel, w.tile, l.Dp);
             load_block(w.tile, (const act *)qkv + v_at, l.W, j * BLOCK, l.T, D, l.Dp, NULL);
-            pack_row(w.v_row + j * l.panel, w.tile, l.Dp);
+            pack_row(w.v_row + j * l.panel, w.tile, l.panel);
         }
         for (int64_t h = kv * (H / K); h < (kv + 1) * (H / K); h++)
             for (int64_t i = 0; i < l.blocks; i++) {

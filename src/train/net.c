@@ -73,11 +73,6 @@ static void *place(struct placer *p, size_t *kind, size_t bytes) {
 
 static float *place_f32(struct placer *p, size_t *kind, int64_t count) { return place(p, kind, (size_t)count * sizeof(float)); }
 
-struct linear_request {
-    struct gang_linear **to;
-    int64_t out, in;
-};
-
 static void place_linear(struct gang_net *net, struct placer *p, struct gang_linear **to, int64_t out, int64_t in) {
     enum gang_linear_use use = net->shape.inference ? GANG_LINEAR_INFER : GANG_LINEAR_TRAIN;
     const struct gang_kernels *k = net->device->k;
@@ -99,10 +94,8 @@ static void place_layer(struct gang_net *net, struct placer *p, int index, struc
         l->v_cache = place(p, kind, (size_t)(M * KD) * act);
         if (index) { // layers share what need not be kept
             const struct layer *first = &net->layers[0];
-            struct layer own = *l;
-            *l = *first;
-            l->qkv = own.qkv, l->o = own.o, l->gate_up = own.gate_up, l->down = own.down;
-            l->k_cache = own.k_cache, l->v_cache = own.v_cache;
+            l->x1 = first->x1, l->x2 = first->x2, l->rstd1 = first->rstd1, l->rstd2 = first->rstd2, l->lse = first->lse;
+            l->qkv_act = first->qkv_act, l->attended = first->attended, l->gu = first->gu;
             return;
         }
         kind = &net->memory.workspace;
