@@ -403,11 +403,11 @@ double gang_net_update(struct gang_net *net, const struct gang_update *u) {
     };
     for (int i = 0; i < m->count;) {
         // Neighbours with the same decay go in one pass; the gaps between them stay 0.
-        bool matrix = m->tensors[i].rows > 1;
+        bool is_norm = gang_tensor_is_norm(&m->tensors[i]);
         int64_t from = m->tensors[i].offset;
-        while (i < m->count && (m->tensors[i].rows > 1) == matrix) i++;
+        while (i < m->count && gang_tensor_is_norm(&m->tensors[i]) == is_norm) i++;
         int64_t n = (i < m->count ? m->tensors[i].offset : m->elements) - from;
-        o.decay = matrix ? (float)u->decay : 0;
+        o.decay = is_norm ? 0 : (float)u->decay;
         d->k->adamw(d, net->parameters + from, net->moments[0] + from, net->moments[1] + from, net->gradients + from, n, &o);
     }
     gang_net_refresh(net);
