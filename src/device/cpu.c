@@ -61,6 +61,8 @@ int gang_cpu_count(void) {
     return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 }
 
+bool gang_cpu_has_bf16(void) { return gang_cpu_isa_find(NULL)->bf16_pairs; }
+
 enum gang_status gang_cpu_open(struct gang_device *device, const char *instructions) {
     const struct gang_cpu_isa *isa = gang_cpu_isa_find(instructions);
     if (!isa)

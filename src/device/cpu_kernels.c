@@ -17,8 +17,17 @@
 #define PEAK_STEP(acc, a, b) ((gang_vf)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)(a), (__m512bh)(b)))
 enum { PEAK_FLOP = 4 };
 #else
-#define PEAK_STEP(acc, a, b) ((acc) + (a) * (b))
+#define PEAK_STEP(acc, a, b) ((acc) * (a) + (b))
 enum { PEAK_FLOP = 2 };
+#endif
+
+// An operand of inline assembly that keeps a vector in a register; "x" would leave out half of AVX-512's.
+#ifdef __AVX512F__
+#define VECTOR_REGISTER(value) "+v"(value)
+#elif defined(__x86_64__)
+#define VECTOR_REGISTER(value) "+x"(value)
+#else
+#define VECTOR_REGISTER(value) "+w"(value)
 #endif
 
 #define PARALLEL_ROWS _Pragma("omp parallel for schedule(static) num_threads(device->threads)")
@@ -223,17 +232,19 @@ void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f
     }
 }
 
-// 16 chains hide the latency of the multiply-add on every processor so far; the barrier keeps the loop from being folded.
+// Enough chains to hide the latency of the multiply-add, few enough to stay in registers. The barriers keep the compiler
+// from folding rounds or chains into one.
 double CPU_NAME(gang_cpu_peak)(int64_t rounds) {
     enum { CHAINS = VL == 16 ? 16 : 10 };
     gang_vf acc[CHAINS], a = {0}, b = {0};
-    for (int i = 0; i < CHAINS; i++) acc[i] = a;
-    __asm__ volatile("" : "+x"(a), "+x"(b));
+#pragma GCC unroll 16
+    for (int i = 0; i < CHAINS; i++) acc[i] = (gang_vf){0};
     for (int64_t r = 0; r < rounds; r++) {
+        __asm__ volatile("" : VECTOR_REGISTER(a), VECTOR_REGISTER(b));
 #pragma GCC unroll 16
         for (int i = 0; i < CHAINS; i++) {
             acc[i] = PEAK_STEP(acc[i], a, b);
-            __asm__ volatile("" : "+x"(acc[i]));
+            __asm__ volatile("" : VECTOR_REGISTER(acc[i]));
         }
     }
     return (double)rounds * CHAINS * VL * PEAK_FLOP;

@@ -108,7 +108,8 @@ size_t gang_device_act_bytes(const struct gang_device *device); // of one act el
 // block of that size into device->scratch before the first call; 64-byte aligned.
 size_t gang_device_scratch_bytes(const struct gang_device *device, const struct gang_attention *shape, int64_t columns);
 
-int gang_cpu_count(void); // cores this process may run on
+int gang_cpu_count(void);     // cores this process may run on
+bool gang_cpu_has_bf16(void); // has instructions for pairs of bf16
 
 // ---- Profile: what a device is worth, measured --------------------------------------------------------------------
 
@@ -124,9 +125,10 @@ struct gang_profile {
 };
 
 GANG_CHECK_RESULT enum gang_status gang_profile_measure(int threads, struct gang_profile *out);
+char *gang_profile_json(const struct gang_profile *profile); // heap; the caller frees
 GANG_CHECK_RESULT enum gang_status gang_profile_write(const struct gang_profile *profile, const char *path);
 GANG_CHECK_RESULT enum gang_status gang_profile_read(const char *path, struct gang_profile *out);
-// The kept profile of this machine ($XDG_CACHE_HOME/gangline/profile.json), measured and kept first if there is none that fits.
+// The kept profile of this machine ($XDG_CACHE_HOME/gangline), measured and kept first if there is none that fits.
 GANG_CHECK_RESULT enum gang_status gang_profile_here(int threads, struct gang_profile *out);
 // Usable memory now: the smaller of what the kernel calls available and what the control group allows, in bytes.
 double gang_memory_available(void);

@@ -104,7 +104,7 @@ static enum gang_status check_id(const struct gang_tokenizer *t, const char *whe
 static enum gang_status count_ids(struct gang_tokenizer *t, json_t *vocab, json_t *added) {
     if (!json_is_object(vocab) || !json_object_size(vocab)) return bad(t, "model.vocab", "missing, empty or not an object");
     if (added && !json_is_null(added) && !json_is_array(added)) return bad(t, "added_tokens", "not an array");
-    int32_t id;
+    int32_t id = 0;
     const char *key;
     json_t *value;
     json_object_foreach(vocab, key, value) {
@@ -410,7 +410,7 @@ static enum gang_status load_added(struct gang_tokenizer *t, json_t *vocab, json
     json_t *entry;
     json_array_foreach(added, index, entry) {
         struct gang_added item;
-        bool normalized;
+        bool normalized = false;
         enum gang_status status = load_added_token(t, vocab, entry, &item, &normalized);
         if (!status) status = keep_text(t, &item, normalized);
         if (status) return status;

@@ -29,6 +29,8 @@ static const struct state_field state_fields[] = {
 };
 enum { STATE_FIELDS = sizeof state_fields / sizeof *state_fields };
 
+static const char *in(struct gang_arena *arena, const char *dir, const char *name) { return gang_arena_printf(arena, "%s/%s", dir, name); }
+
 static int64_t *field_of(struct gang_state *state, int i) { return (int64_t *)((char *)state + state_fields[i].offset); }
 
 static enum gang_status write_state(const char *path, const struct gang_state *state) {
@@ -41,113 +43,113 @@ static enum gang_status write_state(const char *path, const struct gang_state *s
     return status;
 }
 
+static enum gang_status parse_state(const char *path, const json_t *root, struct gang_state *out) {
+    for (int i = 0; i < STATE_FIELDS; i++) {
+        const json_t *value = json_object_get(root, state_fields[i].name);
+        if (!json_is_integer(value) || json_integer_value(value) < 0)
+            return gang_fail(GANG_ERR_FORMAT, "%s: %s: expected a whole number of at least 0", path, state_fields[i].name);
+        *field_of(out, i) = json_integer_value(value);
+    }
+    return GANG_OK;
+}
+
 enum gang_status gang_save_state(const char *dir, struct gang_state *out) {
-    char path[GANG_PATH_BYTES];
-    snprintf(path, sizeof path, "%s/state.json", dir);
+    struct gang_arena arena;
+    gang_arena_init(&arena);
+    const char *path = in(&arena, dir, "state.json");
     json_t *root = NULL;
     enum gang_status status = gang_json_read(path, MAX_STATE_BYTES, &root);
-    if (status) return status;
-    for (int i = 0; !status && i < STATE_FIELDS; i++) {
-        const json_t *value = json_object_get(root, state_fields[i].name);
-        if (json_is_integer(value) && json_integer_value(value) >= 0)
-            *field_of(out, i) = json_integer_value(value);
-        else
-            status = gang_fail(GANG_ERR_FORMAT, "%s: %s: expected a whole number of at least 0", path, state_fields[i].name);
-    }
+    if (!status) status = parse_state(path, root, out);
     json_decref(root);
+    gang_arena_release(&arena);
     return status;
 }
 
-static enum gang_status copy_tokenizer(const char *from, const char *dir) {
-    char to[GANG_PATH_BYTES];
+static enum gang_status copy_file(const char *from, const char *to) {
     struct gang_buffer text = {0};
-    snprintf(to, sizeof to, "%s/tokenizer.json", dir);
     enum gang_status status = gang_file_read(from, MAX_TOKENIZER_BYTES, &text);
     if (!status) status = gang_file_publish(to, text.data, text.len);
     gang_buffer_release(&text);
     return status;
 }
 
-static enum gang_status fill(const char *dir, const struct gang_state *state, struct gang_net *net, const struct gang_model *model, const char *tokenizer) {
-    char path[GANG_PATH_BYTES];
+static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
+                             const char *tokenizer) {
     const struct gang_st_part weights = {"", gang_net_parameters(net)};
     const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
     enum gang_status status = gang_mkdirs(dir);
     if (!status) status = gang_config_write(&model->config, dir);
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    if (!status) status = gang_model_save(model, &weights, 1, path);
-    snprintf(path, sizeof path, "%s/optimizer.safetensors", dir);
-    if (!status) status = gang_model_save(model, moments, 2, path);
-    if (!status && tokenizer) status = copy_tokenizer(tokenizer, dir);
-    snprintf(path, sizeof path, "%s/state.json", dir);
-    if (!status) status = write_state(path, state);
-    return status;
+    if (!status) status = gang_model_save(model, &weights, 1, in(arena, dir, "model.safetensors"));
+    if (!status) status = gang_model_save(model, moments, 2, in(arena, dir, "optimizer.safetensors"));
+    if (!status && tokenizer) status = copy_file(tokenizer, in(arena, dir, "tokenizer.json"));
+    if (!status) status = write_state(in(arena, dir, "state.json"), state);
+    return status ? status : gang_dir_sync(dir);
 }
 
-static enum gang_status point_latest(const char *output, const char *name) {
-    char link[GANG_PATH_BYTES], tmp[GANG_PATH_BYTES];
-    snprintf(link, sizeof link, "%s/latest", output);
-    snprintf(tmp, sizeof tmp, "%s/latest.tmp", output);
+static enum gang_status point_latest(struct gang_arena *arena, const char *output, const char *name) {
+    const char *link = in(arena, output, "latest"), *tmp = in(arena, output, "latest.tmp");
     gang_os->unlink(tmp);
     if (symlink(name, tmp)) return gang_fail_os("%s: cannot make the link", tmp);
     if (gang_os->rename(tmp, link)) return gang_fail_os("%s: cannot rename to %s", tmp, link);
     return gang_dir_sync(output);
 }
 
-static bool is_save(const char *name) {
-    return !strncmp(name, "step-", 5) && strlen(name) == 13 && strspn(name + 5, "0123456789") == 8;
-}
+static bool is_save(const char *name) { return !strncmp(name, "step-", 5) && strlen(name) == 13 && strspn(name + 5, "0123456789") == 8; }
 
 static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
 static int only_saves(const struct dirent *entry) { return is_save(entry->d_name); }
 
 // What cannot be removed stays: it costs room, not correctness.
-static void drop_old(const char *output, int keep) {
+static void drop_old(struct gang_arena *arena, const char *output, int keep) {
     struct dirent **names = NULL;
     int count = scandir(output, &names, only_saves, by_name);
     for (int i = 0; i < count; i++) {
-        char path[GANG_PATH_BYTES];
-        snprintf(path, sizeof path, "%s/%s", output, names[i]->d_name);
-        if (i < count - keep && gang_dir_remove(path)) gang_log(GANG_LOG_WARNING, "an old save stays: %s", gang_error());
+        if (i < count - keep && gang_dir_remove(in(arena, output, names[i]->d_name))) gang_log(GANG_LOG_WARNING, "an old save stays: %s", gang_error());
         free(names[i]);
     }
     free(names);
 }
 
+// After a failure the half-made directory goes; the error that counts is the first.
+static enum gang_status abandon(enum gang_status status, const char *tmp) {
+    char first[GANG_ERROR_BYTES];
+    snprintf(first, sizeof first, "%s", gang_error());
+    if (gang_dir_remove(tmp)) gang_log(GANG_LOG_WARNING, "a half-made save stays: %s", gang_error());
+    return gang_fail(status, "%s", first);
+}
+
 enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
                                  const char *tokenizer_path, int keep, char *saved, size_t saved_bytes) {
-    char name[32], dir[GANG_PATH_BYTES], tmp[GANG_PATH_BYTES];
-    snprintf(name, sizeof name, "step-%08lld", (long long)state->step);
-    if (snprintf(dir, sizeof dir, "%s/%s", output, name) >= (int)sizeof dir - 64)
-        return gang_fail(GANG_ERR_INPUT, "%s: the path is too long for a save: choose a shorter output directory", output);
-    snprintf(tmp, sizeof tmp, "%s.tmp", dir);
+    struct gang_arena arena;
+    gang_arena_init(&arena);
+    const char *name = gang_arena_printf(&arena, "step-%08lld", (long long)state->step), *dir = in(&arena, output, name);
+    const char *tmp = gang_arena_printf(&arena, "%s.tmp", dir);
     enum gang_status status = gang_dir_remove(tmp);
-    if (!status) status = fill(tmp, state, net, model, tokenizer_path);
-    if (!status) status = gang_dir_sync(tmp);
-    if (!status && gang_path_is_dir(dir)) status = gang_dir_remove(dir); // the same step again: a resumed run that was stopped at once
+    if (!status) status = fill(&arena, tmp, state, net, model, tokenizer_path);
+    // A save of this step that `latest` does not name was cut off just before its turn; this one takes its place.
+    if (!status) status = gang_dir_remove(dir);
     if (!status && gang_os->rename(tmp, dir)) status = gang_fail_os("%s: cannot rename to %s", tmp, dir);
     if (!status) status = gang_dir_sync(output);
-    if (!status) status = point_latest(output, name);
+    if (!status) status = point_latest(&arena, output, name);
     if (status) {
-        char kept[GANG_ERROR_BYTES];
-        snprintf(kept, sizeof kept, "%s", gang_error());
-        (void)gang_dir_remove(tmp); // best effort: the error that counts is the first
-        return gang_fail(status, "%s", kept);
+        status = abandon(status, tmp);
+    } else {
+        drop_old(&arena, output, keep);
+        snprintf(saved, saved_bytes, "%s", dir);
     }
-    drop_old(output, keep);
-    snprintf(saved, saved_bytes, "%s", dir);
-    return GANG_OK;
+    gang_arena_release(&arena);
+    return status;
 }
 
 enum gang_status gang_save_load(const char *dir, struct gang_net *net, const struct gang_model *model) {
-    char path[GANG_PATH_BYTES];
+    struct gang_arena arena;
+    gang_arena_init(&arena);
     const struct gang_st_part weights = {"", gang_net_parameters(net)};
     const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    enum gang_status status = gang_model_restore(model, &weights, 1, path);
-    snprintf(path, sizeof path, "%s/optimizer.safetensors", dir);
-    if (!status) status = gang_model_restore(model, moments, 2, path);
+    enum gang_status status = gang_model_restore(model, &weights, 1, in(&arena, dir, "model.safetensors"));
+    if (!status) status = gang_model_restore(model, moments, 2, in(&arena, dir, "optimizer.safetensors"));
     if (!status) gang_net_refresh(net);
+    gang_arena_release(&arena);
     return status;
 }
 

@@ -1,0 +1,145 @@
+// gangline train: a job on this machine, with a live line, plain lines or JSON.
+#include "cmd/cmd.h"
+#include "train/train.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { CURVE = 60 };
+
+struct screen {
+    bool json, live, tokenised;
+    double last_line; // when a plain line was printed last
+    double losses[CURVE], counts[CURVE];
+    double expected_bytes;
+};
+
+static void show_tokenising(void *context, int64_t done, int64_t all) {
+    struct screen *s = context;
+    char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES];
+    if (s->json || !s->live) return;
+    printf("\r  reading %s of %s\033[K", gang_human_bytes((double)done, a), gang_human_bytes((double)all, b));
+    fflush(stdout);
+    s->tokenised = true;
+}
+
+static void show_start(void *context, const struct gang_run_start *r) {
+    struct screen *s = context;
+    const struct gang_job *job = r->job;
+    const struct gang_config *c = &r->model->config;
+    const struct gang_memory *m = &r->memory;
+    char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], d[GANG_HUMAN_BYTES], e[GANG_HUMAN_BYTES], f[GANG_HUMAN_BYTES];
+    s->expected_bytes = r->baseline_bytes + (double)m->total;
+    if (s->json) return;
+    if (s->tokenised) printf("\r\033[K");
+    const char *from = r->first_step ? "resumed" : r->fresh ? "fresh weights" : "weights from the model's directory";
+    printf("  model   %s parameters: %d layers of %d, ffn %d, %d heads (%d key/value), vocabulary %d; %s\n",
+           gang_human_count((double)r->model->parameters, a), c->layers, c->hidden_size, c->intermediate_size, c->heads, c->kv_heads, c->vocab_size, from);
+    printf("  data    %s tokens; the job reads %s\n", gang_human_count((double)r->data_tokens, a), gang_human_count((double)job->tokens, b));
+    printf("  device  cpu %s, %d threads, %s; measured peak %.0f GFLOP/s\n", r->device->name, r->device->threads,
+           job->compute == GANG_COMPUTE_BF16 ? "bf16" : "f32", r->peak_flops / 1e9);
+    printf("  step    %s tokens = %lld x %lld samples of %lld; %lld steps\n", gang_human_count((double)job->global_batch_tokens, a),
+           (long long)(job->global_batch_tokens / (job->micro_batch * job->sequence_length)), (long long)job->micro_batch, (long long)job->sequence_length,
+           (long long)job->steps);
+    printf("  memory  %s at most: weights %s, gradients and optimizer %s, activations %s, the rest %s\n", gang_human_bytes(s->expected_bytes, a),
+           gang_human_bytes((double)(m->parameters + m->packed), b), gang_human_bytes((double)(m->gradients + m->optimizer), d),
+           gang_human_bytes((double)m->activations, e), gang_human_bytes(r->baseline_bytes + (double)m->workspace, f));
+}
+
+static void show_step(void *context, const struct gang_run_step *p) {
+    struct screen *s = context;
+    char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES];
+    int64_t bin = (p->step - 1) * CURVE / p->steps;
+    s->losses[bin] += p->loss;
+    s->counts[bin]++;
+    if (s->json) {
+        printf("{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"learning_rate\": %.6g, \"seconds\": %.6f, \"tokens\": %lld, "
+               "\"tokens_per_second\": %.1f, \"peak_fraction\": %.4f, \"seconds_left\": %.1f}\n",
+               (long long)p->step, p->loss, p->gradient_norm, p->rate, p->seconds, (long long)p->tokens, p->tokens_per_second, p->peak_fraction, p->left);
+        fflush(stdout);
+        return;
+    }
+    double now = gang_seconds();
+    bool last = p->step == p->steps;
+    if (!s->live && !last && now - s->last_line < 2) return;
+    s->last_line = now;
+    printf("%s  step %lld/%lld  loss %.4f  %s tokens/s  %.0f %% of peak  %s left%s", s->live ? "\r" : "", (long long)p->step, (long long)p->steps, p->loss,
+           gang_human_count(p->tokens_per_second, a), 100 * p->peak_fraction, gang_human_seconds(p->left, b), s->live ? "\033[K" : "\n");
+    if (s->live && last) printf("\n");
+    fflush(stdout);
+}
+
+static void show_saved(void *context, const char *dir, int64_t step) {
+    struct screen *s = context;
+    (void)step;
+    if (s->json) return;
+    printf("%s  saved %s%s\n", s->live ? "\r" : "", dir, s->live ? "\033[K" : "");
+}
+
+// The loss over the run as a line of bars: the picture says at once whether it learns.
+static void print_curve(const struct screen *s) {
+    static const char *const bars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+    double low = 1e300, high = -1e300;
+    for (int i = 0; i < CURVE; i++) {
+        if (!s->counts[i]) continue;
+        double mean = s->losses[i] / s->counts[i];
+        low = mean < low ? mean : low;
+        high = mean > high ? mean : high;
+    }
+    if (high <= low) return;
+    printf("  loss    ");
+    for (int i = 0; i < CURVE; i++)
+        if (s->counts[i]) printf("%s", bars[(int)((s->losses[i] / s->counts[i] - low) / (high - low) * 7.99)]);
+    printf("  %.2f to %.2f\n", high, low);
+}
+
+static void print_end(const struct screen *s, const struct gang_job *job, const struct gang_run_result *r) {
+    char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES];
+    if (r->stopped) printf("%s  stopped; go on with: gangline train %s --resume\n", s->live ? "\n" : "", job->path);
+    if (!r->steps_done) return;
+    print_curve(s);
+    printf("  %lld steps, loss %.4f to %.4f, %s tokens/s (median)\n", (long long)r->steps_done, r->first_loss, r->last_loss,
+           gang_human_count(r->tokens_per_second, a));
+    printf("  memory  peak %s by the kernel's account, %s said before (%+.1f %%)\n", gang_human_bytes(r->peak_bytes, b),
+           gang_human_bytes(r->predicted_bytes, c), 100 * (r->peak_bytes / r->predicted_bytes - 1));
+    if (r->saved[0]) printf("  try     gangline generate %s \"...\"\n", job->output);
+}
+
+static int run_train(int argc, char **argv) {
+    struct screen screen = {0};
+    bool resume = false;
+    const char *path[1] = {NULL};
+    const struct gang_option options[] = {{"--json", NULL, &screen.json}, {"--resume", NULL, &resume}};
+    int code = gang_options(&gang_command_train, argc, argv, options, 2, 1, 1, path);
+    if (code >= 0) return code;
+    screen.live = isatty(STDOUT_FILENO);
+    gang_catch_interrupts();
+
+    struct gang_arena arena;
+    gang_arena_init(&arena);
+    struct gang_job job;
+    struct gang_run_result result = {0};
+    const struct gang_run_events events = {&screen, show_tokenising, show_start, show_step, show_saved};
+    enum gang_status status = gang_job_read(path[0], &arena, &job);
+    if (!status) status = gang_train_run(&job, resume, &events, &gang_interrupted, &result);
+    if (!screen.json && !status) print_end(&screen, &job, &result);
+    if (screen.live && status && result.steps_done) printf("\n");
+    gang_arena_release(&arena);
+    if (status == GANG_ERR_STOPPED) fprintf(stderr, "gangline: stopped before the first step; nothing to save\n");
+    return status == GANG_ERR_STOPPED ? EXIT_OK : gang_report(status);
+}
+
+const struct gang_command gang_command_train = {
+    .name = "train",
+    .arguments = "JOB.yaml [--resume]",
+    .summary = "Train a model as a job file says",
+    .run = run_train,
+    .help = "  --resume   go on from the last save of the job's output directory\n"
+            "  --json     print one JSON object per step, nothing else\n\n"
+            "Ctrl-C ends after the step that runs and saves. The output directory holds step-NNNNNNNN (a Hugging Face\n"
+            "directory with the optimizer's state beside it), latest (a link to the newest), metrics.jsonl and cache.\n"
+            "The fields of a job file are in docs/job.md.\n\n"
+            "example: gangline train examples/tiny.yaml\n",
+};
