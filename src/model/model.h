@@ -150,11 +150,13 @@ struct gang_ids {
 };
 void gang_ids_release(struct gang_ids *ids);
 
-// Appends the ids of `text`. Any bytes are accepted: broken UTF-8 goes through the byte level unchanged. Added tokens that
-// occur in the text become their id if `specials`. Thread-safe: a tokenizer is read-only after open.
+// Appends the ids of `text` (less than 2 GiB). Any bytes are accepted: broken UTF-8 goes through the byte level unchanged.
+// Added tokens that occur in the text become their id, special ones only if `specials`; nothing is put around the text.
+// Thread-safe: a tokenizer is read-only after open.
 GANG_CHECK_RESULT enum gang_status gang_encode(const struct gang_tokenizer *tokenizer, const char *text, size_t bytes, bool specials,
                                                struct gang_ids *out);
-// Appends the bytes of the ids; ids beyond the vocabulary are GANG_ERR_INPUT. Added special tokens are left out unless `specials`.
+// Appends the bytes of the ids; ids beyond the vocabulary are GANG_ERR_INPUT, an id that no token has gives nothing. Added
+// special tokens are left out unless `specials`. Single ids may be half a character.
 GANG_CHECK_RESULT enum gang_status gang_decode(const struct gang_tokenizer *tokenizer, const int32_t *ids, size_t count, bool specials,
                                                struct gang_buffer *out);
 
@@ -164,11 +166,12 @@ GANG_CHECK_RESULT enum gang_status gang_decode(const struct gang_tokenizer *toke
 struct gang_data;
 
 struct gang_data_options {
-    const struct gang_strings *sources; // files, directories (all regular files below, sorted), globs
+    const struct gang_strings *sources; // files, directories (all below but names with a leading dot, sorted), globs
     const char *cache_dir;
     int threads;
-    int end_token; // put after each file; -1: none
-    // Called now and then while tokenising, from the calling thread only; may be NULL. False ends with GANG_ERR_STOPPED.
+    int end_token; // put after each file that is not empty; -1: none. May lie beyond the tokenizer's vocabulary
+    // Called now and then while tokenising, or while waiting for another process that does, from the calling thread only; may
+    // be NULL. False ends with GANG_ERR_STOPPED.
     bool (*progress)(void *context, int64_t bytes_done, int64_t bytes_all);
     void *context;
 };

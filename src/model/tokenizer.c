@@ -182,7 +182,7 @@ static bool read_pair(json_t *merge, struct gang_buffer *copy, const char **left
 
 static enum gang_status load_merge(struct gang_tokenizer *t, json_t *vocab, json_t *merge, size_t rank, struct gang_buffer *copy,
                                    struct gang_buffer *joined) {
-    const char *left, *right;
+    const char *left = NULL, *right = NULL;
     if (!read_pair(merge, copy, &left, &right))
         return gang_fail(GANG_ERR_FORMAT, "%s: model.merges[%zu]: expected \"left right\" or [\"left\", \"right\"]", t->path, rank);
     joined->len = 0;
@@ -227,7 +227,7 @@ static enum gang_status load_model(struct gang_tokenizer *t, json_t *model, json
         const char *affix = json_string_value(json_object_get(model, affixes[i]));
         if (has_value(model, affixes[i]) && !(affix && !*affix)) return unsupported(t, "model", affixes[i]);
     }
-    bool fallback;
+    bool fallback = false;
     if ((status = get_bool(t, "model", model, "byte_fallback", false, &fallback))) return status;
     if (fallback) return unsupported(t, "model", "byte_fallback");
     if ((status = get_bool(t, "model", model, "ignore_merges", false, &t->ignore_merges))) return status;
@@ -261,7 +261,7 @@ static enum gang_status load_sequence(struct gang_tokenizer *t, const char *wher
 
 static enum gang_status load_normalizer(struct gang_tokenizer *t, json_t *part) {
     if (!part || json_is_null(part)) return GANG_OK;
-    const char *kind;
+    const char *kind = NULL;
     enum gang_status status = kind_of(t, "normalizer", part, &kind);
     if (status) return status;
     if (strcmp(kind, "Sequence") == 0) return load_sequence(t, "normalizer", part, "normalizers", load_normalizer);
@@ -291,8 +291,8 @@ static enum gang_status add_pattern(struct gang_tokenizer *t, const char *patter
 
 static enum gang_status load_split(struct gang_tokenizer *t, json_t *part) {
     static const char *const keys[] = {"type", "pattern", "behavior", "invert", NULL};
-    const char *behaviour;
-    bool invert;
+    const char *behaviour = NULL;
+    bool invert = false;
     enum gang_status status = only_keys(t, "pre_tokenizer Split", part, keys);
     if (!status) status = get_string(t, "pre_tokenizer Split", part, "behavior", &behaviour);
     if (!status) status = get_bool(t, "pre_tokenizer Split", part, "invert", false, &invert);
@@ -309,12 +309,12 @@ static enum gang_status load_split(struct gang_tokenizer *t, json_t *part) {
 
 static enum gang_status load_byte_level(struct gang_tokenizer *t, json_t *part) {
     static const char *const keys[] = {"type", "add_prefix_space", "trim_offsets", "use_regex", NULL};
-    bool space, regex;
+    bool space = false, regex = false;
     enum gang_status status = only_keys(t, "pre_tokenizer ByteLevel", part, keys);
     if (!status) status = get_bool(t, "pre_tokenizer ByteLevel", part, "add_prefix_space", true, &space);
     if (!status) status = get_bool(t, "pre_tokenizer ByteLevel", part, "use_regex", true, &regex);
     if (status) return status;
-    struct gang_step *step;
+    struct gang_step *step = NULL;
     if (space && (status = add_step(t, &step))) return status;
     if (regex && (status = add_pattern(t, gpt2_pattern, false, false, false))) return status;
     t->byte_level = true;
@@ -324,14 +324,14 @@ static enum gang_status load_byte_level(struct gang_tokenizer *t, json_t *part) 
 
 static enum gang_status load_digits(struct gang_tokenizer *t, json_t *part) {
     static const char *const keys[] = {"type", "individual_digits", NULL};
-    bool single;
+    bool single = false;
     enum gang_status status = only_keys(t, "pre_tokenizer Digits", part, keys);
     if (!status) status = get_bool(t, "pre_tokenizer Digits", part, "individual_digits", false, &single);
     return status ? status : add_pattern(t, single ? "\\p{N}" : "\\p{N}+", false, false, false);
 }
 
 static enum gang_status load_pretokenizer(struct gang_tokenizer *t, json_t *part) {
-    const char *kind;
+    const char *kind = NULL;
     enum gang_status status = kind_of(t, "pre_tokenizer", part, &kind);
     if (status) return status;
     if (t->byte_level) return unsupported(t, "pre_tokenizer", "a step after ByteLevel");
@@ -343,7 +343,7 @@ static enum gang_status load_pretokenizer(struct gang_tokenizer *t, json_t *part
 }
 
 static enum gang_status check_decoder(struct gang_tokenizer *t, json_t *part) {
-    const char *kind;
+    const char *kind = NULL;
     enum gang_status status = kind_of(t, "decoder", part, &kind);
     if (status) return status;
     if (strcmp(kind, "Sequence") == 0) return load_sequence(t, "decoder", part, "decoders", check_decoder);
@@ -372,8 +372,8 @@ static enum gang_status claim_id(struct gang_tokenizer *t, json_t *vocab, const 
 
 static enum gang_status load_added_token(struct gang_tokenizer *t, json_t *vocab, json_t *entry, struct gang_added *out, bool *normalized) {
     static const char *const keys[] = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", NULL};
-    const char *content;
-    bool single;
+    const char *content = NULL;
+    bool single = false;
     enum gang_status status = only_keys(t, "added_tokens", entry, keys);
     if (!status) status = get_string(t, "added_tokens", entry, "content", &content);
     if (status) return status;
@@ -409,7 +409,7 @@ static enum gang_status load_added(struct gang_tokenizer *t, json_t *vocab, json
     for (int set = 0; set < 2; set++) items[set] = gang_arena_alloc(&t->arena, (total + 1) * sizeof *items[set]);
     json_t *entry;
     json_array_foreach(added, index, entry) {
-        struct gang_added item;
+        struct gang_added item = {0};
         bool normalized = false;
         enum gang_status status = load_added_token(t, vocab, entry, &item, &normalized);
         if (!status) status = keep_text(t, &item, normalized);

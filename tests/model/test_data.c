@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,14 +65,15 @@ static struct gang_data_options *one_source(struct source_list *list, const char
 
 // ---- What was called, by way of the OS table -----------------------------------------------------------------------
 
-static int shards_created;
+static atomic_int shards_created;
 static int counting_open(const char *path, int flags, int mode) {
     shards_created += (flags & O_CREAT) && strstr(path, ".bin.tmp");
     return gang_os_real.open(path, flags, mode);
 }
 
 // Opens and tells whether shards were written.
-static struct gang_data *open_data(const struct gang_data_options *options, const struct gang_tokenizer *t, struct gang_data_sizes sizes, bool *built) {
+static struct gang_data *open_data(const struct gang_data_options *options, const struct gang_tokenizer *t, struct gang_data_sizes sizes,
+                                   bool *built) {
     struct gang_os table = gang_os_real;
     table.open = counting_open;
     gang_os = &table;
@@ -112,7 +114,10 @@ static void expect_refused(const struct gang_data_options *options, enum gang_st
 // ---- Texts ---------------------------------------------------------------------------------------------------------
 
 static size_t make_text(uint64_t stream, size_t bytes, char **out) {
-    static const char *const parts[] = {" the", " licence", "\n", "\n\n", "  ", " caf\xc3\xa9", "\xe6\xbc\xa2\xe5\xad\x97", " 2024", ".", "<|endoftext|>", "\xff\xfe", "\xf0\x9f\x91\x8d", "Word", "\r\n", "'s", " e\xcc\x81", "!?"};
+    static const char *const parts[] = {
+        " the", " licence", "\n", "\n\n", "  ", " caf\xc3\xa9", "\xe6\xbc\xa2\xe5\xad\x97", " 2024", ".",
+        "<|endoftext|>", "\xff\xfe", "\xf0\x9f\x91\x8d", "Word", "\r\n", "'s", " e\xcc\x81", "!?",
+    };
     struct gang_buffer text = {0};
     for (uint64_t i = 0; text.len < bytes; i++) {
         const char *part = parts[gang_random_at(seed, stream, i) % (sizeof parts / sizeof *parts)];
@@ -403,7 +408,8 @@ static void test_samples(void **state) {
     write_file(at("samples.txt"), text, sizeof text);
     struct gang_tokenizer *t = open_bytes();
     struct source_list list;
-    struct gang_data *data = open_data(one_source(&list, at("samples.txt")), t, (struct gang_data_sizes){.segment_bytes = 100, .shard_tokens = 10}, NULL);
+    const struct gang_data_sizes sizes = {.segment_bytes = 100, .shard_tokens = 10};
+    struct gang_data *data = open_data(one_source(&list, at("samples.txt")), t, sizes, NULL);
     for (uint64_t epoch = 0; epoch < 2; epoch++) {
         char seen[WINDOWS] = {0};
         for (uint64_t i = 0; i < WINDOWS; i++) {
@@ -468,7 +474,8 @@ static void test_reading_does_not_count_as_memory(void **state) {
     struct gang_tokenizer *t = open_bytes();
     struct source_list list;
     long before = mapped_kib();
-    struct gang_data *data = open_data(one_source(&list, at("large.txt")), t, (struct gang_data_sizes){.segment_bytes = 1 << 20, .shard_tokens = 1 << 30}, NULL);
+    const struct gang_data_sizes sizes = {.segment_bytes = 1 << 20, .shard_tokens = 1 << 30};
+    struct gang_data *data = open_data(one_source(&list, at("large.txt")), t, sizes, NULL);
     assert_true(mapped_kib() - before < 4096); // opening reads the 48 MiB too
     int32_t *sample = malloc((LENGTH + 1) * sizeof *sample);
     for (uint64_t i = 0; i < BYTES / LENGTH - 1; i++) gang_data_sample(data, 1, i, LENGTH, sample);

@@ -119,7 +119,10 @@ static void test_golden(void **state) {
 
 // Bytes, characters and pieces of characters, in the random mixture that broken text is.
 static size_t random_text(uint64_t seed, uint64_t index, char *out, size_t cap) {
-    static const char *const parts[] = {"the ", "\xc3", "\xe6\xbc\xa2", "\xe6\xbc", "\xf0\x9f\x91\x8d", "\xed\xa0\x80", "\xff\xfe", "  \n", "<|endoftext|>", "e\xcc", "\xf4\x90\x80\x80", "\xc0\xaf", "A1"};
+    static const char *const parts[] = {
+        "the ", "\xc3", "\xe6\xbc\xa2", "\xe6\xbc", "\xf0\x9f\x91\x8d", "\xed\xa0\x80", "\xff\xfe", "  \n",
+        "<|endoftext|>", "e\xcc", "\xf4\x90\x80\x80", "\xc0\xaf", "A1",
+    };
     size_t len = 0, steps = gang_random_at(seed, index, 0) % 40;
     for (size_t i = 1; i <= steps && len + 16 < cap; i++) {
         uint64_t draw = gang_random_at(seed, index, i);
@@ -159,6 +162,40 @@ static void test_nfc_leaves_broken_bytes_alone(void **state) {
     gang_ids_release(&ids);
     gang_buffer_release(&back);
     gang_tokenizer_free(t);
+}
+
+// add_prefix_space puts a space before a text, not after broken bytes in it.
+static void test_put_space(void **state) {
+    (void)state;
+    struct gang_tokenizer *t = open_kind(MIXED);
+    struct gang_ids ids = {0};
+    struct gang_buffer back = {0};
+    encode(t, "a\xff" "b", 3, &ids);
+    decode(t, &ids, &back);
+    assert_string_equal(back.data, " a\xff" "b");
+    gang_ids_release(&ids);
+    gang_buffer_release(&back);
+    gang_tokenizer_free(t);
+}
+
+// \s is Unicode's White_Space, as in Oniguruma: PCRE2 alone would take U+180E too.
+static void test_white_space(void **state) {
+    (void)state;
+    static const char *const texts[] = {" ", "\xc2\x85", "\xe3\x80\x80", "\xe1\xa0\x8e", "\xe2\x80\x8b", "a"};
+    pcre2_code *space = NULL, *other = NULL;
+    assert_int_equal(gang_pattern_compile("here", "\\s", false, &space), GANG_OK);
+    assert_int_equal(gang_pattern_compile("here", "[^\\s]", false, &other), GANG_OK);
+    pcre2_match_data *match = pcre2_match_data_create(1, NULL);
+    for (int i = 0; i < 6; i++) {
+        size_t len = strlen(texts[i]);
+        assert_int_equal(pcre2_match(space, (PCRE2_SPTR)texts[i], len, 0, 0, match, NULL) > 0, i < 3);
+        assert_int_equal(pcre2_match(other, (PCRE2_SPTR)texts[i], len, 0, 0, match, NULL) > 0, i >= 3);
+        assert_int_equal(gang_space_at_start(texts[i], len) > 0, i < 3);
+        assert_int_equal(gang_space_at_end(texts[i], len) > 0, i < 3);
+    }
+    pcre2_match_data_free(match);
+    pcre2_code_free(space);
+    pcre2_code_free(other);
 }
 
 // The merge algorithm in its plainest form, O(n²), as the reference.
@@ -255,9 +292,12 @@ static void test_utf8(void **state) {
     static const struct {
         const char *text;
         size_t len;
-    } cases[] = {{"a", 1},       {"\x7f", 1},         {"\x80", 0},         {"\xc1\xbf", 0},         {"\xc2\x80", 2},         {"\xdf\xbf", 2},         {"\xe0\x9f\xbf", 0},
-                 {"\xe0\xa0\x80", 3}, {"\xed\x9f\xbf", 3}, {"\xed\xa0\x80", 0}, {"\xee\x80\x80", 3}, {"\xf0\x8f\xbf\xbf", 0}, {"\xf0\x90\x80\x80", 4},
-                 {"\xf4\x8f\xbf\xbf", 4}, {"\xf4\x90\x80\x80", 0}, {"\xf5\x80\x80\x80", 0}, {"\xe6\xbc", 0}, {"\xf0\x9f\x91", 0}, {"\xc3", 0}};
+    } cases[] = {
+        {"a", 1}, {"\x7f", 1}, {"\x80", 0}, {"\xc1\xbf", 0}, {"\xc2\x80", 2}, {"\xdf\xbf", 2}, {"\xc3", 0},
+        {"\xe0\x9f\xbf", 0}, {"\xe0\xa0\x80", 3}, {"\xed\x9f\xbf", 3}, {"\xed\xa0\x80", 0}, {"\xee\x80\x80", 3}, {"\xe6\xbc", 0},
+        {"\xf0\x8f\xbf\xbf", 0}, {"\xf0\x90\x80\x80", 4}, {"\xf4\x8f\xbf\xbf", 4}, {"\xf4\x90\x80\x80", 0}, {"\xf5\x80\x80\x80", 0},
+        {"\xf0\x9f\x91", 0},
+    };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) assert_int_equal(gang_utf8_char(cases[i].text, strlen(cases[i].text)), cases[i].len);
 }
 
@@ -338,8 +378,10 @@ static const struct hostile hostiles[] = {
     {"pre_tokenizer", "{\"type\": \"Digits\"}", GANG_ERR_UNSUPPORTED, "without ByteLevel"},
     {"pre_tokenizer", "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\"}, {\"type\": \"Digits\"}]}", GANG_ERR_UNSUPPORTED,
      "after ByteLevel"},
-    {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"MergedWithNext\", \"pattern\": {\"String\": \"a\"}}", GANG_ERR_UNSUPPORTED, "MergedWithNext"},
-    {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"(a\"}}", GANG_ERR_FORMAT, "cannot read the pattern"},
+    {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"MergedWithNext\", \"pattern\": {\"String\": \"a\"}}",
+     GANG_ERR_UNSUPPORTED, "MergedWithNext"},
+    {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"(a\"}}",
+     GANG_ERR_FORMAT, "cannot read the pattern"},
     {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"\\\\w+\"}}", GANG_ERR_UNSUPPORTED, "\\w"},
     {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"\"}}", GANG_ERR_FORMAT, "empty"},
     {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": \"a\"}", GANG_ERR_FORMAT, "pattern"},
@@ -511,6 +553,8 @@ int main(void) {
         cmocka_unit_test(test_golden),
         cmocka_unit_test(test_any_bytes_round_trip),
         cmocka_unit_test(test_nfc_leaves_broken_bytes_alone),
+        cmocka_unit_test(test_put_space),
+        cmocka_unit_test(test_white_space),
         cmocka_unit_test(test_merges_equal_the_slow_ones),
         cmocka_unit_test(test_long_word_is_no_trap),
         cmocka_unit_test(test_specials),
