@@ -135,23 +135,25 @@ static void test_directories(void **state) {
 
 // The calls of one publication are counted over all kinds; number `fault_at` fails with `fault_errno`.
 static int calls, fault_at, fault_errno;
+static char trace[64]; // a letter for each call
 
-static bool faulty(void) {
+static bool faulty(char letter) {
+    if (calls < (int)sizeof trace - 1) trace[calls] = letter;
     if (++calls != fault_at) return false;
     errno = fault_errno;
     return true;
 }
-static int bad_open(const char *path, int flags, int mode) { return faulty() ? -1 : gang_os_real.open(path, flags, mode); }
+static int bad_open(const char *path, int flags, int mode) { return faulty('o') ? -1 : gang_os_real.open(path, flags, mode); }
 static int bad_close(int fd) {
-    bool bad = faulty();
+    bool bad = faulty('c');
     int result = gang_os_real.close(fd);
     if (bad) errno = fault_errno;
     return bad ? -1 : result;
 }
 // A full disk takes a part first.
-static ssize_t bad_write(int fd, const void *data, size_t bytes) { return faulty() ? -1 : gang_os_real.write(fd, data, bytes > 100 ? bytes / 2 : bytes); }
-static int bad_fsync(int fd) { return faulty() ? -1 : gang_os_real.fsync(fd); }
-static int bad_rename(const char *from, const char *to) { return faulty() ? -1 : gang_os_real.rename(from, to); }
+static ssize_t bad_write(int fd, const void *data, size_t bytes) { return faulty('w') ? -1 : gang_os_real.write(fd, data, bytes > 100 ? bytes / 2 : bytes); }
+static int bad_fsync(int fd) { return faulty('s') ? -1 : gang_os_real.fsync(fd); }
+static int bad_rename(const char *from, const char *to) { return faulty('r') ? -1 : gang_os_real.rename(from, to); }
 static int bad_unlink(const char *path) { return gang_os_real.unlink(path); }
 
 static const struct gang_os *faulty_os(int at, int error) {
@@ -164,6 +166,7 @@ static const struct gang_os *faulty_os(int at, int error) {
     os.rename = bad_rename;
     os.unlink = bad_unlink;
     calls = 0;
+    memset(trace, 0, sizeof trace);
     fault_at = at;
     fault_errno = error;
     return &os;
@@ -223,6 +226,16 @@ static void test_full_disk_keeps_the_old_file(void **state) {
     expect_content(path, "old", "old", 3);
 }
 
+// Durable before it is visible, and the name durable before success is told.
+static void test_publish_in_order(void **state) {
+    (void)state;
+    gang_os = faulty_os(0, 0);
+    enum gang_status status = gang_file_publish(scratch_path("ordered"), "x", 1);
+    gang_os = &gang_os_real;
+    assert_ok(status);
+    assert_string_equal(trace, "owscrosc");
+}
+
 static void test_interrupted_write_goes_on(void **state) {
     (void)state;
     const char *path = scratch_path("interrupted");
@@ -261,6 +274,7 @@ static void test_parse_int(void **state) {
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_fails(GANG_ERR_INPUT, "not a whole number: expected 0 to 100", gang_parse_int("n", bad[i], 0, 100, &value));
     static const char *const out[] = {"101", "-1", "9223372036854775808", "-99999999999999999999"};
     for (size_t i = 0; i < sizeof out / sizeof *out; i++) assert_fails(GANG_ERR_INPUT, "out of range: expected 0 to 100", gang_parse_int("n", out[i], 0, 100, &value));
+    assert_fails(GANG_ERR_INPUT, "out of range", gang_parse_int("n", "9223372036854775808", INT64_MIN, INT64_MAX, &value));
     assert_true(value == INT64_MIN); // untouched by failures
 }
 
@@ -324,6 +338,7 @@ int main(void) {
         cmocka_unit_test(test_directories),
         cmocka_unit_test(test_publish_survives_every_fault),
         cmocka_unit_test(test_full_disk_keeps_the_old_file),
+        cmocka_unit_test(test_publish_in_order),
         cmocka_unit_test(test_interrupted_write_goes_on),
         cmocka_unit_test(test_discard),
         cmocka_unit_test(test_parse_int),
