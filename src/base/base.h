@@ -89,6 +89,9 @@ extern const struct gang_os *gang_os; // set before threads start; points to gan
 
 static inline double gang_seconds(void) { return (double)gang_os->now_ns() * 1e-9; }
 
+// The longest path Gangline composes; a longer one from outside is cut and then not found.
+enum { GANG_PATH_BYTES = 4096 };
+
 // ---- Files ---------------------------------------------------------------------------------------------------------
 
 // Whole file into memory (heap, data[len] == 0; free with gang_buffer_release). Refuses more than `max_bytes`.

@@ -1,0 +1,262 @@
+// The element-wise kernels of the CPU device: plain loops that the compiler turns into vector code, fused so that each
+// pass over memory does all it can. Compiled once per instruction set and compute type; CPU_NAME gives each
+// its own names.
+//
+// Everything here is bound by memory bandwidth (a core does about 11 FLOP in the time of one byte), so what counts is how
+// often a tensor is read and written. Reductions over threads go through per-thread partial sums added in thread order:
+// the same bits every time.
+#include "device/cpu.h"
+#include "device/cpu_names.h"
+#include "device/cpu_vector.h"
+
+#include <omp.h>
+
+// One multiply-add of the peak loop and the FLOP of one of its lanes.
+#if defined(ACT_BF16) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#define PEAK_STEP(acc, a, b) ((gang_vf)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)(a), (__m512bh)(b)))
+enum { PEAK_FLOP = 4 };
+#else
+#define PEAK_STEP(acc, a, b) ((acc) + (a) * (b))
+enum { PEAK_FLOP = 2 };
+#endif
+
+#define PARALLEL_ROWS _Pragma("omp parallel for schedule(static) num_threads(device->threads)")
+
+static void embed(struct gang_device *device, float *x, const int32_t *ids, const float *table, int64_t M, int64_t C) {
+    PARALLEL_ROWS
+    for (int64_t m = 0; m < M; m++) memcpy(x + m * C, table + ids[m] * C, (size_t)C * sizeof *x);
+}
+
+// Threads own columns, not rows: two rows may hold the same id.
+static void embed_backward(struct gang_device *device, float *dtable, const int32_t *ids, const float *dx, int64_t M, int64_t C) {
+#pragma omp parallel num_threads(device->threads)
+    {
+        int64_t from = C * omp_get_thread_num() / omp_get_num_threads(), to = C * (omp_get_thread_num() + 1) / omp_get_num_threads();
+        for (int64_t m = 0; m < M; m++) {
+            float *restrict row = dtable + ids[m] * C;
+            const float *restrict add = dx + m * C;
+            for (int64_t c = from; c < to; c++) row[c] += add[c];
+        }
+    }
+}
+
+static void norm(struct gang_device *device, float *sum, void *y, float *rstd, const float *x, const void *delta, const float *w, float eps, int64_t M,
+                 int64_t C) {
+    PARALLEL_ROWS
+    for (int64_t m = 0; m < M; m++) {
+        const float *xs = x + m * C;
+        float squares = 0;
+        if (delta) {
+            const act *restrict ds = (const act *)delta + m * C;
+            float *ss = sum + m * C;
+#pragma omp simd reduction(+ : squares)
+            for (int64_t c = 0; c < C; c++) {
+                float s = xs[c] + from_act(ds[c]);
+                ss[c] = s;
+                squares += s * s;
+            }
+            xs = ss;
+        } else {
+#pragma omp simd reduction(+ : squares)
+            for (int64_t c = 0; c < C; c++) squares += xs[c] * xs[c];
+        }
+        float r = 1.0f / sqrtf(squares / (float)C + eps);
+        rstd[m] = r;
+        act *restrict ys = (act *)y + m * C;
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) ys[c] = to_act(xs[c] * r * w[c]);
+    }
+}
+
+// One row of norm_backward. With n = x rstd and g = dy w: dx = rstd (g - n mean(g n)), dw += dy n, y = n w.
+static void norm_backward_row(float *dx, const float *dx_in, act *rounded, act *restrict dy, float *restrict dw, const float *restrict x, float rstd,
+                              const float *restrict w, int64_t C) {
+    float dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t c = 0; c < C; c++) dot += from_act(dy[c]) * w[c] * x[c];
+    float mean = dot * rstd / (float)C;
+#pragma omp simd
+    for (int64_t c = 0; c < C; c++) {
+        float n = x[c] * rstd, d = from_act(dy[c]);
+        dx[c] = (dx_in ? dx_in[c] : 0) + rstd * (d * w[c] - n * mean);
+        dw[c] += d * n;
+        dy[c] = to_act(n * w[c]);
+    }
+    if (!rounded) return;
+#pragma omp simd
+    for (int64_t c = 0; c < C; c++) rounded[c] = to_act(dx[c]);
+}
+
+static void norm_backward(struct gang_device *device, float *dx, const float *dx_in, void *rounded, void *dy, float *dw, bool accumulate, const float *x,
+                          const float *rstd, const float *w, int64_t M, int64_t C) {
+    float *partials = device->scratch; // [threads, C]
+#pragma omp parallel num_threads(device->threads)
+    {
+        int threads = omp_get_num_threads();
+        float *mine = partials + omp_get_thread_num() * C;
+        memset(mine, 0, (size_t)C * sizeof *mine);
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < M; m++)
+            norm_backward_row(dx + m * C, dx_in ? dx_in + m * C : NULL, rounded ? (act *)rounded + m * C : NULL, (act *)dy + m * C, mine, x + m * C, rstd[m], w,
+                              C);
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < C; c++) {
+            float sum = accumulate ? dw[c] : 0;
+            for (int t = 0; t < threads; t++) sum += partials[t * C + c];
+            dw[c] = sum;
+        }
+    }
+}
+
+static void swiglu(struct gang_device *device, void *h, const void *gu, int64_t M, int64_t F) {
+    PARALLEL_ROWS
+    for (int64_t m = 0; m < M; m++) {
+        const act *restrict g = (const act *)gu + m * 2 * F, *restrict u = g + F;
+        act *restrict out = (act *)h + m * F;
+#pragma omp simd
+        for (int64_t f = 0; f < F; f++) {
+            float x = from_act(g[f]), sigmoid = 1 / (1 + fast_exp(-x)), silu = x * sigmoid;
+            out[f] = to_act(silu * from_act(u[f]));
+        }
+    }
+}
+
+static void swiglu_backward(struct gang_device *device, void *gu, void *dh, int64_t M, int64_t F) {
+    PARALLEL_ROWS
+    for (int64_t m = 0; m < M; m++) {
+        act *restrict g = (act *)gu + m * 2 * F, *restrict u = g + F, *restrict d = (act *)dh + m * F;
+#pragma omp simd
+        for (int64_t f = 0; f < F; f++) {
+            float x = from_act(g[f]), up = from_act(u[f]), grad = from_act(d[f]);
+            float sigmoid = 1 / (1 + fast_exp(-x)), silu = x * sigmoid;
+            d[f] = to_act(silu * up);
+            g[f] = to_act(grad * up * (sigmoid + silu * (1 - sigmoid)));
+            u[f] = to_act(grad * silu);
+        }
+    }
+}
+
+static void cross_entropy(struct gang_device *device, float *loss, void *dlogits, const float *logits, const int32_t *targets, float scale, int64_t M,
+                          int64_t V) {
+    PARALLEL_ROWS
+    for (int64_t m = 0; m < M; m++) {
+        const float *z = logits + m * V;
+        act *d = (act *)dlogits + m * V;
+        if (targets[m] < 0) {
+            loss[m] = 0;
+            memset(d, 0, (size_t)V * sizeof *d);
+            continue;
+        }
+        float high = z[0], total = 0, at_target = z[targets[m]];
+#pragma omp simd reduction(max : high)
+        for (int64_t v = 0; v < V; v++) high = z[v] > high ? z[v] : high;
+#pragma omp simd reduction(+ : total)
+        for (int64_t v = 0; v < V; v++) total += fast_exp(z[v] - high);
+        float inverse = scale / total;
+        loss[m] = logf(total) + high - at_target;
+#pragma omp simd
+        for (int64_t v = 0; v < V; v++) d[v] = to_act(fast_exp(z[v] - high) * inverse);
+        d[targets[m]] = to_act(fast_exp(at_target - high) * inverse - scale);
+    }
+}
+
+// Blocks of fixed size, summed in order: independent of the number of threads.
+static double sum_squares(struct gang_device *device, const float *x, int64_t n) {
+    enum { BLOCK = 1 << 16, BLOCKS = 256 };
+    double total = 0;
+    for (int64_t base = 0; base < n; base += (int64_t)BLOCK * BLOCKS) {
+        double sums[BLOCKS];
+        int64_t left = n - base, blocks = left >= (int64_t)BLOCK * BLOCKS ? BLOCKS : (left + BLOCK - 1) / BLOCK;
+        PARALLEL_ROWS
+        for (int64_t b = 0; b < blocks; b++) {
+            const float *from = x + base + b * BLOCK;
+            int64_t count = left - b * BLOCK < BLOCK ? left - b * BLOCK : BLOCK;
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < count; i++) sum += from[i] * from[i];
+            sums[b] = (double)sum;
+        }
+        for (int64_t b = 0; b < blocks; b++) total += sums[b];
+    }
+    return total;
+}
+
+// Loshchilov and Hutter 2019 (decoupled weight decay), the form PyTorch uses.
+static void adamw(struct gang_device *device, float *p, float *m, float *v, const float *g, int64_t n, const struct gang_adamw *o) {
+    const float b1 = o->beta1, b2 = o->beta2, scale = o->gradient_scale, keep = 1 - o->rate * o->decay;
+    const float step = o->rate / o->correct1, inv2 = 1 / sqrtf(o->correct2), eps = o->epsilon;
+#pragma omp parallel for simd schedule(static) num_threads(device->threads)
+    for (int64_t i = 0; i < n; i++) {
+        float grad = g[i] * scale;
+        float m1 = b1 * m[i] + (1 - b1) * grad, v1 = b2 * v[i] + (1 - b2) * grad * grad;
+        m[i] = m1;
+        v[i] = v1;
+        p[i] = p[i] * keep - step * m1 / (sqrtf(v1) * inv2 + eps);
+    }
+}
+
+// One row times a weight [out, in]: bound by reading the weight once. Four outputs at a time hide the latency of the sums.
+void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in) {
+    PARALLEL_ROWS
+    for (int64_t group = 0; group < (out + 3) / 4; group++) {
+        int64_t o = group * 4, last = out - 1;
+        const act *restrict xs = x, *restrict w0 = (const act *)weight + o * in;
+        const act *restrict w1 = (const act *)weight + (o + 1 < last ? o + 1 : last) * in, *restrict w2 = (const act *)weight + (o + 2 < last ? o + 2 : last) * in;
+        const act *restrict w3 = (const act *)weight + (o + 3 < last ? o + 3 : last) * in;
+        float sum[4], s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+        for (int64_t i = 0; i < in; i++) {
+            float v = from_act(xs[i]);
+            s0 += v * from_act(w0[i]);
+            s1 += v * from_act(w1[i]);
+            s2 += v * from_act(w2[i]);
+            s3 += v * from_act(w3[i]);
+        }
+        sum[0] = s0, sum[1] = s1, sum[2] = s2, sum[3] = s3;
+        for (int64_t j = 0; j < 4 && o + j < out; j++) {
+            if (y_f32)
+                ((float *)y)[o + j] = sum[j];
+            else
+                ((act *)y)[o + j] = to_act(sum[j]);
+        }
+    }
+}
+
+// 16 chains hide the latency of the multiply-add on every processor so far; the barrier keeps the loop from being folded.
+double CPU_NAME(gang_cpu_peak)(int64_t rounds) {
+    enum { CHAINS = VL == 16 ? 16 : 10 };
+    gang_vf acc[CHAINS], a = {0}, b = {0};
+    for (int i = 0; i < CHAINS; i++) acc[i] = a;
+    __asm__ volatile("" : "+x"(a), "+x"(b));
+    for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < CHAINS; i++) {
+            acc[i] = PEAK_STEP(acc[i], a, b);
+            __asm__ volatile("" : "+x"(acc[i]));
+        }
+    }
+    return (double)rounds * CHAINS * VL * PEAK_FLOP;
+}
+
+const struct gang_kernels CPU_NAME(gang_cpu_table) = {
+    .embed = embed,
+    .embed_backward = embed_backward,
+    .norm = norm,
+    .norm_backward = norm_backward,
+    .attention = CPU_NAME(gang_cpu_attention),
+    .attention_backward = CPU_NAME(gang_cpu_attention_backward),
+    .attention_decode = CPU_NAME(gang_cpu_attention_decode),
+    .cache_fill = CPU_NAME(gang_cpu_cache_fill),
+    .swiglu = swiglu,
+    .swiglu_backward = swiglu_backward,
+    .cross_entropy = cross_entropy,
+    .sum_squares = sum_squares,
+    .adamw = adamw,
+    .linear_bytes = gang_cpu_linear_bytes,
+    .linear_new = gang_cpu_linear_new,
+    .linear_refresh = gang_cpu_linear_refresh,
+    .linear = gang_cpu_linear,
+    .linear_input = gang_cpu_linear_input,
+    .linear_weight = gang_cpu_linear_weight,
+};

@@ -1,0 +1,159 @@
+// Saves: a directory that appears whole or not at all.
+//
+// OUTPUT/step-NNNNNNNN.tmp is filled and made durable file by file, then renamed; only then OUTPUT/latest is turned to it,
+// and only then older saves go. Whatever breaks off in between leaves the previous save and `latest` as they were.
+#include "train/train.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MAX_STATE_BYTES = 1 << 16, MAX_TOKENIZER_BYTES = 256 << 20 };
+
+struct state_field {
+    const char *name;
+    size_t offset;
+};
+
+static const struct state_field state_fields[] = {
+    {"step", offsetof(struct gang_state, step)},
+    {"tokens", offsetof(struct gang_state, tokens)},
+    {"seed", offsetof(struct gang_state, seed)},
+    {"sequence_length", offsetof(struct gang_state, sequence_length)},
+    {"global_batch_tokens", offsetof(struct gang_state, global_batch_tokens)},
+    {"data_tokens", offsetof(struct gang_state, data_tokens)},
+};
+enum { STATE_FIELDS = sizeof state_fields / sizeof *state_fields };
+
+static int64_t *field_of(struct gang_state *state, int i) { return (int64_t *)((char *)state + state_fields[i].offset); }
+
+static enum gang_status write_state(const char *path, const struct gang_state *state) {
+    struct gang_buffer text = {0};
+    for (int i = 0; i < STATE_FIELDS; i++)
+        gang_buffer_printf(&text, "%s\"%s\": %lld", i ? ",\n  " : "{\n  ", state_fields[i].name, (long long)*field_of((struct gang_state *)state, i));
+    gang_buffer_printf(&text, "\n}\n");
+    enum gang_status status = gang_file_publish(path, text.data, text.len);
+    gang_buffer_release(&text);
+    return status;
+}
+
+enum gang_status gang_save_state(const char *dir, struct gang_state *out) {
+    char path[GANG_PATH_BYTES];
+    snprintf(path, sizeof path, "%s/state.json", dir);
+    json_t *root = NULL;
+    enum gang_status status = gang_json_read(path, MAX_STATE_BYTES, &root);
+    if (status) return status;
+    for (int i = 0; !status && i < STATE_FIELDS; i++) {
+        const json_t *value = json_object_get(root, state_fields[i].name);
+        if (json_is_integer(value) && json_integer_value(value) >= 0)
+            *field_of(out, i) = json_integer_value(value);
+        else
+            status = gang_fail(GANG_ERR_FORMAT, "%s: %s: expected a whole number of at least 0", path, state_fields[i].name);
+    }
+    json_decref(root);
+    return status;
+}
+
+static enum gang_status copy_tokenizer(const char *from, const char *dir) {
+    char to[GANG_PATH_BYTES];
+    struct gang_buffer text = {0};
+    snprintf(to, sizeof to, "%s/tokenizer.json", dir);
+    enum gang_status status = gang_file_read(from, MAX_TOKENIZER_BYTES, &text);
+    if (!status) status = gang_file_publish(to, text.data, text.len);
+    gang_buffer_release(&text);
+    return status;
+}
+
+static enum gang_status fill(const char *dir, const struct gang_state *state, struct gang_net *net, const struct gang_model *model, const char *tokenizer) {
+    char path[GANG_PATH_BYTES];
+    const struct gang_st_part weights = {"", gang_net_parameters(net)};
+    const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
+    enum gang_status status = gang_mkdirs(dir);
+    if (!status) status = gang_config_write(&model->config, dir);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    if (!status) status = gang_model_save(model, &weights, 1, path);
+    snprintf(path, sizeof path, "%s/optimizer.safetensors", dir);
+    if (!status) status = gang_model_save(model, moments, 2, path);
+    if (!status && tokenizer) status = copy_tokenizer(tokenizer, dir);
+    snprintf(path, sizeof path, "%s/state.json", dir);
+    if (!status) status = write_state(path, state);
+    return status;
+}
+
+static enum gang_status point_latest(const char *output, const char *name) {
+    char link[GANG_PATH_BYTES], tmp[GANG_PATH_BYTES];
+    snprintf(link, sizeof link, "%s/latest", output);
+    snprintf(tmp, sizeof tmp, "%s/latest.tmp", output);
+    gang_os->unlink(tmp);
+    if (symlink(name, tmp)) return gang_fail_os("%s: cannot make the link", tmp);
+    if (gang_os->rename(tmp, link)) return gang_fail_os("%s: cannot rename to %s", tmp, link);
+    return gang_dir_sync(output);
+}
+
+static bool is_save(const char *name) {
+    return !strncmp(name, "step-", 5) && strlen(name) == 13 && strspn(name + 5, "0123456789") == 8;
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
+static int only_saves(const struct dirent *entry) { return is_save(entry->d_name); }
+
+// What cannot be removed stays: it costs room, not correctness.
+static void drop_old(const char *output, int keep) {
+    struct dirent **names = NULL;
+    int count = scandir(output, &names, only_saves, by_name);
+    for (int i = 0; i < count; i++) {
+        char path[GANG_PATH_BYTES];
+        snprintf(path, sizeof path, "%s/%s", output, names[i]->d_name);
+        if (i < count - keep && gang_dir_remove(path)) gang_log(GANG_LOG_WARNING, "an old save stays: %s", gang_error());
+        free(names[i]);
+    }
+    free(names);
+}
+
+enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
+                                 const char *tokenizer_path, int keep, char *saved, size_t saved_bytes) {
+    char name[32], dir[GANG_PATH_BYTES], tmp[GANG_PATH_BYTES];
+    snprintf(name, sizeof name, "step-%08lld", (long long)state->step);
+    if (snprintf(dir, sizeof dir, "%s/%s", output, name) >= (int)sizeof dir - 64)
+        return gang_fail(GANG_ERR_INPUT, "%s: the path is too long for a save: choose a shorter output directory", output);
+    snprintf(tmp, sizeof tmp, "%s.tmp", dir);
+    enum gang_status status = gang_dir_remove(tmp);
+    if (!status) status = fill(tmp, state, net, model, tokenizer_path);
+    if (!status) status = gang_dir_sync(tmp);
+    if (!status && gang_path_is_dir(dir)) status = gang_dir_remove(dir); // the same step again: a resumed run that was stopped at once
+    if (!status && gang_os->rename(tmp, dir)) status = gang_fail_os("%s: cannot rename to %s", tmp, dir);
+    if (!status) status = gang_dir_sync(output);
+    if (!status) status = point_latest(output, name);
+    if (status) {
+        char kept[GANG_ERROR_BYTES];
+        snprintf(kept, sizeof kept, "%s", gang_error());
+        (void)gang_dir_remove(tmp); // best effort: the error that counts is the first
+        return gang_fail(status, "%s", kept);
+    }
+    drop_old(output, keep);
+    snprintf(saved, saved_bytes, "%s", dir);
+    return GANG_OK;
+}
+
+enum gang_status gang_save_load(const char *dir, struct gang_net *net, const struct gang_model *model) {
+    char path[GANG_PATH_BYTES];
+    const struct gang_st_part weights = {"", gang_net_parameters(net)};
+    const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    enum gang_status status = gang_model_restore(model, &weights, 1, path);
+    snprintf(path, sizeof path, "%s/optimizer.safetensors", dir);
+    if (!status) status = gang_model_restore(model, moments, 2, path);
+    if (!status) gang_net_refresh(net);
+    return status;
+}
+
+enum gang_status gang_save_resolve(const char *path, struct gang_arena *arena, char **dir) {
+    char *latest = gang_arena_printf(arena, "%s/latest", path), *config = gang_arena_printf(arena, "%s/config.json", path);
+    *dir = gang_path_exists(config) ? gang_arena_strdup(arena, path) : latest;
+    if (gang_path_is_dir(*dir)) return GANG_OK;
+    return gang_fail(GANG_ERR_INPUT, "%s: neither a model directory (no config.json) nor a run with a save (no latest): give one of these", path);
+}

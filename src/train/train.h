@@ -1,0 +1,160 @@
+// train: a model on a device. The network's forward and backward pass, the optimizer's step, the training loop with its
+// saves, and generation.
+#ifndef GANG_TRAIN_H
+#define GANG_TRAIN_H
+
+#include "device/device.h"
+#include "model/model.h"
+
+// ---- The network on a device ---------------------------------------------------------------------------------------
+
+// Where the memory goes, in bytes; known before anything is allocated.
+struct gang_memory {
+    size_t parameters, gradients, optimizer; // f32 masters, their gradients, AdamW's two moments
+    size_t packed;                           // weights in the form the device multiplies fastest
+    size_t activations;                      // kept from forward to backward; for inference the key/value cache
+    size_t workspace;                        // everything shared between layers, logits, scratch
+    size_t total;
+};
+
+// One micro-batch shape: B sequences of T positions, M = B*T rows.
+struct gang_net_shape {
+    int64_t batch, length;
+    bool inference; // no gradients: B is 1, T is the longest context, weights are kept once
+};
+
+struct gang_net;
+
+// What gang_net_new will take. Opens nothing.
+void gang_net_memory(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape, struct gang_memory *out);
+// Allocates everything in one block; no later call allocates tensors. `model` and `device` must outlive the network; one
+// network uses a device at a time.
+GANG_CHECK_RESULT enum gang_status gang_net_new(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape,
+                                                struct gang_net **out);
+void gang_net_free(struct gang_net *net);
+
+float *gang_net_parameters(struct gang_net *net); // flat, model->elements long; call gang_net_refresh after writing
+float *gang_net_gradients(struct gang_net *net);
+float *gang_net_moments(struct gang_net *net, int which); // 0: first, 1: second
+void gang_net_refresh(struct gang_net *net);
+
+// Logits [M,V] in f32 of tokens [B, T + 1] (the last of each row is not read).
+void gang_net_logits(struct gang_net *net, const int32_t *tokens, float *logits);
+// Forward and backward over one micro-batch, tokens [B, T + 1]: position t predicts token t + 1. Gradients of
+// scale * (sum of the losses) are set, or added to unless `first`. Returns the sum of the M losses.
+double gang_net_micro_batch(struct gang_net *net, const int32_t *tokens, float scale, bool first);
+// The sum of the losses only.
+double gang_net_loss(struct gang_net *net, const int32_t *tokens);
+
+struct gang_update {
+    double rate, beta1, beta2, epsilon, decay;
+    double clip;  // largest gradient norm; 0: none
+    int64_t step; // from 1
+};
+// Clips, applies AdamW (no decay on norms), refreshes. Returns the gradient norm before clipping.
+double gang_net_update(struct gang_net *net, const struct gang_update *update);
+
+// Inference: feeds `count` tokens behind those fed before; returns the logits [V] after the last one. More than one token
+// only into an empty cache. At most shape.length tokens in all.
+const float *gang_net_feed(struct gang_net *net, const int32_t *tokens, int64_t count);
+
+// ---- The job -------------------------------------------------------------------------------------------------------
+
+struct gang_job {
+    char *path; // of job.yaml
+    char *model, *tokenizer, *output, *cache;
+    struct gang_strings data;
+    int64_t sequence_length, micro_batch, global_batch_tokens;
+    int64_t steps, tokens;
+    double learning_rate, min_learning_rate, weight_decay, beta1, beta2, epsilon, gradient_clip;
+    int64_t warmup_steps, seed, threads, save_every, keep;
+    int compute; // enum gang_compute
+    int weights; // enum gang_weights
+};
+
+enum gang_weights { GANG_WEIGHTS_AUTO, GANG_WEIGHTS_FRESH };
+
+extern const struct gang_field gang_job_fields[];
+extern const size_t gang_job_field_count;
+
+// Reads and checks a job file. Paths in it are relative to the file. Afterwards steps, tokens and global_batch_tokens agree.
+GANG_CHECK_RESULT enum gang_status gang_job_read(const char *path, struct gang_arena *arena, struct gang_job *out);
+
+// ---- The run -------------------------------------------------------------------------------------------------------
+
+struct gang_run_start {
+    const struct gang_job *job;
+    const struct gang_model *model;
+    const struct gang_device *device;
+    struct gang_memory memory;
+    double baseline_bytes;  // resident before the network
+    double peak_flops;      // of the device in the compute type, measured
+    int64_t data_tokens;
+    int64_t first_step;     // steps done before (resumed)
+    bool fresh;             // weights were initialised, not read
+};
+
+struct gang_run_step {
+    int64_t step, steps;
+    double loss, gradient_norm, rate;
+    double seconds;           // of this step
+    double tokens_per_second; // of this step
+    double peak_fraction;     // 6 x parameters x tokens/s over the measured peak
+    double elapsed, left;     // seconds
+    int64_t tokens;           // seen so far
+};
+
+struct gang_run_events {
+    void *context;
+    void (*tokenising)(void *context, int64_t done, int64_t all);
+    void (*started)(void *context, const struct gang_run_start *start);
+    void (*stepped)(void *context, const struct gang_run_step *step);
+    void (*saved)(void *context, const char *dir, int64_t step);
+};
+
+struct gang_run_result {
+    int64_t steps_done;
+    bool stopped; // ended early because *stop was set
+    double first_loss, last_loss, tokens_per_second; // of this call; medians over steps for the rate
+    double predicted_bytes, peak_bytes;              // resident memory: said before, measured by the kernel
+    char saved[512];                                 // directory of the last save
+};
+
+// Runs the job until it is done or *stop becomes non-zero (checked between steps); saves in both cases. With `resume` goes
+// on from the last save of the output directory; without it an output directory that holds a run is an error.
+GANG_CHECK_RESULT enum gang_status gang_train_run(const struct gang_job *job, bool resume, const struct gang_run_events *events,
+                                                  const volatile int *stop, struct gang_run_result *out);
+
+// ---- Saves ---------------------------------------------------------------------------------------------------------
+
+// A save is a Hugging Face directory (config.json, model.safetensors, tokenizer.json) plus optimizer.safetensors and
+// state.json, under OUTPUT/step-NNNNNNNN; OUTPUT/latest points to the newest. It appears whole or not at all.
+struct gang_state {
+    int64_t step, tokens;
+    // What must be the same for the run to go on as if it had not been interrupted.
+    int64_t seed, sequence_length, global_batch_tokens, data_tokens;
+};
+
+GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
+                                                   const char *tokenizer_path, int keep, char *saved, size_t saved_bytes);
+// The state of a save's directory; then its tensors.
+GANG_CHECK_RESULT enum gang_status gang_save_state(const char *dir, struct gang_state *out);
+GANG_CHECK_RESULT enum gang_status gang_save_load(const char *dir, struct gang_net *net, const struct gang_model *model);
+// The directory that holds the model: `path` itself, or path/latest if it is a run's output.
+GANG_CHECK_RESULT enum gang_status gang_save_resolve(const char *path, struct gang_arena *arena, char **dir);
+
+// ---- Generation ----------------------------------------------------------------------------------------------------
+
+struct gang_sampling {
+    double temperature; // 0: greedy
+    double top_p;       // 1: all
+    uint64_t seed;
+};
+// Chooses a token; `index` counts the tokens of this generation. `work` holds V entries.
+struct gang_candidate {
+    float weight;
+    int32_t id;
+};
+int32_t gang_sample(const float *logits, int64_t vocab, const struct gang_sampling *sampling, uint64_t index, struct gang_candidate *work);
+
+#endif
