@@ -244,7 +244,6 @@ static enum gang_status fail_syntax(const yaml_parser_t *parser, const char *pat
 
 static enum gang_status parser_open(yaml_parser_t *parser, const char *path, const struct gang_buffer *text) {
     if (!yaml_parser_initialize(parser)) return gang_fail(GANG_ERR_MEMORY, "%s: no memory to read it", path);
-    yaml_parser_set_encoding(parser, YAML_UTF8_ENCODING);
     yaml_parser_set_input_string(parser, (const unsigned char *)text->data, text->len);
     return GANG_OK;
 }

@@ -263,9 +263,7 @@ static enum gang_status check_activation(const struct reader *in) {
 // ---- Sizes ---------------------------------------------------------------------------------------------------------
 
 // The largest model that passes: its parameters, as bytes of f32 several times over, are far from 2^63.
-_Static_assert(2.0 * MAX_VOCAB * MAX_HIDDEN +
-                       1.0 * MAX_LAYERS * MAX_HIDDEN * (4.0 * MAX_HEADS * MAX_HEAD_DIM + 3.0 * MAX_INTERMEDIATE + 2) <
-                   0x1p56,
+_Static_assert(2LL * MAX_VOCAB * MAX_HIDDEN + 1LL * MAX_LAYERS * MAX_HIDDEN * (4LL * MAX_HEADS * MAX_HEAD_DIM + 3LL * MAX_INTERMEDIATE + 2) < 1LL << 56,
                "products of sizes must not overflow int64_t");
 _Static_assert((int64_t)3 * MAX_HEADS * MAX_HEAD_DIM < INT32_MAX, "rows of Q, K and V must fit an int");
 

@@ -83,7 +83,8 @@ const struct gang_tensor *gang_model_find(const struct gang_model *model, enum g
 void gang_model_randomise(const struct gang_model *model, uint64_t seed, float *parameters);
 
 // Parameters from DIR/model.safetensors or DIR/model.safetensors.index.json with its shards (f32, bf16, f16 → f32).
-// Missing, doubled or ill-shaped tensors are refused by name; unknown ones too, except known buffers (rotary inv_freq).
+// Missing, doubled or ill-shaped tensors are refused by name; unknown ones too, except known buffers (rotary inv_freq) and
+// the head of a tied model where it equals the embedding. Nothing is written to `parameters` unless all of it fits.
 GANG_CHECK_RESULT enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters);
 // True if DIR holds weights of any kind, so that nobody trains from nothing beside them: gang_model_load reads them or says why not.
 bool gang_model_has_weights(const char *dir);
@@ -129,7 +130,8 @@ struct gang_st_part {
 };
 GANG_CHECK_RESULT enum gang_status gang_model_save(const struct gang_model *model, const struct gang_st_part *parts, int part_count,
                                                    const char *path);
-// The inverse of gang_model_save: every array must be complete. `parts[i].values` is written to.
+// The inverse of gang_model_save: every array must be complete, and nothing else in the file. `parts[i].values` is written
+// to; after an error its content is undefined.
 GANG_CHECK_RESULT enum gang_status gang_model_restore(const struct gang_model *model, const struct gang_st_part *parts, int part_count,
                                                       const char *path);
 
