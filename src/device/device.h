@@ -130,6 +130,9 @@ GANG_CHECK_RESULT enum gang_status gang_profile_write(const struct gang_profile 
 GANG_CHECK_RESULT enum gang_status gang_profile_read(const char *path, struct gang_profile *out);
 // The kept profile of this machine ($XDG_CACHE_HOME/gangline), measured and kept first if there is none that fits.
 GANG_CHECK_RESULT enum gang_status gang_profile_here(int threads, struct gang_profile *out);
+// The number behind `key` in a small file of the kernel's (/proc/meminfo and the like), -1 if there is none. With an empty
+// key the file is the number.
+double gang_kernel_number(const char *path, const char *key);
 // Usable memory now: the smaller of what the kernel calls available and what the control group allows, in bytes.
 double gang_memory_available(void);
 

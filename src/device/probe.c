@@ -15,8 +15,7 @@ enum { MAX_PROFILE_BYTES = 1 << 20, PROFILE_VERSION = 1 };
 
 // ---- Memory that may be used ---------------------------------------------------------------------------------------
 
-// The number behind `key` in a small file of the kernel's, -1 if there is none. With an empty key: the file is the number.
-static double kernel_number(const char *path, const char *key) {
+double gang_kernel_number(const char *path, const char *key) {
     char line[256];
     double value = -1;
     FILE *file = fopen(path, "re");
@@ -32,8 +31,8 @@ static double kernel_number(const char *path, const char *key) {
 }
 
 double gang_memory_available(void) {
-    double available = kernel_number("/proc/meminfo", "MemAvailable") * 1024;
-    double limit = kernel_number("/sys/fs/cgroup/memory.max", ""), used = kernel_number("/sys/fs/cgroup/memory.current", "");
+    double available = gang_kernel_number("/proc/meminfo", "MemAvailable") * 1024;
+    double limit = gang_kernel_number("/sys/fs/cgroup/memory.max", ""), used = gang_kernel_number("/sys/fs/cgroup/memory.current", "");
     if (limit >= 0 && used >= 0 && limit - used < available) available = limit - used;
     return available;
 }

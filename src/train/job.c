@@ -28,7 +28,7 @@ const struct gang_field gang_job_fields[] = {
     {"beta2", GANG_FIELD_REAL, AT(beta2), "0.95", 0, 0.999999, NULL, "AdamW's second moment"},
     {"epsilon", GANG_FIELD_REAL, AT(epsilon), "1e-8", 1e-30, 1, NULL, "AdamW's"},
     {"gradient_clip", GANG_FIELD_REAL, AT(gradient_clip), "1.0", 0, 1e9, NULL, "largest gradient norm; 0: no clipping"},
-    {"seed", GANG_FIELD_INT, AT(seed), "1", 0, INT64_MAX, NULL, "of fresh weights and of the order of samples"},
+    {"seed", GANG_FIELD_INT, AT(seed), "1", 0, 1LL << 53, NULL, "of fresh weights and of the order of samples"},
     {"threads", GANG_FIELD_INT, AT(threads), "0", 0, 1024, NULL, "0: all cores this process may use"},
     {"save_every", GANG_FIELD_INT, AT(save_every), "0", 0, 1000000000, NULL, "steps between saves; 0: only at the end"},
     {"keep", GANG_FIELD_INT, AT(keep), "2", 1, 1000000, NULL, "saves that are kept, the newest"},

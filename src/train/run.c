@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 enum { MAX_JOB_BYTES = 1 << 20, MAX_METRICS_BYTES = 1 << 30 };
 
@@ -73,10 +72,15 @@ static enum gang_status open_data(struct run *r) {
     return status ? status : gang_data_check(r->data, (int)r->job->sequence_length);
 }
 
-static double resident_bytes(void) {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (double)usage.ru_maxrss * 1024;
+// VmRSS (now) or VmHWM (the most so far) of this process in bytes.
+static double resident_bytes(const char *which) { return gang_kernel_number("/proc/self/status", which) * 1024; }
+
+// Forgets the peak of what came before (probing, tokenising), so that it is this run's.
+static void reset_peak(void) {
+    FILE *file = fopen("/proc/self/clear_refs", "we");
+    if (!file) return;
+    fputs("5", file);
+    fclose(file);
 }
 
 static enum gang_status check_memory(const struct gang_memory *m) {
@@ -195,7 +199,8 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     if (!status) status = gang_profile_here(r->device->threads, &profile);
     if (status) return status;
     r->peak_flops = job->compute == GANG_COMPUTE_BF16 ? profile.peak_bf16 : profile.peak_f32;
-    start.baseline_bytes = resident_bytes();
+    reset_peak();
+    start.baseline_bytes = resident_bytes("VmRSS");
     result->predicted_bytes = start.baseline_bytes + (double)start.memory.total;
     status = gang_net_new(&r->model, r->device, &shape, &r->net);
     if (!status) status = load_weights(r, dir, &fresh);
@@ -327,7 +332,7 @@ enum gang_status gang_train_run(const struct gang_job *job, bool resume, const s
         qsort(r.rates, (size_t)result->steps_done, sizeof *r.rates, ascending);
         result->tokens_per_second = r.rates[result->steps_done / 2];
     }
-    result->peak_bytes = resident_bytes();
+    result->peak_bytes = resident_bytes("VmHWM");
     tear_down(&r);
     return status;
 }
