@@ -20,9 +20,7 @@
 
 #include <omp.h>
 
-#if defined(ACT_BF16) && defined(__AVX512BF16__)
-#define HAVE_BF16_PAIRS
-#include <immintrin.h>
+#ifdef HAVE_BF16_PAIRS
 enum { UNIT = 2 };
 #else
 enum { UNIT = 1 };

@@ -12,8 +12,7 @@
 #include <omp.h>
 
 // One multiply-add of the peak loop and the FLOP of one of its lanes.
-#if defined(ACT_BF16) && defined(__AVX512BF16__)
-#include <immintrin.h>
+#ifdef HAVE_BF16_PAIRS
 #define PEAK_STEP(acc, a, b) ((gang_vf)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)(a), (__m512bh)(b)))
 enum { PEAK_FLOP = 4 };
 #else
@@ -205,30 +204,45 @@ static void adamw(struct gang_device *device, float *p, float *m, float *v, cons
     }
 }
 
-// One row times a weight [out, in]: bound by reading the weight once. Four outputs at a time hide the latency of the sums.
+// w . x over n elements, as one stream through w that is fetched ahead of its use: a row alone is too short for the
+// processor's own prefetcher to get going, and w is read once, from memory.
+static inline float dot(const act *w, const act *x, int64_t n) {
+    enum { AHEAD = 4096 / sizeof(act), LINE = 64 / sizeof(act) };
+    int64_t i = 0;
+#ifdef HAVE_BF16_PAIRS
+    __m512 a = _mm512_setzero_ps(), b = a;
+    for (; i + 2 * LINE <= n; i += 2 * LINE) {
+        __builtin_prefetch(w + i + AHEAD);
+        __builtin_prefetch(w + i + AHEAD + LINE);
+        a = _mm512_dpbf16_ps(a, (__m512bh)_mm512_loadu_si512(w + i), (__m512bh)_mm512_loadu_si512(x + i));
+        b = _mm512_dpbf16_ps(b, (__m512bh)_mm512_loadu_si512(w + i + LINE), (__m512bh)_mm512_loadu_si512(x + i + LINE));
+    }
+    float sum = _mm512_reduce_add_ps(a + b);
+#else
+    enum { CHAINS = 4 };
+    gang_vf acc[CHAINS] = {{0}};
+    for (; i + CHAINS * VL <= n; i += CHAINS * VL) {
+        __builtin_prefetch(w + i + AHEAD);
+        __builtin_prefetch(w + i + AHEAD + LINE);
+        for (int c = 0; c < CHAINS; c++) acc[c] += load_act(x + i + c * VL) * load_act(w + i + c * VL);
+    }
+    gang_vf all = (acc[0] + acc[1]) + (acc[2] + acc[3]);
+    float sum = 0;
+    for (int l = 0; l < VL; l++) sum += all[l];
+#endif
+    for (; i < n; i++) sum += from_act(w[i]) * from_act(x[i]);
+    return sum;
+}
+
+// One row times a weight [out, in]: bound by reading the weight once.
 void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in) {
     PARALLEL_ROWS
-    for (int64_t group = 0; group < (out + 3) / 4; group++) {
-        int64_t o = group * 4, last = out - 1;
-        const act *restrict xs = x, *restrict w0 = (const act *)weight + o * in;
-        const act *restrict w1 = (const act *)weight + (o + 1 < last ? o + 1 : last) * in, *restrict w2 = (const act *)weight + (o + 2 < last ? o + 2 : last) * in;
-        const act *restrict w3 = (const act *)weight + (o + 3 < last ? o + 3 : last) * in;
-        float sum[4], s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (int64_t i = 0; i < in; i++) {
-            float v = from_act(xs[i]);
-            s0 += v * from_act(w0[i]);
-            s1 += v * from_act(w1[i]);
-            s2 += v * from_act(w2[i]);
-            s3 += v * from_act(w3[i]);
-        }
-        sum[0] = s0, sum[1] = s1, sum[2] = s2, sum[3] = s3;
-        for (int64_t j = 0; j < 4 && o + j < out; j++) {
-            if (y_f32)
-                ((float *)y)[o + j] = sum[j];
-            else
-                ((act *)y)[o + j] = to_act(sum[j]);
-        }
+    for (int64_t o = 0; o < out; o++) {
+        float sum = dot((const act *)weight + o * in, x, in);
+        if (y_f32)
+            ((float *)y)[o] = sum;
+        else
+            ((act *)y)[o] = to_act(sum);
     }
 }
 

@@ -17,6 +17,12 @@ enum { VL = 4 };
 
 typedef float gang_vf __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 
+// The processor multiplies pairs of bf16 and adds them to f32.
+#if defined(ACT_BF16) && defined(__AVX512BF16__)
+#define HAVE_BF16_PAIRS
+#include <immintrin.h>
+#endif
+
 #ifdef ACT_BF16
 typedef uint16_t act;
 #else
@@ -40,6 +46,17 @@ static inline float from_act(act x) {
     return bits_to_float((uint32_t)x << 16);
 #else
     return x;
+#endif
+}
+
+// VL elements as f32.
+static inline gang_vf load_act(const act *x) {
+#ifdef ACT_BF16
+    typedef uint16_t half __attribute__((vector_size(2 * VL), aligned(2), may_alias));
+    typedef uint32_t whole __attribute__((vector_size(4 * VL)));
+    return (gang_vf)(__builtin_convertvector(*(const half *)x, whole) << 16);
+#else
+    return *(const gang_vf *)x;
 #endif
 }
 

@@ -108,6 +108,9 @@ size_t gang_device_act_bytes(const struct gang_device *device); // of one act el
 // block of that size into device->scratch before the first call; 64-byte aligned.
 size_t gang_device_scratch_bytes(const struct gang_device *device, const struct gang_attention *shape, int64_t columns);
 
+// What the device's libraries allocate for themselves once it works, in bytes (an estimate from measurement).
+double gang_device_overhead_bytes(const struct gang_device *device);
+
 int gang_cpu_count(void);     // cores this process may run on
 bool gang_cpu_has_bf16(void); // has instructions for pairs of bf16
 

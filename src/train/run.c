@@ -200,7 +200,7 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     if (status) return status;
     r->peak_flops = job->compute == GANG_COMPUTE_BF16 ? profile.peak_bf16 : profile.peak_f32;
     reset_peak();
-    start.baseline_bytes = resident_bytes("VmRSS");
+    start.baseline_bytes = resident_bytes("VmRSS") + gang_device_overhead_bytes(r->device);
     result->predicted_bytes = start.baseline_bytes + (double)start.memory.total;
     status = gang_net_new(&r->model, r->device, &shape, &r->net);
     if (!status) status = load_weights(r, dir, &fresh);

@@ -68,7 +68,7 @@ struct gang_job {
     int64_t steps, tokens;
     double learning_rate, min_learning_rate, weight_decay, beta1, beta2, epsilon, gradient_clip;
     int64_t warmup_steps, seed, threads, save_every, keep;
-    int compute; // enum gang_compute
+    int compute; // enum gang_compute, settled when the job is read
     int weights; // enum gang_weights
 };
 
@@ -87,7 +87,7 @@ struct gang_run_start {
     const struct gang_model *model;
     const struct gang_device *device;
     struct gang_memory memory;
-    double baseline_bytes;  // resident before the network
+    double baseline_bytes;  // resident before the network, and what the device's libraries will take
     double peak_flops;      // of the device in the compute type, measured
     int64_t data_tokens;
     int64_t first_step;     // steps done before (resumed)
