@@ -73,8 +73,8 @@ static enum gang_status copy_file(const char *from, const char *to) {
     return status;
 }
 
-static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
-                             const char *tokenizer) {
+static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, struct gang_net *net,
+                             const struct gang_model *model, const char *tokenizer) {
     const struct gang_st_part weights = {"", gang_net_parameters(net)};
     const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
     enum gang_status status = gang_mkdirs(dir);
@@ -104,7 +104,8 @@ static void drop_old(struct gang_arena *arena, const char *output, int keep) {
     struct dirent **names = NULL;
     int count = scandir(output, &names, only_saves, by_name);
     for (int i = 0; i < count; i++) {
-        if (i < count - keep && gang_dir_remove(in(arena, output, names[i]->d_name))) gang_log(GANG_LOG_WARNING, "an old save stays: %s", gang_error());
+        if (i < count - keep && gang_dir_remove(in(arena, output, names[i]->d_name)))
+            gang_log(GANG_LOG_WARNING, "an old save stays: %s", gang_error());
         free(names[i]);
     }
     free(names);
