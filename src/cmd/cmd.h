@@ -27,6 +27,9 @@ struct gang_option {
 int gang_options(const struct gang_command *command, int argc, char **argv, const struct gang_option *options, int option_count, int least, int most,
                  const char **plain);
 
+// Says what is wrong with the command line; returns EXIT_USAGE.
+int gang_usage(const struct gang_command *command, const char *what, const char *argument);
+
 // Prints "gangline: TEXT" and the status that follows from the error.
 int gang_report(enum gang_status status);
 

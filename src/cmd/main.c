@@ -37,7 +37,7 @@ static void print_help(const struct gang_command *command) {
     printf("usage: gangline %s %s\n\n%s.\n\n%s", command->name, command->arguments, command->summary, command->help);
 }
 
-static int usage(const struct gang_command *command, const char *what, const char *argument) {
+int gang_usage(const struct gang_command *command, const char *what, const char *argument) {
     fprintf(stderr, "gangline: %s: %s '%s': see 'gangline %s --help'\n", command->name, what, argument, command->name);
     return EXIT_USAGE;
 }
@@ -48,7 +48,7 @@ int gang_options(const struct gang_command *command, int argc, char **argv, cons
     bool ended = false;
     for (int i = 1; i < argc; i++) {
         if (ended || argv[i][0] != '-' || !argv[i][1]) {
-            if (plain_count == most) return usage(command, "one argument too many", argv[i]);
+            if (plain_count == most) return gang_usage(command, "one argument too many", argv[i]);
             plain[plain_count++] = argv[i];
             continue;
         }
@@ -62,13 +62,13 @@ int gang_options(const struct gang_command *command, int argc, char **argv, cons
         }
         int o = 0;
         while (o < option_count && strcmp(argv[i], options[o].name) != 0) o++;
-        if (o == option_count) return usage(command, "unknown option", argv[i]);
+        if (o == option_count) return gang_usage(command, "unknown option", argv[i]);
         if (options[o].seen) *options[o].seen = true;
         if (!options[o].value) continue;
-        if (i + 1 == argc) return usage(command, "a value is missing after", argv[i]);
+        if (i + 1 == argc) return gang_usage(command, "a value is missing after", argv[i]);
         *options[o].value = argv[++i];
     }
-    if (plain_count < least) return usage(command, "an argument is missing: expected", command->arguments);
+    if (plain_count < least) return gang_usage(command, "an argument is missing: expected", command->arguments);
     return -1;
 }
 

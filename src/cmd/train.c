@@ -109,13 +109,27 @@ static void print_end(const struct screen *s, const struct gang_job *job, const 
     if (r->saved[0]) printf("  try     gangline generate %s \"...\"\n", job->output);
 }
 
+// The table of docs/job.md, from the schema itself.
+static void print_fields(void) {
+    printf("| field | default | what |\n|---|---|---|\n");
+    for (size_t i = 0; i < gang_job_field_count; i++) {
+        const struct gang_field *f = &gang_job_fields[i];
+        printf("| `%s` | %s | %s |\n", f->name, f->fallback ? f->fallback : "*required*", f->help);
+    }
+}
+
 static int run_train(int argc, char **argv) {
     struct screen screen = {0};
-    bool resume = false;
+    bool resume = false, fields = false;
     const char *path[1] = {NULL};
-    const struct gang_option options[] = {{"--json", NULL, &screen.json}, {"--resume", NULL, &resume}};
-    int code = gang_options(&gang_command_train, argc, argv, options, 2, 1, 1, path);
+    const struct gang_option options[] = {{"--json", NULL, &screen.json}, {"--resume", NULL, &resume}, {"--fields", NULL, &fields}};
+    int code = gang_options(&gang_command_train, argc, argv, options, 3, 0, 1, path);
     if (code >= 0) return code;
+    if (fields) {
+        print_fields();
+        return EXIT_OK;
+    }
+    if (!path[0]) return gang_usage(&gang_command_train, "an argument is missing: expected", gang_command_train.arguments);
     screen.live = isatty(STDOUT_FILENO);
     gang_catch_interrupts();
 
@@ -139,9 +153,9 @@ const struct gang_command gang_command_train = {
     .summary = "Train a model as a job file says",
     .run = run_train,
     .help = "  --resume   go on from the last save of the job's output directory\n"
-            "  --json     print one JSON object per step, nothing else\n\n"
+            "  --json     print one JSON object per step, nothing else\n"
+            "  --fields   print what a job file may say, with defaults\n\n"
             "Ctrl-C ends after the step that runs and saves. The output directory holds step-NNNNNNNN (a Hugging Face\n"
             "directory with the optimizer's state beside it), latest (a link to the newest), metrics.jsonl and cache.\n"
-            "The fields of a job file are in docs/job.md.\n\n"
-            "example: gangline train examples/tiny.yaml\n",
+            "\nexample: gangline train examples/demo.yaml\n",
 };

@@ -9,6 +9,7 @@
 #include "device/cpu_names.h"
 #include "device/cpu_vector.h"
 
+#include <assert.h>
 #include <omp.h>
 
 // One multiply-add of the peak loop and the FLOP of one of its lanes.
@@ -117,7 +118,7 @@ static void swiglu(struct gang_device *device, void *h, const void *gu, int64_t 
         const act *g = (const act *)gu + m * 2 * F, *u = g + F;
         act *out = (act *)h + m * F;
         for (int64_t f = 0; f < F; f += VL) {
-            gang_vf x = load_act(g + f, F - f), silu = x / (exp_vector(-x) + 1.0f);
+            gang_vf x = load_act(g + f, F - f), sigmoid = 1.0f / (exp_vector(-x) + 1.0f), silu = x * sigmoid;
             store_act(out + f, silu * load_act(u + f, F - f), F - f);
         }
     }
@@ -130,9 +131,9 @@ static void swiglu_backward(struct gang_device *device, void *gu, void *dh, int6
         for (int64_t f = 0; f < F; f += VL) {
             int64_t left = F - f;
             gang_vf x = load_act(g + f, left), up = load_act(u + f, left), grad = load_act(d + f, left);
-            gang_vf one_plus = exp_vector(-x) + 1.0f, silu = x / one_plus;
+            gang_vf sigmoid = 1.0f / (exp_vector(-x) + 1.0f), silu = x * sigmoid;
             store_act(d + f, silu * up, left);
-            store_act(g + f, grad * up * (1.0f + x - silu) / one_plus, left);
+            store_act(g + f, grad * up * sigmoid * (1.0f + x - silu), left);
             store_act(u + f, grad * silu, left);
         }
     }
@@ -240,6 +241,35 @@ void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f
             ((act *)y)[o] = to_act(sum);
     }
 }
+
+#ifdef ACT_BF16
+// One tile of 32 x 32 of the masters [., in] into both packed layouts; see gang_cpu_pack_weight in cpu.h. A unit is a pair of
+// bf16 neighbours along the summed dimension.
+static void pack_tile(uint32_t *forward, uint32_t *input, const float *w, int64_t in) {
+    act rows[GANG_CPU_PACK_TILE][GANG_CPU_PACK_TILE];
+    for (int o = 0; o < GANG_CPU_PACK_TILE; o++)
+        for (int i = 0; i < GANG_CPU_PACK_TILE; i += VL) vector_to_act(&rows[o][i], *(const gang_vf *)(w + o * in + i));
+    for (int o = 0; o < GANG_CPU_PACK_TILE; o += 2)
+        for (int i = 0; i < GANG_CPU_PACK_TILE; i++) input[o / 2 * GANG_CPU_PACK_COLUMNS + i] = (uint32_t)rows[o][i] | (uint32_t)rows[o + 1][i] << 16;
+    for (int i = 0; i < GANG_CPU_PACK_TILE; i += 2)
+        for (int o = 0; o < GANG_CPU_PACK_TILE; o++)
+            forward[i / 2 * GANG_CPU_PACK_COLUMNS + o] = (uint32_t)rows[o][i] | (uint32_t)rows[o][i + 1] << 16;
+}
+
+void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in) {
+    enum { TILE = GANG_CPU_PACK_TILE, COLUMNS = GANG_CPU_PACK_COLUMNS, PANEL = TILE / 2 * COLUMNS };
+    PARALLEL_ROWS
+    for (int64_t o = 0; o < out; o += TILE)
+        for (int64_t i = 0; i < in; i += TILE)
+            pack_tile((uint32_t *)forward + (o / COLUMNS * (in / TILE) + i / TILE) * PANEL + o % COLUMNS,
+                      (uint32_t *)input + (i / COLUMNS * (out / TILE) + o / TILE) * PANEL + i % COLUMNS, master + o * in + i, in);
+}
+#else
+void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in) {
+    (void)device, (void)forward, (void)input, (void)master, (void)out, (void)in;
+    assert(!"f32 weights are not packed");
+}
+#endif
 
 // Enough chains to hide the latency of the multiply-add, few enough to stay in registers. The barriers keep the compiler
 // from folding rounds or chains into one.

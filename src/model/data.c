@@ -275,8 +275,10 @@ enum gang_status gang_data_open_sized(const struct gang_data_options *options, c
     }
     gang_sources_release(&sources);
     gang_buffer_release(&name);
-    if (status) gang_data_free(data);
-    else *out = data;
+    if (status)
+        gang_data_free(data);
+    else
+        *out = data;
     return status;
 }
 

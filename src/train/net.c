@@ -112,7 +112,7 @@ static void place_layer(struct gang_net *net, struct placer *p, int index, struc
 
 // Rows of a chunk of logits: enough that products run at full speed, few enough that the chunk stays near the caches.
 static int64_t logits_rows(int64_t M, int64_t V) {
-    enum { LEAST = 256, CHUNK_BYTES = 32 << 20 };
+    enum { LEAST = 256, CHUNK_BYTES = 16 << 20 };
     int64_t rows = CHUNK_BYTES / (4 * V);
     if (rows < LEAST) rows = LEAST;
     return rows < M ? rows : M;
