@@ -128,7 +128,8 @@ GANG_CHECK_RESULT enum gang_status gang_train_run(const struct gang_job *job, bo
 // ---- Saves ---------------------------------------------------------------------------------------------------------
 
 // A save is a Hugging Face directory (config.json, model.safetensors, tokenizer.json) plus optimizer.safetensors and
-// state.json, under OUTPUT/step-NNNNNNNN; OUTPUT/latest points to the newest. It appears whole or not at all.
+// state.json, under OUTPUT/step-NNNNNNNN; OUTPUT/latest points to the newest. It appears whole or not at all. A step is
+// saved once: one that `latest` names already is made durable, not written again. Of older saves keep - 1 stay.
 struct gang_state {
     int64_t step, tokens;
     // What must be the same for the run to go on as if it had not been interrupted.

@@ -250,7 +250,7 @@ static bool crash_at(const char *output, int64_t step, int at) {
     if (!child) {
         break_system(at, 0, -1);
         bad.die = true;
-        _exit(write_step(output, step, 2) ? 2 : 1);
+        _exit(write_step(output, step, 1) ? 2 : 1);
     }
     int status;
     assert_int_equal(waitpid(child, &status, 0), child);
