@@ -59,9 +59,9 @@ static void test_damage_is_refused(void **state) {
     refuse("\"version\": 1", "\"version\": 2", "version: expected 1: measure again with 'gangline probe'");
     refuse("\"version\": 1,", "", "version: expected 1");
     refuse("\"avx512\"", "512", "device and instructions: expected text");
-    refuse("\"peak_f32\": 1.25e11", "\"peak_f32\": \"fast\"", "peak_f32: expected a number");
-    refuse("\"peak_f32\": 1.25e11", "\"peak_f32\": 0", "peak_f32: expected a number above 0");
-    refuse("\"peak_f32\": 1.25e11", "\"peak_f32\": -1", "peak_f32: expected a number");
+    refuse("\"peak_f32\": 125000000000.0", "\"peak_f32\": \"fast\"", "peak_f32: expected a number");
+    refuse("\"peak_f32\": 125000000000.0", "\"peak_f32\": 0", "peak_f32: expected a number above 0");
+    refuse("\"peak_f32\": 125000000000.0", "\"peak_f32\": -1", "peak_f32: expected a number");
     refuse("\"l2_bytes\"", "\"l4_bytes\"", "l2_bytes: expected a number");
     refuse("\"cores\": 6", "\"cores\": \"six\"", "cores: expected a whole number");
     refuse("\"threads\": 3", "\"threads\": 4294967299", "threads: expected a whole number");
