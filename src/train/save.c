@@ -27,6 +27,7 @@ static const struct state_field state_fields[] = {
     {"sequence_length", offsetof(struct gang_state, sequence_length)},
     {"global_batch_tokens", offsetof(struct gang_state, global_batch_tokens)},
     {"data_tokens", offsetof(struct gang_state, data_tokens)},
+    {"data_checksum", offsetof(struct gang_state, data_checksum)},
 };
 enum { STATE_FIELDS = sizeof state_fields / sizeof *state_fields };
 

@@ -27,6 +27,8 @@ struct gang_net;
 
 // What gang_net_new will take. Opens nothing.
 void gang_net_memory(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape, struct gang_memory *out);
+// GANG_ERR_MEMORY with the figures and what to do (`remedy`) if this machine has less available now.
+GANG_CHECK_RESULT enum gang_status gang_memory_check(const struct gang_memory *memory, const char *remedy);
 // Allocates everything in one block; no later call allocates tensors. `model` and `device` must outlive the network; one
 // network uses a device at a time.
 GANG_CHECK_RESULT enum gang_status gang_net_new(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape,
@@ -133,7 +135,7 @@ GANG_CHECK_RESULT enum gang_status gang_train_run(const struct gang_job *job, bo
 struct gang_state {
     int64_t step, tokens;
     // What must be the same for the run to go on as if it had not been interrupted.
-    int64_t seed, sequence_length, global_batch_tokens, data_tokens;
+    int64_t seed, sequence_length, global_batch_tokens, data_tokens, data_checksum;
 };
 
 GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
