@@ -134,8 +134,10 @@ static enum gang_status settle_state(struct run *r, const char *dir) {
     if (!status) status = check_same(dir, "global_batch_tokens", saved.global_batch_tokens, r->state.global_batch_tokens);
     if (!status) status = check_same(dir, "the number of tokens of the data", saved.data_tokens, r->state.data_tokens);
     if (!status) status = check_same(dir, "the checksum of the data", saved.data_checksum, r->state.data_checksum);
-    if (!status) r->state = saved;
-    return status;
+    if (status) return status;
+    r->state = saved;
+    r->first_step = r->last_saved = saved.step;
+    return GANG_OK;
 }
 
 // Keeps the lines of steps up to `step`: what came after the save is done again.
@@ -213,7 +215,6 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     if (status) return status;
     r->tokens = gang_arena_alloc(&r->arena, (size_t)(job->micro_batch * (job->sequence_length + 1)) * sizeof *r->tokens);
     r->rates = gang_arena_alloc(&r->arena, (size_t)(job->steps < MAX_RATES ? job->steps : MAX_RATES) * sizeof *r->rates);
-    r->first_step = r->last_saved = r->state.step;
     start.peak_flops = r->peak_flops;
     start.data_tokens = gang_data_tokens(r->data);
     start.first_step = r->first_step;

@@ -300,6 +300,12 @@ static void test_output_is_locked(void **state) {
     assert_fails(GANG_ERR_INPUT, "locked: another process trains here", tiny_train(tiny_job("locked", lines), false, &run));
     close(fd);
     assert_ok(tiny_train(tiny_job("locked", lines), false, &run));
+    fd = open(scratch_path("locked"), O_RDONLY | O_DIRECTORY);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    struct tiny_run resumed = {0};
+    assert_fails(GANG_ERR_INPUT, "locked: another process trains here", tiny_train(tiny_job("locked", lines), true, &resumed));
+    assert_int_equal(resumed.result.steps_done, 0);
+    close(fd);
 }
 
 static void refuse_change(const char *lines, const char *words) {
