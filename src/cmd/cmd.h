@@ -30,7 +30,7 @@ int gang_options(const struct gang_command *command, int argc, char **argv, cons
 // Prints "gangline: TEXT" and the status that follows from the error.
 int gang_report(enum gang_status status);
 
-// Set by the first Ctrl-C (or SIGTERM); a second one ends the process at once.
+// Set by the first Ctrl-C, SIGTERM, SIGHUP or SIGPIPE; a second Ctrl-C or SIGTERM ends the process at once.
 extern volatile int gang_interrupted;
 void gang_catch_interrupts(void);
 
