@@ -92,6 +92,10 @@ static void test_read(void **state) {
     assert_fails(GANG_ERR_INPUT, "5 bytes, more than the 4", gang_file_read(path, 4, &text));
     assert_fails(GANG_ERR_OS, "absent: cannot open: No such file", gang_file_read(scratch_path("absent"), 4, &text));
     assert_fails(GANG_ERR_INPUT, "not a regular file", gang_file_read(scratch_dir, 4, &text));
+    assert_int_equal(mkfifo(scratch_path("pipe"), 0600), 0);
+    alarm(10); // a pipe that is opened as a file is never read to its end
+    assert_fails(GANG_ERR_INPUT, "not a regular file", gang_file_read(scratch_path("pipe"), 4, &text));
+    alarm(0);
 
     struct gang_map map;
     assert_ok(gang_map_open(path, &map));
