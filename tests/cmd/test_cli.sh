@@ -129,6 +129,7 @@ for name, fields in ("steps", {"seconds_left"}), ("json/metrics.jsonl", set()):
 # A run in the background that goes on for as long as it is let; its steps go to the file steps.
 endless() {
     job "$1" "steps: 99999999" "save_every: $2"
+    : >steps # those of a run before must not be taken for this one's
     "$gangline" train "$1.yaml" --json >steps 2>errors </dev/null &
     background=$!
 }
