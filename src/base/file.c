@@ -57,9 +57,9 @@ enum gang_status gang_file_pread(int fd, const char *path, void *data, size_t by
     return GANG_OK;
 }
 
-// Opens a regular file for reading and tells its size.
+// Opens a regular file for reading and tells its size. A pipe that nobody writes to would block at open: O_NONBLOCK.
 static enum gang_status open_regular(const char *path, int *fd, size_t *bytes) {
-    *fd = gang_os->open(path, O_RDONLY, 0);
+    *fd = gang_os->open(path, O_RDONLY | O_NONBLOCK, 0);
     if (*fd < 0) return gang_fail_os("%s: cannot open", path);
     struct stat st;
     if (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)) {
@@ -245,6 +245,9 @@ enum gang_status gang_mkdirs(const char *path) {
 }
 
 static enum gang_status remove_entry(int parent, const char *path, const char *name, unsigned char type) {
+    struct stat st;
+    // Not every file system tells the type while listing.
+    if (type == DT_UNKNOWN && !fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) && S_ISDIR(st.st_mode)) type = DT_DIR;
     if (type != DT_DIR) return unlinkat(parent, name, 0) ? gang_fail_os("%s/%s: cannot remove", path, name) : GANG_OK;
     char *sub = heap_printf("%s/%s", path, name);
     enum gang_status status = gang_dir_remove(sub);

@@ -33,7 +33,7 @@ int gang_usage(const struct gang_command *command, const char *what, const char 
 // Prints "gangline: TEXT" and the status that follows from the error.
 int gang_report(enum gang_status status);
 
-// Set by the first Ctrl-C (or SIGTERM); a second one ends the process at once.
+// Set by the first Ctrl-C, SIGTERM, SIGHUP or SIGPIPE; a second Ctrl-C or SIGTERM ends the process at once.
 extern volatile int gang_interrupted;
 void gang_catch_interrupts(void);
 

@@ -48,7 +48,11 @@ static enum gang_status open_speaker(struct speaker *s, const char *path, const 
             &s->device);
     if (status) return status;
     gang_model_init(&s->model, &s->config, &s->arena);
-    status = gang_net_new(&s->model, s->device, &(struct gang_net_shape){.batch = 1, .length = length, .inference = true}, &s->net);
+    const struct gang_net_shape shape = {.batch = 1, .length = length, .inference = true};
+    struct gang_memory memory;
+    gang_net_memory(&s->model, s->device, &shape, &memory);
+    status = gang_memory_check(&memory, "choose a smaller model or fewer --tokens");
+    if (!status) status = gang_net_new(&s->model, s->device, &shape, &s->net);
     if (!status) status = gang_model_load(&s->model, dir, gang_net_parameters(s->net));
     if (!status) gang_net_refresh(s->net);
     return status;

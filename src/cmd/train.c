@@ -99,7 +99,8 @@ static void print_curve(const struct screen *s) {
 
 static void print_end(const struct screen *s, const struct gang_job *job, const struct gang_run_result *r) {
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES];
-    if (r->stopped) printf("%s  stopped; go on with: gangline train %s --resume\n", s->live ? "\n" : "", job->path);
+    if (r->stopped && r->saved[0]) printf("%s  stopped; go on with: gangline train %s --resume\n", s->live ? "\n" : "", job->path);
+    if (r->stopped && !r->saved[0]) printf("  stopped before a step was done; nothing to save\n");
     if (!r->steps_done) return;
     print_curve(s);
     printf("  %lld steps, loss %.4f to %.4f, %s tokens/s (median)\n", (long long)r->steps_done, r->first_loss, r->last_loss,

@@ -187,7 +187,7 @@ char *gang_profile_json(const struct gang_profile *p) {
                              "instructions", p->instructions, "cores", p->cores, "threads", p->threads);
     assert(root && "out of memory");
     for (int i = 0; i < NUMBERS; i++) json_object_set_new(root, numbers[i].name, json_real(*(const double *)((const char *)p + numbers[i].offset)));
-    char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
+    char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     json_decref(root);
     assert(text && "out of memory");
     return text;
@@ -203,6 +203,14 @@ enum gang_status gang_profile_write(const struct gang_profile *p, const char *pa
     return status;
 }
 
+static enum gang_status read_count(const char *path, const json_t *root, const char *name, int *out) {
+    const json_t *value = json_object_get(root, name);
+    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > INT32_MAX)
+        return gang_fail(GANG_ERR_FORMAT, "%s: %s: expected a whole number of at least 0", path, name);
+    *out = (int)json_integer_value(value);
+    return GANG_OK;
+}
+
 static enum gang_status profile_parse(const char *path, const json_t *root, struct gang_profile *out) {
     *out = (struct gang_profile){0};
     if (json_integer_value(json_object_get(root, "version")) != PROFILE_VERSION)
@@ -211,8 +219,9 @@ static enum gang_status profile_parse(const char *path, const json_t *root, stru
     if (!device || !instructions) return gang_fail(GANG_ERR_FORMAT, "%s: device and instructions: expected text", path);
     snprintf(out->device, sizeof out->device, "%s", device);
     snprintf(out->instructions, sizeof out->instructions, "%s", instructions);
-    out->cores = (int)json_integer_value(json_object_get(root, "cores"));
-    out->threads = (int)json_integer_value(json_object_get(root, "threads"));
+    enum gang_status status = read_count(path, root, "cores", &out->cores);
+    if (!status) status = read_count(path, root, "threads", &out->threads);
+    if (status) return status;
     for (int i = 0; i < NUMBERS; i++) {
         const json_t *value = json_object_get(root, numbers[i].name);
         if (!json_is_number(value) || json_number_value(value) < 0)

@@ -24,6 +24,7 @@ static const size_t max_manifest_bytes = (size_t)1 << 30;
 struct gang_data {
     int token_bytes;
     int64_t tokens, shard_tokens;
+    uint64_t checksum; // chained over the shards'
     int shards;
     struct gang_map *maps; // [shards]
 };
@@ -181,6 +182,7 @@ static bool map_shards(const struct gang_data_build *build, const struct gang_sh
         sound = full && gang_map_open(path.data, &data->maps[i]) == GANG_OK && shard_is_sound(build, &data->maps[i], i, &shards->items[i]);
         data->shards += data->maps[i].data != NULL;
         data->tokens += shards->items[i].tokens;
+        data->checksum = gang_hash(&shards->items[i].checksum, sizeof shards->items[i].checksum, data->checksum);
     }
     if (!sound) gang_log(GANG_LOG_WARNING, "data: %s: missing or damaged: the text is tokenised again", path.data);
     gang_buffer_release(&path);
@@ -295,6 +297,7 @@ void gang_data_free(struct gang_data *data) {
 // ---- Samples -------------------------------------------------------------------------------------------------------
 
 int64_t gang_data_tokens(const struct gang_data *data) { return data->tokens; }
+int64_t gang_data_checksum(const struct gang_data *data) { return (int64_t)(data->checksum & INT64_MAX); }
 
 enum gang_status gang_data_check(const struct gang_data *data, int length) {
     if (length >= 1 && data->tokens > length) return GANG_OK;

@@ -5,6 +5,10 @@
 
 static const char *const computes[] = {"f32", "bf16", "auto", NULL}; // by enum gang_compute, then COMPUTE_AUTO
 enum { COMPUTE_AUTO = 2 };
+// Names of saves have eight digits for the step; products of steps and tokens are far from 2^63.
+enum { MAX_STEPS = 99999999 };
+static const int64_t max_tokens = 1LL << 50;
+
 static const char *const weights[] = {"auto", "fresh", NULL};
 
 #define AT(member) offsetof(struct gang_job, member)
@@ -20,7 +24,7 @@ const struct gang_field gang_job_fields[] = {
     {"sequence_length", GANG_FIELD_INT, AT(sequence_length), "256", 1, 1 << 20, NULL, "tokens of a sample"},
     {"micro_batch", GANG_FIELD_INT, AT(micro_batch), "8", 1, 1 << 16, NULL, "samples that are computed at once"},
     {"global_batch_tokens", GANG_FIELD_INT, AT(global_batch_tokens), "0", 0, 1LL << 40, NULL, "tokens of an optimizer step; 0: one micro-batch"},
-    {"steps", GANG_FIELD_INT, AT(steps), "0", 0, 1000000000, NULL, "optimizer steps; give this or tokens"},
+    {"steps", GANG_FIELD_INT, AT(steps), "0", 0, MAX_STEPS, NULL, "optimizer steps; give this or tokens"},
     {"tokens", GANG_FIELD_INT, AT(tokens), "0", 0, 1LL << 50, NULL, "tokens to train on, rounded up to whole steps"},
     {"learning_rate", GANG_FIELD_REAL, AT(learning_rate), "3e-4", 0, 1, NULL, "peak, after the warm-up"},
     {"min_learning_rate", GANG_FIELD_REAL, AT(min_learning_rate), "0.1", 0, 1, NULL, "end of the cosine, as a fraction of the peak"},
@@ -66,6 +70,12 @@ static enum gang_status settle_batch(const char *path, struct gang_job *job) {
     }
     if (!job->steps == !job->tokens) return gang_fail(GANG_ERR_INPUT, "%s: give either steps or tokens, above 0", path);
     if (!job->steps) job->steps = (job->tokens + job->global_batch_tokens - 1) / job->global_batch_tokens;
+    if (job->steps > MAX_STEPS)
+        return gang_fail(GANG_ERR_INPUT, "%s: %lld tokens make %lld steps: expected at most %d: choose a larger global_batch_tokens", path,
+                         (long long)job->tokens, (long long)job->steps, MAX_STEPS);
+    if (job->steps > max_tokens / job->global_batch_tokens)
+        return gang_fail(GANG_ERR_INPUT, "%s: %lld steps of %lld tokens are more than the %lld tokens that a job may have: choose fewer", path,
+                         (long long)job->steps, (long long)job->global_batch_tokens, (long long)max_tokens);
     job->tokens = job->steps * job->global_batch_tokens;
     return GANG_OK;
 }

@@ -197,6 +197,18 @@ void gang_net_memory(const struct gang_model *model, struct gang_device *device,
     gang_arena_release(&net.arena);
 }
 
+enum gang_status gang_memory_check(const struct gang_memory *m, const char *remedy) {
+    double free_bytes = gang_memory_available();
+    if ((double)m->total <= free_bytes) return GANG_OK;
+    char need[GANG_HUMAN_BYTES], has[GANG_HUMAN_BYTES], state[GANG_HUMAN_BYTES], acts[GANG_HUMAN_BYTES];
+    return gang_fail(
+        GANG_ERR_MEMORY,
+        "the model does not fit: needs %s (%s for weights, gradients and optimizer, %s for activations and workspace), this machine has %s "
+        "available: %s",
+        gang_human_bytes((double)m->total, need), gang_human_bytes((double)(m->parameters + m->gradients + m->optimizer + m->packed), state),
+        gang_human_bytes((double)(m->activations + m->workspace), acts), gang_human_bytes(free_bytes, has), remedy);
+}
+
 static void fill_rotation(struct gang_net *net) {
     int64_t half = net->model->config.head_dim / 2;
     double *frequency = gang_arena_alloc(&net->arena, (size_t)half * sizeof *frequency);

@@ -27,6 +27,8 @@ struct gang_net;
 
 // What gang_net_new will take. Opens nothing.
 void gang_net_memory(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape, struct gang_memory *out);
+// GANG_ERR_MEMORY with the figures and what to do (`remedy`) if this machine has less available now.
+GANG_CHECK_RESULT enum gang_status gang_memory_check(const struct gang_memory *memory, const char *remedy);
 // Allocates everything in one block; no later call allocates tensors. `model` and `device` must outlive the network; one
 // network uses a device at a time.
 GANG_CHECK_RESULT enum gang_status gang_net_new(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape,
@@ -128,11 +130,12 @@ GANG_CHECK_RESULT enum gang_status gang_train_run(const struct gang_job *job, bo
 // ---- Saves ---------------------------------------------------------------------------------------------------------
 
 // A save is a Hugging Face directory (config.json, model.safetensors, tokenizer.json) plus optimizer.safetensors and
-// state.json, under OUTPUT/step-NNNNNNNN; OUTPUT/latest points to the newest. It appears whole or not at all.
+// state.json, under OUTPUT/step-NNNNNNNN; OUTPUT/latest points to the newest. It appears whole or not at all. A step is
+// saved once: one that `latest` names already is made durable, not written again. Of older saves keep - 1 stay.
 struct gang_state {
     int64_t step, tokens;
     // What must be the same for the run to go on as if it had not been interrupted.
-    int64_t seed, sequence_length, global_batch_tokens, data_tokens;
+    int64_t seed, sequence_length, global_batch_tokens, data_tokens, data_checksum;
 };
 
 GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net,
