@@ -50,7 +50,8 @@ enum gang_status gang_file_pread(int fd, const char *path, void *data, size_t by
         ssize_t got = gang_os->pread(fd, (char *)data + done, bytes - done, (off_t)(at + (int64_t)done));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return gang_fail_os("%s: cannot read", path);
-        if (got == 0) return gang_fail(GANG_ERR_FORMAT, "%s: the file ends at byte %lld, %zu bytes early", path, (long long)at + (long long)done, bytes - done);
+        if (got == 0)
+            return gang_fail(GANG_ERR_FORMAT, "%s: the file ends at byte %lld, %zu bytes early", path, (long long)at + (long long)done, bytes - done);
         done += (size_t)got;
     }
     return GANG_OK;
@@ -236,8 +237,7 @@ enum gang_status gang_mkdirs(const char *path) {
         p += strcspn(p, "/");
         char kept = *p;
         *p = 0;
-        if (gang_os->mkdir(copy, 0755) && !(errno == EEXIST && gang_path_is_dir(copy)))
-            status = gang_fail_os("%s: cannot make the directory", copy);
+        if (gang_os->mkdir(copy, 0755) && !(errno == EEXIST && gang_path_is_dir(copy))) status = gang_fail_os("%s: cannot make the directory", copy);
         *p = kept;
     }
     free(copy);

@@ -9,9 +9,9 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 struct gang_command {
     const char *name;
     const char *arguments;
-    const char *summary; // one line
+    const char *summary;               // one line
     int (*run)(int argc, char **argv); // argv[0] is the subcommand; returns the exit status
-    const char *help;    // the rest of --help
+    const char *help;                  // the rest of --help
 };
 
 extern const struct gang_command gang_command_train, gang_command_generate, gang_command_probe;

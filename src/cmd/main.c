@@ -79,7 +79,8 @@ int gang_options(const struct gang_command *command, int argc, char **argv, cons
 }
 
 static void print_commands(FILE *to) {
-    fprintf(to, "Gangline makes unlike accelerators in far-apart places train one model as if they were one machine.\n\nusage: gangline COMMAND ...\n\n");
+    fprintf(to,
+            "Gangline makes unlike accelerators in far-apart places train one model as if they were one machine.\n\nusage: gangline COMMAND ...\n\n");
     for (int i = 0; i < COMMANDS; i++) fprintf(to, "  %-10s %-26s %s\n", commands[i]->name, commands[i]->arguments, commands[i]->summary);
     fprintf(to, "\n'gangline COMMAND --help' tells more, with an example.\n");
 }

@@ -36,13 +36,14 @@ static void show_start(void *context, const struct gang_run_start *r) {
     if (s->tokenised) printf("\r\033[K");
     const char *from = r->first_step ? "resumed" : r->fresh ? "fresh weights" : "weights from the model's directory";
     printf("  model   %s parameters: %d layers of %d, ffn %d, %d heads (%d key/value), vocabulary %d; %s\n",
-           gang_human_count((double)r->model->parameters, a), c->layers, c->hidden_size, c->intermediate_size, c->heads, c->kv_heads, c->vocab_size, from);
+           gang_human_count((double)r->model->parameters, a), c->layers, c->hidden_size, c->intermediate_size, c->heads, c->kv_heads, c->vocab_size,
+           from);
     printf("  data    %s tokens; the job reads %s\n", gang_human_count((double)r->data_tokens, a), gang_human_count((double)job->tokens, b));
     printf("  device  cpu %s, %d threads, %s; measured peak %.0f GFLOP/s\n", r->device->name, r->device->threads,
            job->compute == GANG_COMPUTE_BF16 ? "bf16" : "f32", r->peak_flops / 1e9);
     printf("  step    %s tokens = %lld x %lld samples of %lld; %lld steps\n", gang_human_count((double)job->global_batch_tokens, a),
-           (long long)(job->global_batch_tokens / (job->micro_batch * job->sequence_length)), (long long)job->micro_batch, (long long)job->sequence_length,
-           (long long)job->steps);
+           (long long)(job->global_batch_tokens / (job->micro_batch * job->sequence_length)), (long long)job->micro_batch,
+           (long long)job->sequence_length, (long long)job->steps);
     printf("  memory  %s at most: weights %s, gradients and optimizer %s, activations %s, the rest %s\n", gang_human_bytes(s->expected_bytes, a),
            gang_human_bytes((double)(m->parameters + m->packed), b), gang_human_bytes((double)(m->gradients + m->optimizer), d),
            gang_human_bytes((double)m->activations, e), gang_human_bytes(r->baseline_bytes + (double)m->workspace, f));
@@ -57,7 +58,8 @@ static void show_step(void *context, const struct gang_run_step *p) {
     if (s->json) {
         printf("{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"learning_rate\": %.6g, \"seconds\": %.6f, \"tokens\": %lld, "
                "\"tokens_per_second\": %.1f, \"peak_fraction\": %.4f, \"seconds_left\": %.1f}\n",
-               (long long)p->step, p->loss, p->gradient_norm, p->rate, p->seconds, (long long)p->tokens, p->tokens_per_second, p->peak_fraction, p->left);
+               (long long)p->step, p->loss, p->gradient_norm, p->rate, p->seconds, (long long)p->tokens, p->tokens_per_second, p->peak_fraction,
+               p->left);
         fflush(stdout);
         return;
     }
@@ -65,8 +67,8 @@ static void show_step(void *context, const struct gang_run_step *p) {
     bool last = p->step == p->steps;
     if (!s->live && !last && now - s->last_line < 2) return;
     s->last_line = now;
-    printf("%s  step %lld/%lld  loss %.4f  %s tokens/s  %.0f %% of peak  %s left%s", s->live ? "\r" : "", (long long)p->step, (long long)p->steps, p->loss,
-           gang_human_count(p->tokens_per_second, a), 100 * p->peak_fraction, gang_human_seconds(p->left, b), s->live ? "\033[K" : "\n");
+    printf("%s  step %lld/%lld  loss %.4f  %s tokens/s  %.0f %% of peak  %s left%s", s->live ? "\r" : "", (long long)p->step, (long long)p->steps,
+           p->loss, gang_human_count(p->tokens_per_second, a), 100 * p->peak_fraction, gang_human_seconds(p->left, b), s->live ? "\033[K" : "\n");
     if (s->live && last) printf("\n");
     fflush(stdout);
 }

@@ -430,7 +430,8 @@ static const char *real_text(double value, char out[32]) {
         snprintf(out, 32, "%.*g", digits, value);
         if (gang_parse_real("number", out, -HUGE_VAL, HUGE_VAL, &back) == GANG_OK && back == value) break;
     }
-    if (!strpbrk(out, ".e")) strcat(out, ".0");
+    size_t len = strlen(out);
+    if (!strpbrk(out, ".e")) snprintf(out + len, 32 - len, ".0");
     return out;
 }
 

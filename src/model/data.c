@@ -135,11 +135,11 @@ static bool parse_manifest(const struct gang_buffer *file, const struct gang_buf
 // of a page that is touched, never beyond a 2 MiB border: the range is widened to these.
 static void drop_pages(const struct gang_map *map, const uint8_t *from, const uint8_t *to) {
     const uintptr_t border = (uintptr_t)2 << 20;
-    uintptr_t begin = (uintptr_t)from / border * border, end = ((uintptr_t)to + border - 1) / border * border;
-    uintptr_t first = (uintptr_t)map->data, last = first + map->bytes;
-    if (begin < first) begin = first;
-    if (end > last) end = last;
-    madvise((void *)begin, end - begin, MADV_DONTNEED); // the kernel rounds the length up to pages
+    size_t before = (uintptr_t)from % border, after = (border - (uintptr_t)to % border) % border;
+    size_t room_before = (size_t)(from - map->data), room_after = (size_t)(map->data + map->bytes - to);
+    const uint8_t *begin = from - (before < room_before ? before : room_before);
+    const uint8_t *end = to + (after < room_after ? after : room_after);
+    madvise((void *)begin, (size_t)(end - begin), MADV_DONTNEED); // the kernel rounds the length up to pages
 }
 
 static bool ids_below(const uint8_t *at, size_t bytes, int width, int limit) {
@@ -277,8 +277,10 @@ enum gang_status gang_data_open_sized(const struct gang_data_options *options, c
     }
     gang_sources_release(&sources);
     gang_buffer_release(&name);
-    if (status) gang_data_free(data);
-    else *out = data;
+    if (status)
+        gang_data_free(data);
+    else
+        *out = data;
     return status;
 }
 

@@ -142,8 +142,8 @@ struct gang_tokenizer;
 // DIR/tokenizer.json (BPE kind); `path` may also name the file. With path == NULL: bytes, 256 ids.
 GANG_CHECK_RESULT enum gang_status gang_tokenizer_open(const char *path, struct gang_tokenizer **out);
 void gang_tokenizer_free(struct gang_tokenizer *tokenizer);
-int gang_tokenizer_vocab(const struct gang_tokenizer *tokenizer);       // highest id + 1
-uint64_t gang_tokenizer_hash(const struct gang_tokenizer *tokenizer);   // of everything that changes the ids
+int gang_tokenizer_vocab(const struct gang_tokenizer *tokenizer);        // highest id + 1
+uint64_t gang_tokenizer_hash(const struct gang_tokenizer *tokenizer);    // of everything that changes the ids
 const char *gang_tokenizer_path(const struct gang_tokenizer *tokenizer); // the file it came from, NULL for bytes
 
 struct gang_ids {

@@ -7,7 +7,8 @@
 enum { MAX_STEPS = 99999999 };
 static const int64_t max_tokens = 1LL << 50;
 
-static const char *const computes[] = {"f32", "bf16", NULL};
+static const char *const computes[] = {"f32", "bf16", "auto", NULL}; // by enum gang_compute, then COMPUTE_AUTO
+enum { COMPUTE_AUTO = 2 };
 static const char *const weights[] = {"auto", "fresh", NULL};
 
 #define AT(member) offsetof(struct gang_job, member)
@@ -18,7 +19,8 @@ const struct gang_field gang_job_fields[] = {
     {"output", GANG_FIELD_STRING, AT(output), NULL, 0, 0, NULL, "directory of the run: saves and metrics"},
     {"tokenizer", GANG_FIELD_STRING, AT(tokenizer), "auto", 0, 0, NULL, "tokenizer.json or its directory; bytes; auto: the model's, else bytes"},
     {"weights", GANG_FIELD_ENUM, AT(weights), "auto", 0, 0, weights, "auto: the model directory's if it has any, else fresh; fresh: random"},
-    {"compute", GANG_FIELD_ENUM, AT(compute), "f32", 0, 0, computes, "type of the products: f32, bf16 (twice as fast; masters stay f32)"},
+    {"compute", GANG_FIELD_ENUM, AT(compute), "auto", 0, 0, computes,
+     "type of the products (masters stay f32): f32; bf16; auto: bf16 where it is fast"},
     {"sequence_length", GANG_FIELD_INT, AT(sequence_length), "256", 1, 1 << 20, NULL, "tokens of a sample"},
     {"micro_batch", GANG_FIELD_INT, AT(micro_batch), "8", 1, 1 << 16, NULL, "samples that are computed at once"},
     {"global_batch_tokens", GANG_FIELD_INT, AT(global_batch_tokens), "0", 0, 1LL << 40, NULL, "tokens of an optimizer step; 0: one micro-batch"},
@@ -40,10 +42,21 @@ const struct gang_field gang_job_fields[] = {
 };
 const size_t gang_job_field_count = sizeof gang_job_fields / sizeof *gang_job_fields;
 
+// Relative to the job file's directory; a leading ../ takes a name off that directory, so that messages stay readable.
 static void resolve(struct gang_arena *arena, const char *job_path, char **path) {
-    const char *slash = strrchr(job_path, '/');
-    if (**path == '/' || !slash) return;
-    *path = gang_arena_printf(arena, "%.*s/%s", (int)(slash - job_path), job_path, *path);
+    const char *slash = strrchr(job_path, '/'), *rest = *path;
+    if (*rest == '/' || !slash) return;
+    int len = (int)(slash - job_path);
+    while (!strncmp(rest, "../", 3) && len > 0 && !(len >= 2 && !strncmp(job_path + len - 2, "..", 2)) && !(len == 1 && *job_path == '.')) {
+        while (len > 0 && job_path[len - 1] != '/') len--;
+        while (len > 1 && job_path[len - 1] == '/') len--;
+        rest += 3;
+        if (len == 0) {
+            *path = gang_arena_strdup(arena, rest);
+            return;
+        }
+    }
+    *path = gang_arena_printf(arena, "%.*s/%s", len, job_path, rest);
 }
 
 static enum gang_status settle_batch(const char *path, struct gang_job *job) {
@@ -80,6 +93,7 @@ enum gang_status gang_job_read(const char *path, struct gang_arena *arena, struc
         job->cache = gang_arena_printf(arena, "%s/cache", job->output);
     else
         resolve(arena, path, &job->cache);
+    if (job->compute == COMPUTE_AUTO) job->compute = gang_cpu_has_bf16() ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32;
     if (!job->data.count) return gang_fail(GANG_ERR_INPUT, "%s: data names no file: give at least one file, directory or glob", path);
     return settle_batch(path, job);
 }

@@ -17,12 +17,12 @@
 struct layer {
     struct gang_linear *qkv, *o, *gate_up, *down;
     const struct gang_tensor *norm1, *q, *o_tensor, *norm2, *gate, *down_tensor;
-    float *x1, *x2;       // [M,C]
-    float *rstd1, *rstd2; // [M]
-    float *lse;           // [B,H,T]
-    void *qkv_act;        // [M,W]
-    void *attended;       // [M,H*D]
-    void *gu;             // [M,2F]
+    float *x1, *x2;          // [M,C]
+    float *rstd1, *rstd2;    // [M]
+    float *lse;              // [B,H,T]
+    void *qkv_act;           // [M,W]
+    void *attended;          // [M,H*D]
+    void *gu;                // [M,2F]
     void *k_cache, *v_cache; // inference: [T, K*D]
 };
 
@@ -184,8 +184,8 @@ static void net_init(struct gang_net *net, const struct gang_model *model, struc
     *net = (struct gang_net){.model = model, .device = device, .shape = *shape};
     gang_arena_init(&net->arena);
     net->layers = gang_arena_alloc(&net->arena, (size_t)c->layers * sizeof *net->layers);
-    net->attention =
-        (struct gang_attention){.batch = shape->batch, .length = shape->length, .heads = c->heads, .kv_heads = c->kv_heads, .dim = c->head_dim};
+    net->attention = (struct gang_attention){
+        .batch = shape->batch, .length = shape->length, .heads = c->heads, .kv_heads = c->kv_heads, .dim = c->head_dim};
     find_tensors(net);
     place_all(net, NULL);
 }
@@ -201,11 +201,12 @@ enum gang_status gang_memory_check(const struct gang_memory *m, const char *reme
     double free_bytes = gang_memory_available();
     if ((double)m->total <= free_bytes) return GANG_OK;
     char need[GANG_HUMAN_BYTES], has[GANG_HUMAN_BYTES], state[GANG_HUMAN_BYTES], acts[GANG_HUMAN_BYTES];
-    return gang_fail(GANG_ERR_MEMORY,
-                     "the model does not fit: needs %s (%s for weights, gradients and optimizer, %s for activations and workspace), this machine has %s "
-                     "available: %s",
-                     gang_human_bytes((double)m->total, need), gang_human_bytes((double)(m->parameters + m->gradients + m->optimizer + m->packed), state),
-                     gang_human_bytes((double)(m->activations + m->workspace), acts), gang_human_bytes(free_bytes, has), remedy);
+    return gang_fail(
+        GANG_ERR_MEMORY,
+        "the model does not fit: needs %s (%s for weights, gradients and optimizer, %s for activations and workspace), this machine has %s "
+        "available: %s",
+        gang_human_bytes((double)m->total, need), gang_human_bytes((double)(m->parameters + m->gradients + m->optimizer + m->packed), state),
+        gang_human_bytes((double)(m->activations + m->workspace), acts), gang_human_bytes(free_bytes, has), remedy);
 }
 
 static void fill_rotation(struct gang_net *net) {
@@ -213,7 +214,8 @@ static void fill_rotation(struct gang_net *net) {
     double *frequency = gang_arena_alloc(&net->arena, (size_t)half * sizeof *frequency);
     gang_rope_frequencies(&net->model->config, frequency);
     for (int64_t i = 0; i < net->shape.length * half; i++) {
-        double angle = (double)(i / half) * frequency[i % half];
+        int64_t position = i / half;
+        double angle = (double)position * frequency[i % half];
         net->cos[i] = (float)cos(angle);
         net->sin[i] = (float)sin(angle);
     }

@@ -31,9 +31,9 @@ struct run {
     struct gang_net *net;
     struct gang_state state;
     FILE *metrics;
-    int32_t *tokens;  // one micro-batch
-    double *rates;    // tokens/s of the last MAX_RATES steps of this call, as a ring
-    int lock;         // of the output directory, -1: none
+    int32_t *tokens; // one micro-batch
+    double *rates;   // tokens/s of the last MAX_RATES steps of this call, as a ring
+    int lock;        // of the output directory, -1: none
     int64_t first_step, last_saved;
     double peak_flops;
 };
@@ -115,8 +115,9 @@ static enum gang_status find_save(struct run *r, bool resume, char **dir) {
 
 static enum gang_status check_same(const char *dir, const char *what, int64_t saved, int64_t now) {
     if (saved == now) return GANG_OK;
-    return gang_fail(GANG_ERR_INPUT, "%s: %s was %lld in the saved run and is %lld in the job: the run would not go on as it began; restore it, or start anew",
-                     dir, what, (long long)saved, (long long)now);
+    return gang_fail(GANG_ERR_INPUT,
+                     "%s: %s was %lld in the saved run and is %lld in the job: the run would not go on as it began; restore it, or start anew", dir,
+                     what, (long long)saved, (long long)now);
 }
 
 static enum gang_status settle_state(struct run *r, const char *dir) {
@@ -170,7 +171,8 @@ static enum gang_status lock_output(struct run *r) {
 
 static enum gang_status open_output(struct run *r) {
     struct gang_buffer text = {0};
-    const char *copy = gang_arena_printf(&r->arena, "%s/job.yaml", r->job->output), *path = gang_arena_printf(&r->arena, "%s/metrics.jsonl", r->job->output);
+    const char *copy = gang_arena_printf(&r->arena, "%s/job.yaml", r->job->output),
+               *path = gang_arena_printf(&r->arena, "%s/metrics.jsonl", r->job->output);
     enum gang_status status = gang_mkdirs(r->job->output);
     if (!status) status = lock_output(r);
     if (!status) status = gang_file_read(r->job->path, MAX_JOB_BYTES, &text);
@@ -192,7 +194,9 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
                            (long long)job->sequence_length, r->config.max_positions);
     if (!status) status = find_save(r, resume, &dir);
     if (!status) status = open_tokenizer(r);
-    if (!status) status = gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = (enum gang_compute)job->compute, .threads = (int)job->threads}, &r->device);
+    if (!status)
+        status = gang_device_open(
+            &(struct gang_device_options){.kind = "cpu", .compute = (enum gang_compute)job->compute, .threads = (int)job->threads}, &r->device);
     if (status) return status;
 
     gang_model_init(&r->model, &r->config, &r->arena);
@@ -208,7 +212,7 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     if (status) return status;
     r->peak_flops = job->compute == GANG_COMPUTE_BF16 ? profile.peak_bf16 : profile.peak_f32;
     reset_peak();
-    start.baseline_bytes = resident_bytes("VmRSS");
+    start.baseline_bytes = resident_bytes("VmRSS") + gang_device_overhead_bytes(r->device);
     result->predicted_bytes = start.baseline_bytes + (double)start.memory.total;
     status = gang_net_new(&r->model, r->device, &shape, &r->net);
     if (!status) status = load_weights(r, dir, &fresh);
@@ -267,8 +271,8 @@ static double one_step(struct run *r, double rate, double *gradient_norm) {
 }
 
 static enum gang_status save(struct run *r, struct gang_run_result *result) {
-    enum gang_status status = gang_save_write(r->job->output, &r->state, r->net, &r->model, gang_tokenizer_path(r->tokenizer), (int)r->job->keep, result->saved,
-                                              sizeof result->saved);
+    enum gang_status status = gang_save_write(r->job->output, &r->state, r->net, &r->model, gang_tokenizer_path(r->tokenizer), (int)r->job->keep,
+                                              result->saved, sizeof result->saved);
     if (status) return status;
     r->last_saved = r->state.step;
     if (r->events->saved) r->events->saved(r->events->context, result->saved, r->state.step);
@@ -284,7 +288,8 @@ static enum gang_status record(struct run *r, const struct gang_run_step *s) {
     return GANG_OK;
 }
 
-static enum gang_status after_step(struct run *r, double began, double step_began, double loss, double gradient_norm, double rate, struct gang_run_result *result) {
+static enum gang_status after_step(struct run *r, double began, double step_began, double loss, double gradient_norm, double rate,
+                                   struct gang_run_result *result) {
     double now = gang_seconds();
     int64_t done = r->state.step - r->first_step;
     struct gang_run_step s = {.step = r->state.step,
@@ -302,8 +307,10 @@ static enum gang_status after_step(struct run *r, double began, double step_bega
     if (done == 1) result->first_loss = loss;
     result->last_loss = loss;
     if (!isfinite(loss) || !isfinite(gradient_norm))
-        return gang_fail(GANG_ERR_INPUT, "step %lld: loss %g and gradient norm %g are not finite: the last save is kept as it was; lower learning_rate, or check the data",
-                         (long long)s.step, loss, gradient_norm);
+        return gang_fail(
+            GANG_ERR_INPUT,
+            "step %lld: loss %g and gradient norm %g are not finite: the last save is kept as it was; lower learning_rate, or check the data",
+            (long long)s.step, loss, gradient_norm);
     if (r->events->stepped) r->events->stepped(r->events->context, &s);
     return record(r, &s);
 }

@@ -75,8 +75,8 @@ static enum gang_status copy_file(const char *from, const char *to) {
     return status;
 }
 
-static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
-                             const char *tokenizer) {
+static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, struct gang_net *net,
+                             const struct gang_model *model, const char *tokenizer) {
     const struct gang_st_part weights = {"", gang_net_parameters(net)};
     const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
     enum gang_status status = gang_mkdirs(dir);
@@ -172,7 +172,8 @@ enum gang_status gang_save_write(const char *output, const struct gang_state *st
     const char *name = gang_arena_printf(&arena, "step-%08lld", (long long)state->step);
     // Where `latest` names this step already, a save of it failed at the very last call: what is there is whole, and to take
     // it away for another try would leave `latest` without a save for a while.
-    enum gang_status status = is_latest(&arena, output, name) ? gang_dir_sync(output) : publish(&arena, output, name, state, net, model, tokenizer_path);
+    enum gang_status status = is_latest(&arena, output, name) ? gang_dir_sync(output)
+                                                              : publish(&arena, output, name, state, net, model, tokenizer_path);
     if (!status) {
         drop_unfinished(&arena, output);
         drop_old(&arena, output, name, keep);

@@ -70,7 +70,7 @@ struct gang_job {
     int64_t steps, tokens;
     double learning_rate, min_learning_rate, weight_decay, beta1, beta2, epsilon, gradient_clip;
     int64_t warmup_steps, seed, threads, save_every, keep;
-    int compute; // enum gang_compute
+    int compute; // enum gang_compute, settled when the job is read
     int weights; // enum gang_weights
 };
 
@@ -89,11 +89,11 @@ struct gang_run_start {
     const struct gang_model *model;
     const struct gang_device *device;
     struct gang_memory memory;
-    double baseline_bytes;  // resident before the network
-    double peak_flops;      // of the device in the compute type, measured
+    double baseline_bytes; // resident before the network, and what the device's libraries will take
+    double peak_flops;     // of the device in the compute type, measured
     int64_t data_tokens;
-    int64_t first_step;     // steps done before (resumed)
-    bool fresh;             // weights were initialised, not read
+    int64_t first_step; // steps done before (resumed)
+    bool fresh;         // weights were initialised, not read
 };
 
 struct gang_run_step {
@@ -116,7 +116,7 @@ struct gang_run_events {
 
 struct gang_run_result {
     int64_t steps_done;
-    bool stopped; // ended early because *stop was set
+    bool stopped;                                    // ended early because *stop was set
     double first_loss, last_loss, tokens_per_second; // of this call; medians over steps for the rate
     double predicted_bytes, peak_bytes;              // resident memory: said before, measured by the kernel
     char saved[512];                                 // directory of the last save
@@ -138,8 +138,9 @@ struct gang_state {
     int64_t seed, sequence_length, global_batch_tokens, data_tokens, data_checksum;
 };
 
-GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
-                                                   const char *tokenizer_path, int keep, char *saved, size_t saved_bytes);
+GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net,
+                                                   const struct gang_model *model, const char *tokenizer_path, int keep, char *saved,
+                                                   size_t saved_bytes);
 // The state of a save's directory; then its tensors.
 GANG_CHECK_RESULT enum gang_status gang_save_state(const char *dir, struct gang_state *out);
 GANG_CHECK_RESULT enum gang_status gang_save_load(const char *dir, struct gang_net *net, const struct gang_model *model);

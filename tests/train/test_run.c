@@ -33,7 +33,7 @@ static void test_job_defaults(void **state) {
     assert_int_equal(job.seed, 1);
     assert_int_equal(job.keep, 2);
     assert_int_equal(job.save_every, 0);
-    assert_int_equal(job.compute, GANG_COMPUTE_F32);
+    assert_int_equal(job.compute, gang_cpu_has_bf16() ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32);
     assert_int_equal(job.weights, GANG_WEIGHTS_AUTO);
     gang_arena_release(&arena);
 }
@@ -91,7 +91,8 @@ static void test_job_refuses_fields(void **state) {
         {"steps: 3\nthreads: 1\n", "refused.yaml:7: threads: given twice"},
         {"steps: 3\ntokens: 3\n", "give either steps or tokens"},
         {"", "give either steps or tokens"},
-        {"steps: 3\nmicro_batch: 3\nglobal_batch_tokens: 100\n", "global_batch_tokens 100 is not a multiple of micro_batch x sequence_length = 48: choose for example 96"},
+        {"steps: 3\nmicro_batch: 3\nglobal_batch_tokens: 100\n",
+         "global_batch_tokens 100 is not a multiple of micro_batch x sequence_length = 48: choose for example 96"},
         {"steps: 3\nmicro_batch: 3\nglobal_batch_tokens: 5\n", "choose for example 48"},
         {"steps: 100000000\n", "refused.yaml:6: steps: '100000000' is out of range"},
         {"tokens: 1125899906842624\nmicro_batch: 1\n", "tokens make 70368744177664 steps: expected at most 99999999"},
@@ -105,9 +106,11 @@ static void test_job_refuses_what_is_missing(void **state) {
     struct gang_arena arena;
     struct gang_job job;
     gang_arena_init(&arena);
-    assert_fails(GANG_ERR_INPUT, "bare.yaml: model: missing: this field is required", gang_job_read(scratch_text("bare.yaml", "steps: 1\n"), &arena, &job));
+    assert_fails(GANG_ERR_INPUT, "bare.yaml: model: missing: this field is required",
+                 gang_job_read(scratch_text("bare.yaml", "steps: 1\n"), &arena, &job));
     assert_fails(GANG_ERR_INPUT, "data: missing", gang_job_read(scratch_text("bare.yaml", "model: m\noutput: o\nsteps: 1\n"), &arena, &job));
-    assert_fails(GANG_ERR_INPUT, "data: the list is empty", gang_job_read(scratch_text("bare.yaml", "model: m\noutput: o\ndata: []\nsteps: 1\n"), &arena, &job));
+    assert_fails(GANG_ERR_INPUT, "data: the list is empty",
+                 gang_job_read(scratch_text("bare.yaml", "model: m\noutput: o\ndata: []\nsteps: 1\n"), &arena, &job));
     assert_fails(GANG_ERR_OS, "absent.yaml: cannot open: No such file", gang_job_read(scratch_path("absent.yaml"), &arena, &job));
     assert_fails(GANG_ERR_INPUT, "not a regular file", gang_job_read(scratch_dir, &arena, &job));
     gang_arena_release(&arena);
@@ -163,14 +166,14 @@ static void interrupt(const char *name, const char *lines) {
 
 static void test_resumed_equals_uninterrupted(void **state) {
     (void)state;
-    interrupt("f32-", "steps: 9\nmicro_batch: 4\nlearning_rate: 1e-2\n");
-    interrupt("accumulating-", "steps: 9\nmicro_batch: 2\nglobal_batch_tokens: 96\nlearning_rate: 1e-2\nwarmup_steps: 3\n");
+    interrupt("f32-", "steps: 9\nmicro_batch: 4\nlearning_rate: 1e-2\ncompute: f32\n");
+    interrupt("accumulating-", "steps: 9\nmicro_batch: 2\nglobal_batch_tokens: 96\nlearning_rate: 1e-2\nwarmup_steps: 3\ncompute: f32\n");
     interrupt("bf16-", "steps: 9\nmicro_batch: 2\nglobal_batch_tokens: 64\nlearning_rate: 1e-2\ncompute: bf16\n");
 }
 
 static void test_seed_and_compute_change_the_bits(void **state) {
     (void)state;
-    static const char *const lines[] = {"steps: 1\n", "steps: 1\nseed: 2\n", "steps: 1\ncompute: bf16\n"};
+    static const char *const lines[] = {"steps: 1\ncompute: f32\n", "steps: 1\ncompute: f32\nseed: 2\n", "steps: 1\ncompute: bf16\n"};
     double losses[3];
     for (int i = 0; i < 3; i++) {
         struct tiny_run run = {0};
@@ -187,7 +190,8 @@ static void test_reads_weights(void **state) {
     (void)state;
     struct tiny_run first = {0}, second = {0}, third = {0};
     assert_ok(tiny_train(tiny_job("taught", "steps: 20\nmicro_batch: 16\nlearning_rate: 1e-2\n"), false, &first));
-    const char *job = scratch_text("pupil.yaml", "model: taught/latest\ndata: text.txt\noutput: pupil\nsequence_length: 16\nsteps: 1\nlearning_rate: 0\n");
+    const char *job = scratch_text("pupil.yaml",
+                                   "model: taught/latest\ndata: text.txt\noutput: pupil\nsequence_length: 16\nsteps: 1\nlearning_rate: 0\n");
     assert_ok(tiny_train(job, false, &second));
     assert_false(second.fresh);
     if (!(second.result.first_loss < 3.5)) fail_msg("loss %g at the first step from trained weights", second.result.first_loss);
@@ -319,7 +323,8 @@ static void test_changed_job_is_refused(void **state) {
     assert_ok(tiny_train(tiny_job("changed", "steps: 4\nmicro_batch: 2\n"), false, &begun));
     refuse_change("steps: 4\nmicro_batch: 2\nseed: 9\n", "seed was 1 in the saved run and is 9 in the job");
     refuse_change("steps: 4\nmicro_batch: 4\n", "global_batch_tokens was 32 in the saved run and is 64");
-    const char *job = scratch_text("changed.yaml", "model: model.json\ndata: text.txt\noutput: changed\nsequence_length: 8\nmicro_batch: 4\nsteps: 4\n");
+    const char *job = scratch_text("changed.yaml",
+                                   "model: model.json\ndata: text.txt\noutput: changed\nsequence_length: 8\nmicro_batch: 4\nsteps: 4\n");
     assert_fails(GANG_ERR_INPUT, "sequence_length was 16 in the saved run and is 8", tiny_train(job, true, &run));
     scratch_text("short.txt", "As good a text as any other, but not the one that the run began with.");
     job = scratch_text("changed.yaml", "model: model.json\ndata: short.txt\noutput: changed\nsequence_length: 16\nmicro_batch: 2\nsteps: 4\n");
@@ -361,11 +366,13 @@ static void test_refused_before_the_start(void **state) {
     assert_non_null(strstr(gang_error(), "TiB ("));
     assert_non_null(strstr(gang_error(), "available: choose a smaller model, micro_batch or sequence_length"));
     // Sizes whose sum is beyond 64 bits.
-    const char *beyond = "{\"model_type\": \"llama\", \"vocab_size\": 4194304, \"hidden_size\": 131072, \"intermediate_size\": 1048576, \"head_dim\": 1024,"
-                         "\"num_hidden_layers\": 1024, \"num_attention_heads\": 4096, \"max_position_embeddings\": 1048576}";
+    const char *beyond =
+        "{\"model_type\": \"llama\", \"vocab_size\": 4194304, \"hidden_size\": 131072, \"intermediate_size\": 1048576, \"head_dim\": 1024,"
+        "\"num_hidden_layers\": 1024, \"num_attention_heads\": 4096, \"max_position_embeddings\": 1048576}";
     refuse_run(GANG_ERR_MEMORY, job_of_model(beyond, "steps: 1\nmicro_batch: 65536\nsequence_length: 1048576\n"), "the model does not fit");
     refuse_run(GANG_ERR_OS, tiny_job("never", "steps: 1\ntokenizer: absent.json\n"), "absent.json: cannot open");
-    refuse_run(GANG_ERR_INPUT, job_of_model(tiny_config, "steps: 1\nsequence_length: 65\n"), "sequence_length 65 is more than the model's max_position_embeddings 64");
+    refuse_run(GANG_ERR_INPUT, job_of_model(tiny_config, "steps: 1\nsequence_length: 65\n"),
+               "sequence_length 65 is more than the model's max_position_embeddings 64");
     const char *small = "{\"model_type\": \"llama\", \"vocab_size\": 255, \"hidden_size\": 16, \"intermediate_size\": 24, \"num_hidden_layers\": 1,"
                         "\"num_attention_heads\": 4}";
     refuse_run(GANG_ERR_INPUT, job_of_model(small, "steps: 1\n"), "vocab_size 255 is less than the tokenizer's 256 ids");

@@ -34,7 +34,8 @@ static void check_draws(double temperature, double top_p, const char *kept) {
     }
     for (int v = 0; v < V; v++) {
         double off = fabs(counts[v] - DRAWS * p[v]), allowed = 5 * sqrt(DRAWS * p[v] * (1 - p[v]));
-        if (off > allowed) fail_msg("temperature %g, top_p %g: token %d drawn %d times, expected %.0f", temperature, top_p, v, counts[v], DRAWS * p[v]);
+        if (off > allowed)
+            fail_msg("temperature %g, top_p %g: token %d drawn %d times, expected %.0f", temperature, top_p, v, counts[v], DRAWS * p[v]);
     }
 }
 
@@ -91,10 +92,8 @@ static void test_deterministic(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_greedy),
-        cmocka_unit_test(test_temperature),
-        cmocka_unit_test(test_top_p),
-        cmocka_unit_test(test_extreme_temperatures),
+        cmocka_unit_test(test_greedy),        cmocka_unit_test(test_temperature),
+        cmocka_unit_test(test_top_p),         cmocka_unit_test(test_extreme_temperatures),
         cmocka_unit_test(test_deterministic),
     };
     return cmocka_run_group_tests_name("sample", tests, NULL, NULL);

@@ -86,9 +86,9 @@ static int count_entries(const char *output, const char *ending) {
 
 static struct {
     int calls, fault_at, fault_errno;
-    bool for_good;       // every later call fails too
-    bool die;            // the process ends instead
-    long long room;      // bytes that still fit on the disk; -1: enough
+    bool for_good;  // every later call fails too
+    bool die;       // the process ends instead
+    long long room; // bytes that still fit on the disk; -1: enough
 } bad;
 
 static bool faulty(void) {
@@ -134,7 +134,8 @@ static ssize_t bad_write(int fd, const void *data, size_t bytes) {
 static void break_system(int fault_at, int fault_errno, long long room) {
     static struct gang_os os;
     os = gang_os_real;
-    os.open = bad_open, os.close = bad_close, os.write = bad_write, os.fsync = bad_fsync, os.rename = bad_rename, os.unlink = bad_unlink, os.mkdir = bad_mkdir;
+    os.open = bad_open, os.close = bad_close, os.write = bad_write, os.fsync = bad_fsync, os.rename = bad_rename, os.unlink = bad_unlink,
+    os.mkdir = bad_mkdir;
     memset(&bad, 0, sizeof bad);
     bad.fault_at = fault_at, bad.fault_errno = fault_errno, bad.room = room;
     gang_os = &os;
