@@ -85,7 +85,17 @@ static void print_commands(FILE *to) {
     fprintf(to, "\n'gangline COMMAND --help' tells more, with an example.\n");
 }
 
+// OpenMP's threads wait for each other by spinning, by default for so long that two programs on one machine all but stop
+// each other. A short spin is as fast on an idle machine and harmless on a shared one. The library reads its settings before
+// main, so the program starts itself once more; whoever has set them is left alone.
+static void start_with_short_spin(char **argv) {
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    setenv("GOMP_SPINCOUNT", "10000", 1);
+    execv("/proc/self/exe", argv); // where this fails, the default serves
+}
+
 int main(int argc, char **argv) {
+    start_with_short_spin(argv);
     gang_log_to(log_line);
     if (argc < 2) {
         print_commands(stderr);

@@ -126,7 +126,8 @@ static enum gang_status settle_state(struct run *r, const char *dir) {
                                    .sequence_length = job->sequence_length,
                                    .global_batch_tokens = job->global_batch_tokens,
                                    .data_tokens = gang_data_tokens(r->data),
-                                   .data_checksum = gang_data_checksum(r->data)};
+                                   .data_checksum = gang_data_checksum(r->data),
+                                   .compute_bits = job->compute == GANG_COMPUTE_BF16 ? 16 : 32};
     if (!dir) return GANG_OK;
     struct gang_state saved;
     enum gang_status status = gang_save_state(dir, &saved);
@@ -135,6 +136,7 @@ static enum gang_status settle_state(struct run *r, const char *dir) {
     if (!status) status = check_same(dir, "global_batch_tokens", saved.global_batch_tokens, r->state.global_batch_tokens);
     if (!status) status = check_same(dir, "the number of tokens of the data", saved.data_tokens, r->state.data_tokens);
     if (!status) status = check_same(dir, "the checksum of the data", saved.data_checksum, r->state.data_checksum);
+    if (!status) status = check_same(dir, "the compute type's number of bits", saved.compute_bits, r->state.compute_bits);
     if (status) return status;
     r->state = saved;
     r->first_step = r->last_saved = saved.step;
@@ -279,13 +281,17 @@ static enum gang_status save(struct run *r, struct gang_run_result *result) {
     return GANG_OK;
 }
 
-static enum gang_status record(struct run *r, const struct gang_run_step *s) {
+// A metrics file that cannot be written costs the metrics, not the run.
+static void record(struct run *r, const struct gang_run_step *s) {
+    if (!r->metrics) return;
     fprintf(r->metrics,
             "{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"learning_rate\": %.6g, \"seconds\": %.6f, \"tokens\": %lld, "
             "\"tokens_per_second\": %.1f, \"peak_fraction\": %.4f}\n",
             (long long)s->step, s->loss, s->gradient_norm, s->rate, s->seconds, (long long)s->tokens, s->tokens_per_second, s->peak_fraction);
-    if (fflush(r->metrics)) return gang_fail_os("%s/metrics.jsonl: cannot write", r->job->output);
-    return GANG_OK;
+    if (!fflush(r->metrics)) return;
+    gang_log(GANG_LOG_WARNING, "%s/metrics.jsonl: cannot write: %s: training goes on without it", r->job->output, strerror(errno));
+    fclose(r->metrics);
+    r->metrics = NULL;
 }
 
 static enum gang_status after_step(struct run *r, double began, double step_began, double loss, double gradient_norm, double rate,
@@ -312,7 +318,8 @@ static enum gang_status after_step(struct run *r, double began, double step_bega
             "step %lld: loss %g and gradient norm %g are not finite: the last save is kept as it was; lower learning_rate, or check the data",
             (long long)s.step, loss, gradient_norm);
     if (r->events->stepped) r->events->stepped(r->events->context, &s);
-    return record(r, &s);
+    record(r, &s);
+    return GANG_OK;
 }
 
 static enum gang_status loop(struct run *r, struct gang_run_result *result) {

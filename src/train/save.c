@@ -28,6 +28,7 @@ static const struct state_field state_fields[] = {
     {"global_batch_tokens", offsetof(struct gang_state, global_batch_tokens)},
     {"data_tokens", offsetof(struct gang_state, data_tokens)},
     {"data_checksum", offsetof(struct gang_state, data_checksum)},
+    {"compute_bits", offsetof(struct gang_state, compute_bits)},
 };
 enum { STATE_FIELDS = sizeof state_fields / sizeof *state_fields };
 

@@ -136,6 +136,7 @@ struct gang_state {
     int64_t step, tokens;
     // What must be the same for the run to go on as if it had not been interrupted.
     int64_t seed, sequence_length, global_batch_tokens, data_tokens, data_checksum;
+    int64_t compute_bits; // 32 or 16
 };
 
 GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net,
