@@ -82,6 +82,11 @@ test_usage_errors() {
     run 2 probe extra && one_error
 }
 
+test_documented_fields() {
+    run 0 train --fields
+    [ "$(grep '^|' "$repo/docs/job.md")" = "$(cat out)" ] || die "docs/job.md is not what train --fields prints"
+}
+
 test_missing_files() {
     run 1 train absent.yaml && one_error && says err "gangline: absent.yaml: cannot open: No such file or directory"
     run 1 train . && one_error && says err "not a regular file"

@@ -320,8 +320,10 @@ static void refuse_change(const char *lines, const char *words) {
 static void test_changed_job_is_refused(void **state) {
     (void)state;
     struct tiny_run begun = {.stop_at = 2}, run = {0};
-    assert_ok(tiny_train(tiny_job("changed", "steps: 4\nmicro_batch: 2\n"), false, &begun));
+    assert_ok(tiny_train(tiny_job("changed", "steps: 4\nmicro_batch: 2\ncompute: f32\n"), false, &begun));
     refuse_change("steps: 4\nmicro_batch: 2\nseed: 9\n", "seed was 1 in the saved run and is 9 in the job");
+    if (gang_cpu_has_bf16())
+        refuse_change("steps: 4\nmicro_batch: 2\ncompute: bf16\n", "the compute type's number of bits was 32 in the saved run and is 16");
     refuse_change("steps: 4\nmicro_batch: 4\n", "global_batch_tokens was 32 in the saved run and is 64");
     const char *job = scratch_text("changed.yaml",
                                    "model: model.json\ndata: text.txt\noutput: changed\nsequence_length: 8\nmicro_batch: 4\nsteps: 4\n");
@@ -338,7 +340,7 @@ static void test_changed_job_is_refused(void **state) {
     assert_fails(GANG_ERR_INPUT, "the checksum of the data was", tiny_train(job, true, &run));
     refuse_change("steps: 4\nmicro_batch: 2\nseed: 9\n", "seed was 1");
     // And back to what it was: it goes on.
-    assert_ok(tiny_train(tiny_job("changed", "steps: 4\nmicro_batch: 2\n"), true, &run));
+    assert_ok(tiny_train(tiny_job("changed", "steps: 4\nmicro_batch: 2\ncompute: f32\n"), true, &run));
     assert_int_equal(run.steps, 2);
 }
 
