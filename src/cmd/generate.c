@@ -159,5 +159,5 @@ const struct gang_command gang_command_generate = {
             "  --compute TYPE    f32, bf16, or auto: bf16 where the processor has it (auto)\n"
             "  --threads N       0: all cores this process may use (0)\n"
             "  --quiet           only what was generated\n\n"
-            "example: gangline generate run/demo \"In the beginning\" --tokens 200\n",
+            "example: gangline generate examples/demo/run \"In the beginning\" --tokens 200\n",
 };

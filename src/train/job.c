@@ -42,21 +42,10 @@ const struct gang_field gang_job_fields[] = {
 };
 const size_t gang_job_field_count = sizeof gang_job_fields / sizeof *gang_job_fields;
 
-// Relative to the job file's directory; a leading ../ takes a name off that directory, so that messages stay readable.
 static void resolve(struct gang_arena *arena, const char *job_path, char **path) {
-    const char *slash = strrchr(job_path, '/'), *rest = *path;
-    if (*rest == '/' || !slash) return;
-    int len = (int)(slash - job_path);
-    while (!strncmp(rest, "../", 3) && len > 0 && !(len >= 2 && !strncmp(job_path + len - 2, "..", 2)) && !(len == 1 && *job_path == '.')) {
-        while (len > 0 && job_path[len - 1] != '/') len--;
-        while (len > 1 && job_path[len - 1] == '/') len--;
-        rest += 3;
-        if (len == 0) {
-            *path = gang_arena_strdup(arena, rest);
-            return;
-        }
-    }
-    *path = gang_arena_printf(arena, "%.*s/%s", len, job_path, rest);
+    const char *slash = strrchr(job_path, '/');
+    if (**path == '/' || !slash) return;
+    *path = gang_arena_printf(arena, "%.*s/%s", (int)(slash - job_path), job_path, *path);
 }
 
 static enum gang_status settle_batch(const char *path, struct gang_job *job) {
