@@ -1,0 +1,455 @@
+// What a chunk of layers costs: a roofline per operator, exchanges by size and tier, memory by kind.
+//
+// Every operator of a layer is priced by itself: a product by gang_matmul_seconds, attention at the fused kernel's rate,
+// everything else (norms, residual, rotation, activation, casts) by the bytes it moves. A device's own figures come from
+// its kind; the constants below hold for all kinds and are named with where they come from.
+#include "plan/plan.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+// STREAM-like kernels reach 85 to 92 % of the data sheet's memory bandwidth on A100 and H100 (BabelStream's published tables).
+static const double memory_reach = 0.85;
+// Bus bandwidth of large NCCL all-reduces: 360 to 370 of 450 GB/s over NVSwitch, 44 to 46 of 50 GB/s over 400 Gbit/s NICs (nccl-tests).
+static const double fast_reach = 0.80, nic_reach = 0.88;
+// Seconds a hop adds to a ring inside the high-bandwidth domain, and that a kernel's start adds between two kernels of one queue.
+static const double fast_latency = 1.5e-6, kernel_gap = 1.5e-6;
+// Fraction of its speed that computing loses while an exchange runs beside it: NCCL's kernels hold 16 to 24 of 132 cores and bandwidth.
+static const double exchange_steals = 0.12;
+// Backward of fused attention makes the scores again: 5 products for the forward's 2 (FlashAttention-2, arXiv:2307.08691 section 3.1).
+static const double attention_backward = 2.5;
+
+enum { ELEMENT = 2 }; // bytes of an activation or a weight in use; f32: see element_of
+
+static double element_of(const struct gang_task *task) { return task->math == GANG_MATH_F32 ? 4 : ELEMENT; }
+
+double gang_time_sum(const struct gang_time *t) { return t->matmul + t->attention + t->vector + t->tensor + t->expert + t->context + t->gather; }
+
+// ---- Exchanges -----------------------------------------------------------------------------------------------------
+
+double gang_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency) {
+    return n < 2 ? 0 : (double)(n - 1) * (bytes / (double)n / bandwidth + latency);
+}
+double gang_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency) { return 2 * gang_ring_reduce_scatter(n, bytes, bandwidth, latency); }
+double gang_all_to_all(int64_t n, double bytes, double bandwidth, double latency) {
+    return n < 2 ? 0 : (double)(n - 1) / (double)n * bytes / bandwidth + latency;
+}
+
+// Bandwidth of one device into a group of `members` whose neighbours are `stride` devices apart: the fast network when all lie
+// in one domain; otherwise rings that leave the domain by the NICs of the members in it.
+struct tier {
+    double bandwidth, latency;
+    int64_t local; // members inside one fast domain
+};
+
+static struct tier tier_of(const struct gang_group *group, int64_t members, int64_t stride) {
+    struct tier tier = {.local = group->fast_domain / stride};
+    if (tier.local < 1) tier.local = 1;
+    if (tier.local > members) tier.local = members;
+    double fast = group->fast_bandwidth * fast_reach;
+    if (tier.local == members) {
+        tier.bandwidth = fast;
+        tier.latency = fast_latency;
+        return tier;
+    }
+    double nic = group->nic_bandwidth * nic_reach;
+    // Beyond a leaf switch, its uplinks are shared.
+    if (group->leaf_nodes && members * stride > group->leaf_nodes * group->devices) nic /= group->oversubscription;
+    tier.bandwidth = fmin(fast, nic * (double)tier.local);
+    tier.latency = group->nic_latency / (double)tier.local + fast_latency;
+    return tier;
+}
+
+// ---- Operators -----------------------------------------------------------------------------------------------------
+
+double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K) {
+    // Tiles that libraries choose from, with the share of the inner loop's speed each keeps.
+    static const struct {
+        double m, n, speed;
+    } tiles[] = {{128, 256, 1}, {128, 128, 0.92}, {64, 128, 0.75}};
+    double use = 1;
+    if (kind->cores) {
+        use = 0;
+        for (int i = 0; i < 3; i++) {
+            double rows = ceil(M / tiles[i].m), columns = ceil(N / tiles[i].n), count = rows * columns;
+            double waves = ceil(count / (double)kind->cores) * (double)kind->cores;
+            double whole = M * N / (waves * tiles[i].m * tiles[i].n);
+            use = fmax(use, whole * tiles[i].speed);
+        }
+    }
+    double bytes = (math == GANG_MATH_F32 ? 4 : math == GANG_MATH_F8 ? 1 : 2) * (M * K + N * K) + (math == GANG_MATH_F32 ? 4 : 2) * M * N;
+    double compute = 2 * M * N * K / (kind->peak[math] * kind->reach[math] * use);
+    return fmax(compute, bytes / (kind->memory_bandwidth * memory_reach)) + kernel_gap;
+}
+
+// All that pricing a layer needs, worked out once.
+struct pricing {
+    const struct gang_task *task;
+    const struct gang_layout *l;
+    const struct gang_group *group;
+    const struct gang_kind *kind;
+    double M, element, memory; // tokens on one device; bytes of an element; bytes/s
+    double stream;             // the part of the residual stream a device holds: 1 or 1 / tp
+};
+
+static struct pricing pricing_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group) {
+    return (struct pricing){.task = task,
+                            .l = l,
+                            .group = group,
+                            .kind = group->kind,
+                            .M = (double)l->micro_batch * (double)task->sequence_length / l->cp,
+                            .element = element_of(task),
+                            .memory = group->kind->memory_bandwidth * memory_reach,
+                            .stream = l->sequence_parallel ? 1.0 / l->tp : 1.0};
+}
+
+// A product that is cut by tensor parallelism, and by expert parallelism its rows: forward, and the two of backward.
+static void price_matrix(const struct pricing *p, const struct gang_matrix *m, struct gang_chunk_cost *out) {
+    double N = (double)m->out, K = (double)m->in, rows = p->M * (double)m->active, copies = 1;
+    if (m->cut == GANG_CUT_OUT) N /= p->l->tp;
+    if (m->cut == GANG_CUT_IN) K /= p->l->tp;
+    if (m->expert) { // a grouped product: each expert here sees its part of the rows
+        copies = (double)m->stored / p->l->ep;
+        rows /= copies;
+    }
+    out->forward.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, rows, N, K);
+    out->input.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, rows, K, N);
+    out->weight.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, N, K, rows);
+    if (p->task->math == GANG_MATH_F8) {
+        // Casts: each operand is read in two bytes and written in one, twice (as it is and transposed).
+        out->forward.vector += copies * rows * K * 4 / p->memory;
+        out->input.vector += copies * rows * N * 4 / p->memory;
+    }
+}
+
+static void price_attention(const struct pricing *p, struct gang_chunk_cost *out) {
+    const struct gang_shape *s = &p->task->shape;
+    enum gang_math math = p->task->math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
+    // The causal half of 2 T (qk_dim + v_dim) per head and token.
+    double flops = p->M * (double)p->task->sequence_length * (double)(s->heads * (s->qk_dim + s->v_dim)) / p->l->tp;
+    double seconds = flops / (p->kind->peak[math] * p->kind->attention_reach) + kernel_gap;
+    out->forward.attention += seconds;
+    out->input.attention += attention_backward * seconds;
+    if (p->l->cp > 1) { // keys and values go round a ring behind the blocks already there
+        double bytes = p->M * (double)(s->kv_heads * (s->qk_dim + s->v_dim)) / p->l->tp * p->element;
+        struct tier tier = tier_of(p->group, p->l->cp, p->l->tp);
+        double ring = (p->l->cp - 1) * (bytes / tier.bandwidth + tier.latency);
+        out->forward.context += fmax(0, ring - seconds * (p->l->cp - 1) / p->l->cp);
+        out->input.context += fmax(0, 2 * ring - attention_backward * seconds * (p->l->cp - 1) / p->l->cp);
+    }
+}
+
+// Bytes a token moves in norms, residual additions, rotation and the feed-forward activation of one layer's forward pass.
+static double vector_bytes(const struct pricing *p, bool moe) {
+    const struct gang_shape *s = &p->task->shape;
+    double tp = p->l->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
+    double norms = 2 * (2 * C + 3 * C) * p->stream; // read and write; the addition reads two and writes one
+    double rotation = s->positions ? 0 : 2 * (double)((s->heads + s->kv_heads) * s->qk_dim) / tp;
+    double activation = (s->gated ? 3 : 2) * F / tp;
+    double routing = moe ? 4 * C * (double)s->experts_per_token * p->stream : 0; // permute there and back
+    return p->element * (norms + rotation + activation + routing);
+}
+
+// An exchange beside products of `seconds`: whole before or after them, or in tp pieces behind them.
+static double exposed(const struct pricing *p, double exchange, double seconds) {
+    if (!p->l->tp_overlap) return exchange;
+    double piece = fmin(exchange, seconds) / p->l->tp;
+    return fmax(exchange - seconds * (1 - exchange_steals), 0) + piece + fmin(exchange, seconds) * exchange_steals;
+}
+
+static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
+    const struct gang_shape *s = &p->task->shape;
+    const struct gang_layout *l = p->l;
+    if (l->tp > 1) {
+        struct tier tier = tier_of(p->group, l->tp, 1);
+        double bytes = p->M * (double)s->hidden * p->element;
+        double both = 2 * gang_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency); // attention and feed-forward
+        out->forward.tensor += exposed(p, both, out->forward.matmul);
+        out->input.tensor += exposed(p, both, out->input.matmul);
+        // With sequence parallelism the inputs are gathered once more for the weights' gradients, behind the input's product.
+        if (l->sequence_parallel) out->weight.tensor += fmax(0, both / 2 - out->weight.matmul);
+    }
+    if (moe && l->ep > 1) {
+        struct tier tier = tier_of(p->group, l->ep, l->tp * l->cp);
+        double bytes = p->M * (double)(s->experts_per_token * s->hidden) * p->element * p->stream;
+        // No ring here: what leaves the domain leaves by the device's own NIC.
+        double away = (double)(l->ep - tier.local) / l->ep * bytes / (p->group->nic_bandwidth * nic_reach);
+        double near = (double)(tier.local - 1) / l->ep * bytes / (p->group->fast_bandwidth * fast_reach);
+        double both = 2 * (fmax(away, near) + tier.latency * (double)(l->ep - 1));
+        out->forward.expert += both;
+        out->input.expert += both;
+    }
+}
+
+// ---- Memory and parameters -----------------------------------------------------------------------------------------
+
+static double parameters_on_device(const struct pricing *p, bool moe, double *expert) {
+    struct gang_matrix matrices[GANG_MAX_MATRICES];
+    int n = gang_shape_matrices(&p->task->shape, moe, matrices);
+    double sum = 2 * (double)p->task->shape.hidden;
+    *expert = 0;
+    for (int i = 0; i < n; i++) {
+        double count = (double)(matrices[i].stored * matrices[i].out) * (double)matrices[i].in / (matrices[i].cut == GANG_CUT_NONE ? 1 : p->l->tp);
+        if (matrices[i].expert)
+            *expert += count / p->l->ep;
+        else
+            sum += count;
+    }
+    return sum;
+}
+
+// Bytes one layer keeps for the backward pass; fused attention keeps one number a row and head. Korthikanti et al. 2022
+// (arXiv:2205.05198) count the same tensors without dropout, with unfused attention beside them.
+static double kept_bytes(const struct pricing *p, bool moe) {
+    const struct gang_shape *s = &p->task->shape;
+    double tp = p->l->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
+    double stream = C * p->element * p->stream; // one tensor of the residual stream
+    if (p->l->recompute == GANG_RECOMPUTE_FULL) return p->M * stream;
+    double heads = (double)(s->heads * (s->qk_dim + s->v_dim) + s->kv_heads * (s->qk_dim + s->v_dim)) / tp * p->element;
+    double sums = 4.0 * (double)s->heads / tp;
+    double up = (s->gated ? 2 : 1) * F / tp * p->element, down = F / tp * p->element;
+    double routed = moe ? C * (double)s->experts_per_token * p->element * p->stream : 0;
+    double again = 2 * stream + down; // norms' results and the activation's: made again when selective
+    return p->M * (2 * stream + heads + sums + up + routed + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
+}
+
+// ---- A layer, the ends, a chunk ------------------------------------------------------------------------------------
+
+static void scale_time(struct gang_time *to, const struct gang_time *from, double by) {
+    double *a = (double *)to;
+    const double *b = (const double *)from;
+    for (size_t i = 0; i < sizeof *to / sizeof *a; i++) a[i] += by * b[i];
+}
+
+// ZeRO-3: the layer's weights are gathered for the forward pass and again for the backward, its gradients reduced there, beside the
+// neighbours' computing. What is longer than the computing shows; what is hidden still steals from it.
+static void price_sharding(const struct pricing *p, double parameters, struct gang_chunk_cost *layer) {
+    const struct gang_layout *l = p->l;
+    if (l->zero < 3 || l->dp < 2) return;
+    struct tier tier = tier_of(p->group, l->dp, (int64_t)l->tp * l->cp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1));
+    double gather = gang_ring_reduce_scatter(l->dp, parameters * ELEMENT, tier.bandwidth, tier.latency / 8); // rings are cut into trees: few hops
+    double forward = gang_time_sum(&layer->forward), backward = gang_time_sum(&layer->input) + gang_time_sum(&layer->weight);
+    layer->forward.gather += fmax(gather * exchange_steals, gather - forward);
+    layer->input.gather += fmax(2 * gather * exchange_steals, 2 * gather - backward);
+}
+
+static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
+    struct gang_matrix matrices[GANG_MAX_MATRICES];
+    int n = gang_shape_matrices(&p->task->shape, moe, matrices);
+    double expert = 0;
+    *out = (struct gang_chunk_cost){.layers = 1};
+    for (int i = 0; i < n; i++) price_matrix(p, &matrices[i], out);
+    price_attention(p, out);
+    double vector = p->M * vector_bytes(p, moe) / p->memory + 6 * kernel_gap;
+    out->forward.vector += vector;
+    out->input.vector += 2 * vector; // reads what the forward wrote, and its gradient
+    price_exchanges(p, moe, out);
+    struct gang_time forward = out->forward;
+    if (p->l->recompute == GANG_RECOMPUTE_SELECTIVE) out->input.vector += vector;
+    if (p->l->recompute == GANG_RECOMPUTE_FULL) scale_time(&out->input, &forward, 1);
+    out->parameters = parameters_on_device(p, moe, &expert) + expert;
+    out->expert_parameters = expert;
+    out->activation_bytes = kept_bytes(p, moe);
+    price_sharding(p, out->parameters, out);
+}
+
+// The head and the loss on the last chunk, the embedding on the first.
+static void price_ends(const struct pricing *p, int chunk, struct gang_chunk_cost *out) {
+    const struct gang_shape *s = &p->task->shape;
+    double C = (double)s->hidden, V = (double)s->vocab / p->l->tp;
+    bool first = chunk == 0, last = chunk == p->l->layer_count - 1;
+    if (first) {
+        double bytes = p->M * C * p->element * p->stream;
+        out->forward.vector += 2 * bytes / p->memory;
+        out->weight.vector += 3 * bytes / p->memory;
+        out->parameters += V * C + (double)s->positions * C;
+    }
+    if (!last) return;
+    struct gang_chunk_cost head = {0};
+    enum gang_math math = p->task->math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
+    head.forward.matmul = gang_matmul_seconds(p->kind, math, p->M, V, C);
+    head.input.matmul = gang_matmul_seconds(p->kind, math, p->M, C, V);
+    head.weight.matmul = gang_matmul_seconds(p->kind, math, V, C, p->M);
+    head.forward.vector = p->M * V * (2 + 4 + 4) / p->memory; // logits written, read for the sum in f32, kept
+    head.input.vector = p->M * V * (4 + 2) / p->memory;
+    if (p->l->tp > 1) {
+        struct tier tier = tier_of(p->group, p->l->tp, 1);
+        double both = gang_ring_all_reduce(p->l->tp, p->M * C * p->element, tier.bandwidth, tier.latency);
+        head.forward.tensor = both / 2;
+        head.input.tensor = both / 2;
+    }
+    scale_time(&out->forward, &head.forward, 1);
+    scale_time(&out->input, &head.input, 1);
+    scale_time(&out->weight, &head.weight, 1);
+    out->parameters += C + (s->tied && first ? 0 : V * C); // a tied head on another stage is a copy
+    out->activation_bytes += p->M * C * p->element * p->stream + p->M * V * 4;
+}
+
+// Bytes of weights, gradients and optimizer on one device: mixed precision keeps 2 + 4 + 12 a parameter (ZeRO,
+// arXiv:1910.02054, with gradients summed in f32), f32 keeps 4 + 4 + 8.
+static void weigh(const struct pricing *p, struct gang_chunk_cost *out) {
+    bool mixed = p->task->math != GANG_MATH_F32;
+    int zero = p->l->zero;
+    // An expert's copies are fewer by ep, and so are those that share its state.
+    double width = (double)p->l->dp * p->l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * p->l->ep / width;
+    out->parameter_bytes = (zero >= 3 ? sharded : out->parameters) * (mixed ? 2 : 4);
+    out->gradient_bytes = (zero >= 2 ? sharded : out->parameters) * 4;
+    out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
+}
+
+void gang_chunk_price(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, int chunk, struct gang_chunk_cost *out) {
+    struct pricing p = pricing_of(task, l, group);
+    struct gang_chunk_cost kinds[2];
+    int64_t first = 0, counts[2] = {0, 0};
+    for (int c = 0; c < chunk; c++) first += l->layers[c];
+    for (int64_t i = first; i < first + l->layers[chunk]; i++) counts[gang_shape_is_moe(&task->shape, i)]++;
+    *out = (struct gang_chunk_cost){.layers = l->layers[chunk]};
+    for (int k = 0; k < 2; k++) {
+        if (!counts[k]) continue;
+        price_layer(&p, k == 1, &kinds[k]);
+        double n = (double)counts[k];
+        scale_time(&out->forward, &kinds[k].forward, n);
+        scale_time(&out->input, &kinds[k].input, n);
+        scale_time(&out->weight, &kinds[k].weight, n);
+        out->parameters += n * kinds[k].parameters;
+        out->expert_parameters += n * kinds[k].expert_parameters;
+        out->activation_bytes += n * kinds[k].activation_bytes;
+    }
+    price_ends(&p, chunk, out);
+    weigh(&p, out);
+}
+
+// ---- Exchanges of gradients and weights ----------------------------------------------------------------------------
+
+// Whether the replicas of a stage lie in more than one site, and how many of them each link's far side counts.
+static int sites_of(const struct gang_pool *pool, const struct gang_placement *placement, int stage, int64_t members[GANG_MAX_SITES]) {
+    int sites = 0;
+    memset(members, 0, GANG_MAX_SITES * sizeof *members);
+    for (int c = 0; c < placement->class_count; c++) {
+        int site = pool->groups[placement->classes[c].groups[stage]]->site;
+        sites += members[site] == 0;
+        members[site] += placement->classes[c].replicas;
+    }
+    return sites;
+}
+
+// One direction of a hierarchical exchange: scatter inside each site, the shards once around over the long links, gather.
+// `bytes`: of one member's device. Over a link goes, for every device of a cell, its whole buffer once per neighbour on the ring of sites.
+static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int stage, double bytes,
+                           int passes, struct gang_exchange *out) {
+    int64_t members[GANG_MAX_SITES], n = (int64_t)l->dp * l->cp, stride = (int64_t)l->tp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1);
+    int sites = sites_of(pool, placement, stage, members);
+    *out = (struct gang_exchange){.bytes = bytes};
+    if (n < 2 || bytes <= 0) return;
+    double slowest = INFINITY;
+    for (int c = 0; c < placement->class_count; c++) {
+        const struct gang_group *group = pool->groups[placement->classes[c].groups[stage]];
+        int64_t here = members[group->site] * l->cp;
+        struct tier tier = tier_of(group, here, stride);
+        slowest = fmin(slowest, tier.bandwidth);
+        // Trees over nodes: hops grow with the logarithm (NCCL).
+        out->latency = fmax(out->latency, tier.latency * (double)(tier.local - 1) + 2 * group->nic_latency * log2((double)here / (double)tier.local));
+        if (here > tier.local) out->nic_bytes = fmax(out->nic_bytes, passes * bytes * (double)(here - 1) / (double)here / (double)tier.local);
+    }
+    out->fast_seconds = passes * bytes * (double)(n - 1) / (double)n / slowest + out->latency;
+    if (sites < 2) return;
+    // Sites on a line in the file's order; each crossing carries the site's sum once in each direction.
+    double all = bytes * (double)(l->tp), delay = 0;
+    for (int s = 0, before = -1; s < pool->sites.count; s++) {
+        if (!members[s]) continue;
+        if (before >= 0) {
+            const struct gang_route *route = gang_pool_route(pool, before, s);
+            for (int i = 0; i < route->count; i++) out->link_bytes[route->links[i]] += passes / 2.0 * all;
+            delay += route->delay;
+        }
+        before = s;
+    }
+    out->latency += passes * delay;
+    out->fast_seconds += passes * delay;
+}
+
+void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
+                         const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather) {
+    int stage = chunk % l->pp;
+    bool sharded_weights = l->zero >= 3 && (int64_t)l->dp * l->cp > 1;
+    *reduce = *gather = (struct gang_exchange){0};
+    if (sharded_weights) return; // priced layer by layer, in every micro-batch
+    exchange_price(pool, l, placement, stage, cost->parameters * 4, l->zero ? 1 : 2, reduce);
+    if (l->zero) exchange_price(pool, l, placement, stage, cost->parameters * ELEMENT, 1, gather);
+}
+
+void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index, int from_stage,
+                      int to_stage, struct gang_hop *out) {
+    const int *groups = placement->classes[class_index].groups;
+    const struct gang_group *from = pool->groups[groups[from_stage]], *to = pool->groups[groups[to_stage]];
+    int64_t g = placement->cell_devices, apart = l->place == GANG_PLACE_STAGES ? (int64_t)l->dp * g : g;
+    int distance = from_stage < to_stage ? to_stage - from_stage : from_stage - to_stage;
+    *out = (struct gang_hop){.route = gang_pool_route(pool, from->site, to->site)};
+    out->fast = groups[from_stage] == groups[to_stage] && (distance * apart + g) <= from->fast_domain;
+    double lanes = (double)g; // every device of the cell sends its part
+    if (out->fast) {
+        out->bandwidth = lanes * from->fast_bandwidth * fast_reach;
+        out->delay = fast_latency;
+        return;
+    }
+    out->bandwidth = lanes * fmin(from->nic_bandwidth, to->nic_bandwidth) * nic_reach;
+    out->delay = fmax(from->nic_latency, to->nic_latency) + out->route->delay;
+}
+
+// ---- All of it -----------------------------------------------------------------------------------------------------
+
+static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class, int c, int s,
+                       struct gang_costs *out) {
+    const struct gang_group *group = pool->groups[class->groups[s]];
+    double optimizer = 0, fixed = 0, state = 0;
+    for (int chunk = s; chunk < out->chunks; chunk += l->pp) {
+        struct gang_chunk_cost *cost = &out->chunk[c * out->chunks + chunk];
+        gang_chunk_price(task, l, group, chunk, cost);
+        fixed += cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes;
+        state += cost->optimizer_bytes;
+    }
+    // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
+    // for each of which the state takes 12 (8 in f32).
+    optimizer = state / (task->math == GANG_MATH_F32 ? 8 : 12) * 30 / (group->kind->memory_bandwidth * memory_reach) + 20 * kernel_gap;
+    out->optimizer_seconds[c * out->stages + s] = optimizer;
+    out->fixed_bytes[c * out->stages + s] = fixed;
+    out->device_bytes[c * out->stages + s] = group->kind->memory_bytes;
+}
+
+void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
+                     struct gang_arena *arena, struct gang_costs *out) {
+    *out = (struct gang_costs){.classes = placement->class_count, .chunks = l->layer_count, .stages = l->pp};
+    size_t cells = (size_t)out->classes * (size_t)out->stages;
+    out->chunk = gang_arena_alloc(arena, (size_t)out->classes * (size_t)out->chunks * sizeof *out->chunk);
+    out->reduce = gang_arena_alloc(arena, (size_t)out->chunks * sizeof *out->reduce);
+    out->gather = gang_arena_alloc(arena, (size_t)out->chunks * sizeof *out->gather);
+    out->optimizer_seconds = gang_arena_alloc(arena, cells * sizeof(double));
+    out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
+    out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
+    out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
+    for (int c = 0; c < out->classes; c++)
+        for (int s = 0; s < out->stages; s++) fill_stage(task, pool, l, &placement->classes[c], c, s, out);
+    for (int chunk = 0; chunk < out->chunks; chunk++)
+        gang_chunk_exchange(pool, l, placement, chunk, gang_costs_chunk(out, 0, chunk), &out->reduce[chunk], &out->gather[chunk]);
+}
+
+void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_costs *costs, int class_index, int stage,
+                    double activation_bytes, struct gang_memory_use *out) {
+    *out = (struct gang_memory_use){.activations = activation_bytes, .limit = costs->device_bytes[class_index * costs->stages + stage]};
+    double largest = 0;
+    for (int chunk = stage; chunk < costs->chunks; chunk += costs->stages) {
+        const struct gang_chunk_cost *cost = gang_costs_chunk(costs, class_index, chunk);
+        out->weights += cost->parameter_bytes;
+        out->gradients += cost->gradient_bytes;
+        out->optimizer += cost->optimizer_bytes;
+        if (cost->layers) largest = fmax(largest, cost->parameters / cost->layers);
+    }
+    // Working space: one layer's tensors at their widest, messages under way, the weights of two layers where they are gathered.
+    double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, F = (double)task->shape.ffn;
+    out->buffers = tokens * element_of(task) * (4 * (double)task->shape.hidden + 3 * F / l->tp);
+    if (l->pp > 1) out->buffers += 4 * costs->message_bytes / l->tp / l->cp;
+    if (l->zero >= 3) out->buffers += 2 * largest * ELEMENT;
+    if (l->recompute == GANG_RECOMPUTE_FULL) out->buffers += tokens * element_of(task) * 4 * F / l->tp;
+    out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
+}

@@ -1,0 +1,49 @@
+// From a layout to an answer: the whole way once.
+#include "study/study.h"
+
+const double gang_memory_margin = 0.05;
+
+static void measure_memory(const struct gang_task *task, struct gang_arena *arena, struct gang_answer *out) {
+    int stages = out->layout.pp;
+    out->memory = gang_arena_alloc(arena, (size_t)(out->costs.classes * stages) * sizeof *out->memory);
+    for (int c = 0; c < out->costs.classes; c++)
+        for (int s = 0; s < stages; s++) {
+            struct gang_memory_use *use = &out->memory[c * stages + s];
+            gang_memory_of(task, &out->layout, &out->costs, c, s, out->sim.rank[c * stages + s].peak_activation_bytes, use);
+            double share = use->total / (use->limit * (1 - gang_memory_margin));
+            if (share > out->memory_used) out->memory_used = share, out->tightest_class = c, out->tightest_stage = s;
+        }
+}
+
+static enum gang_status check_memory(const struct gang_answer *out) {
+    char need[GANG_HUMAN_BYTES], has[GANG_HUMAN_BYTES], weights[GANG_HUMAN_BYTES], kept[GANG_HUMAN_BYTES];
+    const struct gang_memory_use *use = &out->memory[out->tightest_class * out->layout.pp + out->tightest_stage];
+    if (out->memory_used <= 1) return GANG_OK;
+    return gang_fail(GANG_ERR_MEMORY,
+                     "layout: needs %s on stage %d (weights, gradients and optimizer %s, activations %s), device has %s and %.0f %% of it stays free: "
+                     "more stages or tensor parallelism, recompute=full, a smaller mb or a higher zero need less",
+                     gang_human_bytes(use->total, need), out->tightest_stage, gang_human_bytes(use->weights + use->gradients + use->optimizer, weights),
+                     gang_human_bytes(use->activations, kept), gang_human_bytes(use->limit, has), 100 * gang_memory_margin);
+}
+
+enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, int flags,
+                               struct gang_arena *arena, struct gang_answer *out) {
+    *out = (struct gang_answer){.layout = *layout};
+    enum gang_status status = gang_layout_place(task, pool, &out->layout, arena, &out->placement);
+    if (status) return status;
+    gang_costs_fill(task, pool, &out->layout, &out->placement, arena, &out->costs);
+    status = gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, true, arena, &out->program, &out->schedule);
+    if (!status) status = gang_program_verify(&out->program, &out->costs, arena, &out->facts);
+    if (status) return status;
+    const struct gang_sim_input input = {.pool = pool,
+                                         .layout = &out->layout,
+                                         .placement = &out->placement,
+                                         .costs = &out->costs,
+                                         .program = &out->program,
+                                         .spans = flags & GANG_EVALUATE_SPANS};
+    status = gang_sim_run(&input, arena, &out->sim);
+    if (status) return status;
+    gang_sim_summarise(&input, task, &out->sim, &out->summary);
+    measure_memory(task, arena, out);
+    return flags & GANG_EVALUATE_ANY_MEMORY ? GANG_OK : check_memory(out);
+}

@@ -1,0 +1,30 @@
+#!/bin/sh
+# The planner's examples and its refusals, from the outside.
+set -u
+cd "$(dirname "$0")/../.."
+bad=0
+ok() { echo "[       OK ] $1"; }
+failed() { echo "[  FAILED  ] test_$1"; bad=1; }
+# run NAME ARGUMENTS...: must succeed and print a step.
+run() {
+    name=$1; shift
+    out=$("$GANGLINE" "$@" --json 2>&1) && echo "$out" | grep -q '"step_seconds": [0-9]' && ok "$name" || { echo "$out"; failed "$name"; }
+}
+# refuse NAME WORDS ARGUMENTS...: exit status 1 and these words.
+refuse() {
+    name=$1 words=$2; shift 2
+    out=$("$GANGLINE" "$@" 2>&1)
+    [ $? = 1 ] && echo "$out" | grep -qF "$words" && ok "$name" || { echo "$out"; failed "$name"; }
+}
+e=examples/plan
+run simulate_laptops simulate $e/laptops.yaml --layout pp=2,zero=0
+run simulate_node8 simulate $e/node8.yaml --layout tp=2,pp=4,mb=1 --timeline
+run simulate_mixed simulate $e/mixed.yaml --layout tp=8,pp=2,mb=2,layers=13/19
+run simulate_cities300 simulate $e/cities300.yaml --layout tp=8,pp=8
+run simulate_cities500 simulate $e/cities500.yaml --layout tp=8,pp=16
+run simulate_llama405 simulate $e/llama405.yaml --layout tp=8,pp=16,dp=128,mb=1
+run simulate_deepseek simulate $e/deepseek.yaml --layout pp=16,ep=64,recompute=full
+refuse simulate_too_big "needs " simulate $e/cities500.yaml --layout tp=2,pp=2
+refuse simulate_no_division "does not divide" simulate $e/node8.yaml --layout tp=3
+refuse simulate_no_cluster "nowhere.yaml" simulate $e/node8.yaml --cluster nowhere.yaml
+[ $bad = 0 ]
