@@ -226,6 +226,21 @@ GANG_CHECK_RESULT enum gang_status gang_yaml_bind(const char *path, const struct
 GANG_CHECK_RESULT enum gang_status gang_yaml_bind_nested(const char *path, const struct gang_buffer *text, const struct gang_schema *schema, void *out,
                                                          struct gang_arena *arena);
 
+// ---- CSV -----------------------------------------------------------------------------------------------------------
+
+// A table with a header line (RFC 4180: quotes, doubled quotes inside, line ends in quotes). Every row has as many fields as
+// the header; text lives in the arena.
+struct gang_csv {
+    int columns, rows;
+    char **names;  // [columns]
+    char **cells;  // [rows, columns]
+    int *lines;    // [rows] where each begins
+};
+// GANG_ERR_INPUT names file and line of what is no table; at most 64 columns and `max_bytes`.
+GANG_CHECK_RESULT enum gang_status gang_csv_read(const char *path, size_t max_bytes, struct gang_arena *arena, struct gang_csv *out);
+// The cell of the column of this name; NULL without such a column.
+const char *gang_csv_cell(const struct gang_csv *table, int row, const char *column);
+
 // ---- JSON ----------------------------------------------------------------------------------------------------------
 
 // Reads a JSON file of at most `max_bytes` (jansson value, caller decrefs). Errors carry file, line and column.

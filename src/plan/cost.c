@@ -20,7 +20,12 @@ static const double exchange_steals = 0.12;
 // Backward of fused attention makes the scores again: 5 products for the forward's 2 (FlashAttention-2, arXiv:2307.08691 section 3.1).
 static const double attention_backward = 2.5;
 
+// The first generation of fused attention reaches 25 to 40 % of A100's peak where the second reaches 50 to 73 % (same paper, abstract).
+static const double first_generation = 0.53;
+
 enum { ELEMENT = 2 }; // bytes of an activation or a weight in use; f32: see element_of
+
+static double gradient_element(const struct gang_layout *l) { return l->gradients == GANG_GRADIENTS_BF16 ? 2 : 4; }
 
 static double element_of(const struct gang_task *task) { return task->math == GANG_MATH_F32 ? 4 : ELEMENT; }
 
@@ -128,7 +133,17 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
     enum gang_math math = p->task->math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
     // The causal half of 2 T (qk_dim + v_dim) per head and token.
     double flops = p->M * (double)p->task->sequence_length * (double)(s->heads * (s->qk_dim + s->v_dim)) / p->l->tp;
-    double seconds = flops / (p->kind->peak[math] * p->kind->attention_reach) + kernel_gap;
+    double rate = p->kind->peak[math] * p->kind->attention_reach * (p->l->attention == GANG_ATTENTION_FIRST ? first_generation : 1);
+    double seconds = flops / rate + kernel_gap;
+    if (p->l->attention == GANG_ATTENTION_UNFUSED) {
+        // Two batched products over the whole square, and its scores through memory: written, read and written by softmax and by dropout,
+        // read again: 13 bytes in two-byte numbers.
+        double scores = p->M * (double)p->task->sequence_length * (double)s->heads / p->l->tp;
+        seconds = 2 * flops / (p->kind->peak[math] * p->kind->reach[math]) + 6.5 * p->element * scores / p->memory + 4 * kernel_gap;
+        out->forward.attention += seconds;
+        out->input.attention += 2 * seconds + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? seconds : 0);
+        return;
+    }
     out->forward.attention += seconds;
     out->input.attention += attention_backward * seconds;
     if (p->l->cp > 1) { // keys and values go round a ring behind the blocks already there
@@ -147,6 +162,15 @@ static double vector_bytes(const struct pricing *p, bool moe) {
     double norms = 2 * (2 * C + 3 * C) * p->stream; // read and write; the addition reads two and writes one
     double rotation = s->positions ? 0 : 2 * (double)((s->heads + s->kv_heads) * s->qk_dim) / tp;
     double activation = (s->gated ? 3 : 2) * F / tp;
+    if (!p->l->fused) {
+        // Norms go through f32 and back (8 bytes more an element than the 4 of one pass), every product's result is read and written
+        // once more for its bias or its new order, the residual addition is a pass of its own.
+        double results = (double)(s->heads * s->qk_dim + s->kv_heads * (s->qk_dim + s->v_dim)) / tp + (s->gated ? 2 : 1) * F / tp + 2 * C * p->stream;
+        norms = 2 * (2 * C + 4 * C + 3 * C) * p->stream;
+        activation += s->gated ? 2 * F / tp : 0;
+        rotation *= 3;
+        norms += 2 * results + 2 * (double)(s->heads * (s->qk_dim + s->v_dim)) / tp;
+    }
     double routing = moe ? 4 * C * (double)s->experts_per_token * p->stream : 0; // permute there and back
     return p->element * (norms + rotation + activation + routing);
 }
@@ -211,6 +235,9 @@ static double kept_bytes(const struct pricing *p, bool moe) {
     double up = (s->gated ? 2 : 1) * F / tp * p->element, down = F / tp * p->element;
     double routed = moe ? C * (double)s->experts_per_token * p->element * p->stream : 0;
     double again = 2 * stream + down; // norms' results and the activation's: made again when selective
+    if (p->l->attention == GANG_ATTENTION_UNFUSED && p->l->recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
+        sums += (2 * p->element + 1) * (double)p->task->sequence_length * (double)s->heads / tp;
+    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * (2 * stream + (heads + up) / 2 + sums + routed);
     return p->M * (2 * stream + heads + sums + up + routed + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
 }
 
@@ -228,10 +255,12 @@ static void price_sharding(const struct pricing *p, double parameters, struct ga
     const struct gang_layout *l = p->l;
     if (l->zero < 3 || l->dp < 2) return;
     struct tier tier = tier_of(p->group, l->dp, (int64_t)l->tp * l->cp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1));
-    double gather = gang_ring_reduce_scatter(l->dp, parameters * ELEMENT, tier.bandwidth, tier.latency / 8); // rings are cut into trees: few hops
+    // Hops of a ring inside a node, of a tree between nodes.
+    double hops = tier.latency * ((double)tier.local + 2 * log2((double)l->dp / (double)tier.local)), part = (double)(l->dp - 1) / l->dp;
+    double gather = part * parameters * ELEMENT / tier.bandwidth + hops, reduce = part * parameters * gradient_element(l) / tier.bandwidth + hops;
     double forward = gang_time_sum(&layer->forward), backward = gang_time_sum(&layer->input) + gang_time_sum(&layer->weight);
     layer->forward.gather += fmax(gather * exchange_steals, gather - forward);
-    layer->input.gather += fmax(2 * gather * exchange_steals, 2 * gather - backward);
+    layer->input.gather += fmax((gather + reduce) * exchange_steals, gather + reduce - backward);
 }
 
 static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
@@ -246,7 +275,8 @@ static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cos
     out->input.vector += 2 * vector; // reads what the forward wrote, and its gradient
     price_exchanges(p, moe, out);
     struct gang_time forward = out->forward;
-    if (p->l->recompute == GANG_RECOMPUTE_SELECTIVE) out->input.vector += vector;
+    if (p->l->recompute == GANG_RECOMPUTE_SELECTIVE || p->l->recompute == GANG_RECOMPUTE_ALTERNATE) out->input.vector += vector;
+    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) out->input.matmul += forward.matmul / 2;
     if (p->l->recompute == GANG_RECOMPUTE_FULL) scale_time(&out->input, &forward, 1);
     out->parameters = parameters_on_device(p, moe, &expert) + expert;
     out->expert_parameters = expert;
@@ -271,8 +301,9 @@ static void price_ends(const struct pricing *p, int chunk, struct gang_chunk_cos
     head.forward.matmul = gang_matmul_seconds(p->kind, math, p->M, V, C);
     head.input.matmul = gang_matmul_seconds(p->kind, math, p->M, C, V);
     head.weight.matmul = gang_matmul_seconds(p->kind, math, V, C, p->M);
-    head.forward.vector = p->M * V * (2 + 4 + 4) / p->memory; // logits written, read for the sum in f32, kept
-    head.input.vector = p->M * V * (4 + 2) / p->memory;
+    // Logits are made f32, read for the sum, and become their own gradient; every step by itself where nothing is fused.
+    head.forward.vector = p->M * V * (p->l->fused ? 10 : 22) / p->memory;
+    head.input.vector = p->M * V * (p->l->fused ? 6 : 18) / p->memory;
     if (p->l->tp > 1) {
         struct tier tier = tier_of(p->group, p->l->tp, 1);
         double both = gang_ring_all_reduce(p->l->tp, p->M * C * p->element, tier.bandwidth, tier.latency);
@@ -294,7 +325,7 @@ static void weigh(const struct pricing *p, struct gang_chunk_cost *out) {
     // An expert's copies are fewer by ep, and so are those that share its state.
     double width = (double)p->l->dp * p->l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * p->l->ep / width;
     out->parameter_bytes = (zero >= 3 ? sharded : out->parameters) * (mixed ? 2 : 4);
-    out->gradient_bytes = (zero >= 2 ? sharded : out->parameters) * 4;
+    out->gradient_bytes = (zero >= 2 ? sharded : out->parameters) * gradient_element(p->l);
     out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
 }
 
@@ -375,7 +406,7 @@ void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout 
     bool sharded_weights = l->zero >= 3 && (int64_t)l->dp * l->cp > 1;
     *reduce = *gather = (struct gang_exchange){0};
     if (sharded_weights) return; // priced layer by layer, in every micro-batch
-    exchange_price(pool, l, placement, stage, cost->parameters * 4, l->zero ? 1 : 2, reduce);
+    exchange_price(pool, l, placement, stage, cost->parameters * gradient_element(l), l->zero ? 1 : 2, reduce);
     if (l->zero) exchange_price(pool, l, placement, stage, cost->parameters * ELEMENT, 1, gather);
 }
 

@@ -10,8 +10,10 @@
 #include <stdio.h>
 #include <string.h>
 
-const char *const gang_recompute_names[] = {"none", "selective", "full", NULL};
+const char *const gang_recompute_names[] = {"none", "selective", "alternate", "full", NULL};
 const char *const gang_place_names[] = {"stages", "replicas", NULL};
+const char *const gang_gradient_names[] = {"f32", "bf16", NULL};
+const char *const gang_attention_names[] = {"fused", "fused1", "unfused", NULL};
 const char *const gang_schedule_names[] = {"auto", "1f1b", "interleaved", "zero-bubble", "list", NULL};
 
 struct layout_field {
@@ -35,7 +37,10 @@ static const struct layout_field layout_fields[] = {
     {"sp", FIELD(sequence_parallel), 0, 1, 1, NULL, "sequence parallel beside tp"},
     {"tp_overlap", FIELD(tp_overlap), 0, 1, 0, NULL, "tensor exchange behind products"},
     {"dp_overlap", FIELD(dp_overlap), 0, 1, 1, NULL, "gradient exchange behind the backward pass"},
-    {"recompute", FIELD(recompute), 0, 0, 0, gang_recompute_names, "none, selective, full"},
+    {"fused", FIELD(fused), 0, 1, 1, NULL, "0: every element-wise operation by itself"},
+    {"attention", FIELD(attention), 0, 0, 0, gang_attention_names, "fused, fused1, unfused"},
+    {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
+    {"recompute", FIELD(recompute), 0, 0, 0, gang_recompute_names, "none, selective, alternate, full"},
     {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
     {"schedule", FIELD(schedule), 0, 0, 0, gang_schedule_names, "auto, 1f1b, interleaved, zero-bubble, list"},
 };

@@ -67,10 +67,13 @@ struct gang_task {
 // file. `cluster` (may be NULL) overrides the field of that name.
 GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *cluster, struct gang_arena *arena, struct gang_task *task, struct gang_pool *pool);
 
-enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_FULL };
+// Made again on the way back: nothing; norms and activations; those and every second product (torchtitan's selective); all of a layer.
+enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL };
+enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_ATTENTION_UNFUSED }; // second generation, first, T x T in memory
+enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
 enum gang_place_by { GANG_PLACE_STAGES, GANG_PLACE_REPLICAS }; // which index is outermost over the pool's devices
 enum gang_schedule { GANG_SCHEDULE_AUTO, GANG_SCHEDULE_1F1B, GANG_SCHEDULE_INTERLEAVED, GANG_SCHEDULE_ZERO_BUBBLE, GANG_SCHEDULE_LIST };
-extern const char *const gang_recompute_names[], *const gang_place_names[], *const gang_schedule_names[]; // end with NULL
+extern const char *const gang_recompute_names[], *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[], *const gang_attention_names[]; // end with NULL
 
 enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024 };
 
@@ -82,6 +85,9 @@ struct gang_layout {
     int sequence_parallel;       // norms and residual stream cut by tp too
     int tp_overlap;              // tensor-parallel exchange in pieces behind the products
     int dp_overlap;              // reduce-scatter behind the last backward, all-gather behind the first forward
+    int fused;                   // 0: a framework that runs every element-wise operation by itself (eager PyTorch)
+    int attention;               // enum gang_attention_kernel
+    int gradients;               // enum gang_gradients: type they are summed and exchanged in
     int recompute;               // enum gang_recompute
     int place;                   // enum gang_place_by
     int schedule;                // enum gang_schedule

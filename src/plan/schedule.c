@@ -102,12 +102,12 @@ double gang_schedule_seconds(const struct gang_timing *t, const struct gang_orde
 
 // One forward, one backward, after `warm` forwards: p - s - 1 of them in the even case (PipeDream-Flush, arXiv:2006.09503), more
 // by `extra` where the next stage is far.
-static void make_1f1b(const struct gang_timing *t, double stretch, struct gang_arena *arena, struct gang_order *out) {
+static void make_1f1b(const struct gang_timing *t, double stretch, bool bounded, struct gang_arena *arena, struct gang_order *out) {
     orders_alloc(t, 2, arena, out);
     int64_t m = t->micro_batches;
     for (int s = 0; s < t->stages; s++) {
         int64_t warm = (int64_t)((double)(t->stages - s) * stretch + 0.5) - 1;
-        if (warm > t->limit[s] - 1) warm = t->limit[s] - 1;
+        if (bounded && warm > t->limit[s] - 1) warm = t->limit[s] - 1;
         if (warm < 0) warm = 0;
         if (warm > m) warm = m;
         for (int64_t i = 0; i < warm; i++) push(&out[s], GANG_OP_FORWARD, s, i);
@@ -272,13 +272,14 @@ struct contest {
     double seconds;
     int64_t held;
     enum gang_schedule kind;
+    bool bounded; // by memory; a rule asked for by name is made as it is, and whether it fits is for the caller to say
 };
 
 static void enter(struct contest *c, enum gang_schedule kind) {
     int64_t held = 0;
     for (int s = 0; s < c->t->stages; s++) {
         int64_t here = gang_schedule_in_flight(&c->next[s]);
-        if (here > c->t->limit[s]) return;
+        if (c->bounded && here > c->t->limit[s]) return;
         if (here > held) held = here;
     }
     double seconds = gang_schedule_seconds(c->t, c->next), close = c->seconds * 1e-9;
@@ -297,7 +298,7 @@ static void try_rules(struct contest *c, enum gang_schedule wanted, struct gang_
     bool any = wanted == GANG_SCHEDULE_AUTO;
     if (chunks_of(t) == 1 && (any || wanted == GANG_SCHEDULE_1F1B))
         for (int i = 0; i < (any ? 7 : 1); i++) {
-            make_1f1b(t, stretches[i], arena, c->next);
+            make_1f1b(t, stretches[i], any, arena, c->next);
             enter(c, GANG_SCHEDULE_1F1B);
         }
     if (chunks_of(t) == 1 && t->stages > 1 && (any || wanted == GANG_SCHEDULE_ZERO_BUBBLE)) {
@@ -329,6 +330,7 @@ enum gang_status gang_schedule_make(const struct gang_timing *t, enum gang_sched
     struct gang_arena own; // candidates; the winner is copied out
     gang_arena_init(&own);
     struct contest c = {.t = t, .seconds = INFINITY, .held = INT64_MAX};
+    c.bounded = schedule == GANG_SCHEDULE_AUTO || schedule == GANG_SCHEDULE_LIST || schedule == GANG_SCHEDULE_ZERO_BUBBLE;
     c.best = gang_arena_alloc(&own, (size_t)t->stages * sizeof *c.best);
     c.next = gang_arena_alloc(&own, (size_t)t->stages * sizeof *c.next);
     try_rules(&c, schedule, &own);

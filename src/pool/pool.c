@@ -32,6 +32,7 @@ static const struct gang_field kind_fields[] = {
     {"power", GANG_FIELD_REAL, KIND(power_watt), "0", 0, 1e6, NULL, "watts under load"},
     {"measured", GANG_FIELD_STRINGS, KIND(measured), "", 0, 0, NULL, "fields that somebody measured"},
     {"calibrated", GANG_FIELD_STRINGS, KIND(calibrated), "", 0, 0, NULL, "fields fitted to published runs"},
+    {"calibrated_on", GANG_FIELD_STRINGS, KIND(calibrated_on), "", 0, 0, NULL, "ids of those runs"},
 };
 static const struct gang_schema kind_schema = {kind_fields, sizeof kind_fields / sizeof *kind_fields, sizeof(struct gang_kind)};
 

@@ -26,6 +26,7 @@ struct gang_kind {
     double power_watt;
     int64_t cores, fast_domain;
     struct gang_strings measured, calibrated; // names of fields
+    struct gang_strings calibrated_on;        // ids of the published rows that they were fitted to
 };
 
 // Where a field's figure comes from.

@@ -29,6 +29,48 @@ enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2 };
 GANG_CHECK_RESULT enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, int flags,
                                                  struct gang_arena *arena, struct gang_answer *out);
 
+// ---- Published runs: study/cases.c, study/validate.c ---------------------------------------------------------------
+
+// A row of a table with the columns of data/cases/training_runs.csv, as the planner understands it.
+struct gang_case {
+    const char *id, *source, *model, *device, *dtype, *notes;
+    const char *why_not; // NULL, or why nothing is predicted
+    const struct gang_kind *kind;
+    struct gang_task task;
+    struct gang_layout layout;
+    int64_t devices;
+    double measured; // seconds of a step
+    double predicted;
+    double peak_bytes; // predicted, of the fullest device
+    double stated_peak_bytes; // 0: not stated
+    bool calibrated_on;
+};
+
+// Error of a set of rows, as fractions of the measured value.
+struct gang_error_summary {
+    const char *device, *dtype, *source; // "" where all
+    int rows;
+    double mean, median, p95, largest;
+    double null_mean; // of one constant MFU for the device and type, its best
+    double bias;      // mean of the signed errors
+};
+
+struct gang_validation {
+    int count;
+    struct gang_case *cases;
+    struct gang_error_summary blind; // rows that no calibration used
+    int set_count;
+    struct gang_error_summary *sets; // by device, type and source
+    double tau;       // Kendall's, mean over groups of rows that share model, device and device count
+    int tau_groups;
+};
+
+// Reads and predicts. Rows without enough data, or that their source contradicts, are kept with the reason.
+GANG_CHECK_RESULT enum gang_status gang_validate(const char *path, struct gang_arena *arena, struct gang_validation *out);
+GANG_CHECK_RESULT enum gang_status gang_cases_read(const char *path, const struct gang_list *kinds, struct gang_arena *arena, int *count, struct gang_case **out);
+// Kendall's tau-b of two lists.
+double gang_kendall(int count, const double *a, const double *b);
+
 // Part of a device's memory that plans leave alone.
 extern const double gang_memory_margin;
 

@@ -147,7 +147,7 @@ static void test_layouts(void **state) {
         const char *text, *words;
     } parse[] = {
         {"tp=8,qq=1", "'qq' is no field: expected one of layers, tp"}, {"tp=8,tp=4", "'tp' is given twice"},      {"tp", "expected fields of the form tp=8"},
-        {"tp=x", "'x' is not a whole number"},                         {"tp=0", "out of range"},                  {"recompute=some", "none, selective, full"},
+        {"tp=x", "'x' is not a whole number"},                         {"tp=0", "out of range"},                  {"recompute=some", "none, selective, alternate, full"},
         {"tp=8,", "a comma at the end"},                               {"layers=1/a", "'a' is not a whole number"}, {"zero=4", "out of range"},
     };
     struct gang_layout layout;

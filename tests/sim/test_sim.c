@@ -84,7 +84,7 @@ static void draw_layout(uint64_t seed, struct gang_layout *out) {
     out->pp = 1 << DRAW(3);
     out->vpp = out->pp > 1 ? 1 + DRAW(2) : 1;
     out->micro_batch = 1 << DRAW(2);
-    out->recompute = DRAW(3);
+    out->recompute = DRAW(4);
     out->zero = DRAW(4);
     out->place = DRAW(2);
     out->dp_overlap = DRAW(2);
