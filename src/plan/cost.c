@@ -249,16 +249,17 @@ static void scale_time(struct gang_time *to, const struct gang_time *from, doubl
     for (size_t i = 0; i < sizeof *to / sizeof *a; i++) a[i] += by * b[i];
 }
 
-// ZeRO-3: the layer's weights are gathered for the forward pass and again for the backward, its gradients reduced there, beside the
-// neighbours' computing. What is longer than the computing shows; what is hidden still steals from it.
+// What sharding exchanges in every micro-batch: gradients (zero=2), and weights for each pass (zero=3), beside the neighbours' computing.
+// What is longer than the computing shows; what is hidden still steals from it.
 static void price_sharding(const struct pricing *p, double parameters, struct gang_chunk_cost *layer) {
     const struct gang_layout *l = p->l;
-    if (l->zero < 3 || l->dp < 2) return;
+    if (l->zero < 2 || l->dp < 2) return;
     struct tier tier = tier_of(p->group, l->dp, (int64_t)l->tp * l->cp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1));
     // Hops of a ring inside a node, of a tree between nodes.
     double hops = tier.latency * ((double)tier.local + 2 * log2((double)l->dp / (double)tier.local)), part = (double)(l->dp - 1) / l->dp;
     double gather = part * parameters * ELEMENT / tier.bandwidth + hops, reduce = part * parameters * gradient_element(l) / tier.bandwidth + hops;
     double forward = gang_time_sum(&layer->forward), backward = gang_time_sum(&layer->input) + gang_time_sum(&layer->weight);
+    if (l->zero < 3) gather = 0;
     layer->forward.gather += fmax(gather * exchange_steals, gather - forward);
     layer->input.gather += fmax((gather + reduce) * exchange_steals, gather + reduce - backward);
 }
@@ -284,71 +285,78 @@ static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cos
     price_sharding(p, out->parameters, out);
 }
 
-// The head and the loss on the last chunk, the embedding on the first.
-static void price_ends(const struct pricing *p, int chunk, struct gang_chunk_cost *out) {
+// The embedding on the first chunk, the head and the loss on the last.
+static void price_ends(const struct pricing *p, struct gang_chunk_cost *first, struct gang_chunk_cost *last) {
     const struct gang_shape *s = &p->task->shape;
-    double C = (double)s->hidden, V = (double)s->vocab / p->l->tp;
-    bool first = chunk == 0, last = chunk == p->l->layer_count - 1;
-    if (first) {
-        double bytes = p->M * C * p->element * p->stream;
-        out->forward.vector += 2 * bytes / p->memory;
-        out->weight.vector += 3 * bytes / p->memory;
-        out->parameters += V * C + (double)s->positions * C;
-    }
-    if (!last) return;
-    struct gang_chunk_cost head = {0};
+    double C = (double)s->hidden, V = (double)s->vocab / p->l->tp, stream = p->M * C * p->element * p->stream;
+    *first = (struct gang_chunk_cost){.parameters = V * C + (double)s->positions * C};
+    first->forward.vector = 2 * stream / p->memory;
+    first->weight.vector = 3 * stream / p->memory;
     enum gang_math math = p->task->math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
-    head.forward.matmul = gang_matmul_seconds(p->kind, math, p->M, V, C);
-    head.input.matmul = gang_matmul_seconds(p->kind, math, p->M, C, V);
-    head.weight.matmul = gang_matmul_seconds(p->kind, math, V, C, p->M);
+    *last = (struct gang_chunk_cost){.parameters = C + V * C, .activation_bytes = stream + p->M * V * 4};
+    last->forward.matmul = gang_matmul_seconds(p->kind, math, p->M, V, C);
+    last->input.matmul = gang_matmul_seconds(p->kind, math, p->M, C, V);
+    last->weight.matmul = gang_matmul_seconds(p->kind, math, V, C, p->M);
     // Logits are made f32, read for the sum, and become their own gradient; every step by itself where nothing is fused.
-    head.forward.vector = p->M * V * (p->l->fused ? 10 : 22) / p->memory;
-    head.input.vector = p->M * V * (p->l->fused ? 6 : 18) / p->memory;
+    last->forward.vector = p->M * V * (p->l->fused ? 10 : 22) / p->memory;
+    last->input.vector = p->M * V * (p->l->fused ? 6 : 18) / p->memory;
     if (p->l->tp > 1) {
         struct tier tier = tier_of(p->group, p->l->tp, 1);
         double both = gang_ring_all_reduce(p->l->tp, p->M * C * p->element, tier.bandwidth, tier.latency);
-        head.forward.tensor = both / 2;
-        head.input.tensor = both / 2;
+        last->forward.tensor = both / 2;
+        last->input.tensor = both / 2;
     }
-    scale_time(&out->forward, &head.forward, 1);
-    scale_time(&out->input, &head.input, 1);
-    scale_time(&out->weight, &head.weight, 1);
-    out->parameters += C + (s->tied && first ? 0 : V * C); // a tied head on another stage is a copy
-    out->activation_bytes += p->M * C * p->element * p->stream + p->M * V * 4;
 }
 
 // Bytes of weights, gradients and optimizer on one device: mixed precision keeps 2 + 4 + 12 a parameter (ZeRO,
 // arXiv:1910.02054, with gradients summed in f32), f32 keeps 4 + 4 + 8.
-static void weigh(const struct pricing *p, struct gang_chunk_cost *out) {
-    bool mixed = p->task->math != GANG_MATH_F32;
-    int zero = p->l->zero;
+static void weigh(const struct gang_task *task, const struct gang_layout *l, struct gang_chunk_cost *out) {
+    bool mixed = task->math != GANG_MATH_F32;
+    int zero = l->zero;
     // An expert's copies are fewer by ep, and so are those that share its state.
-    double width = (double)p->l->dp * p->l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * p->l->ep / width;
+    double width = (double)l->dp * l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * l->ep / width;
     out->parameter_bytes = (zero >= 3 ? sharded : out->parameters) * (mixed ? 2 : 4);
-    out->gradient_bytes = (zero >= 2 ? sharded : out->parameters) * gradient_element(p->l);
+    out->gradient_bytes = (zero >= 2 ? sharded : out->parameters) * gradient_element(l);
     out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
 }
 
-void gang_chunk_price(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, int chunk, struct gang_chunk_cost *out) {
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, struct gang_price *out) {
     struct pricing p = pricing_of(task, l, group);
-    struct gang_chunk_cost kinds[2];
-    int64_t first = 0, counts[2] = {0, 0};
-    for (int c = 0; c < chunk; c++) first += l->layers[c];
-    for (int64_t i = first; i < first + l->layers[chunk]; i++) counts[gang_shape_is_moe(&task->shape, i)]++;
-    *out = (struct gang_chunk_cost){.layers = l->layers[chunk]};
-    for (int k = 0; k < 2; k++) {
-        if (!counts[k]) continue;
-        price_layer(&p, k == 1, &kinds[k]);
-        double n = (double)counts[k];
-        scale_time(&out->forward, &kinds[k].forward, n);
-        scale_time(&out->input, &kinds[k].input, n);
-        scale_time(&out->weight, &kinds[k].weight, n);
-        out->parameters += n * kinds[k].parameters;
-        out->expert_parameters += n * kinds[k].expert_parameters;
-        out->activation_bytes += n * kinds[k].activation_bytes;
+    *out = (struct gang_price){0};
+    if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, &out->layer[0]);
+    if (task->shape.experts) price_layer(&p, true, &out->layer[1]);
+    price_ends(&p, &out->first, &out->last);
+}
+
+static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *from, double n) {
+    scale_time(&to->forward, &from->forward, n);
+    scale_time(&to->input, &from->input, n);
+    scale_time(&to->weight, &from->weight, n);
+    to->parameters += n * from->parameters;
+    to->expert_parameters += n * from->expert_parameters;
+    to->activation_bytes += n * from->activation_bytes;
+}
+
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int64_t dense, int64_t moe, bool first, bool last,
+                      struct gang_chunk_cost *out) {
+    *out = (struct gang_chunk_cost){.layers = (int)(dense + moe)};
+    if (dense) add_cost(out, &price->layer[0], (double)dense);
+    if (moe) add_cost(out, &price->layer[1], (double)moe);
+    if (first) add_cost(out, &price->first, 1);
+    if (last) add_cost(out, &price->last, 1);
+    // On one stage a tied head is the embedding; on another it is a copy.
+    if (first && last && task->shape.tied) out->parameters -= (double)task->shape.vocab / l->tp * (double)task->shape.hidden;
+    weigh(task, l, out);
+}
+
+void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk, struct gang_chunk_cost *out) {
+    int64_t first = 0, n = l->layers[chunk], dense = n;
+    if (task->shape.experts) {
+        for (int c = 0; c < chunk; c++) first += l->layers[c];
+        dense = task->shape.dense_layers - first;
+        dense = dense < 0 ? 0 : dense > n ? n : dense;
     }
-    price_ends(&p, chunk, out);
-    weigh(&p, out);
+    gang_price_chunk(task, l, price, dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
 }
 
 // ---- Exchanges of gradients and weights ----------------------------------------------------------------------------
@@ -403,11 +411,9 @@ static void exchange_price(const struct gang_pool *pool, const struct gang_layou
 void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
                          const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather) {
     int stage = chunk % l->pp;
-    bool sharded_weights = l->zero >= 3 && (int64_t)l->dp * l->cp > 1;
     *reduce = *gather = (struct gang_exchange){0};
-    if (sharded_weights) return; // priced layer by layer, in every micro-batch
-    exchange_price(pool, l, placement, stage, cost->parameters * gradient_element(l), l->zero ? 1 : 2, reduce);
-    if (l->zero) exchange_price(pool, l, placement, stage, cost->parameters * ELEMENT, 1, gather);
+    if (l->zero < 2) exchange_price(pool, l, placement, stage, cost->parameters * gradient_element(l), l->zero ? 1 : 2, reduce);
+    if (l->zero && l->zero < 3) exchange_price(pool, l, placement, stage, cost->parameters * ELEMENT, 1, gather);
 }
 
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index, int from_stage,
@@ -430,13 +436,13 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l,
 
 // ---- All of it -----------------------------------------------------------------------------------------------------
 
-static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class, int c, int s,
-                       struct gang_costs *out) {
+static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class,
+                       const struct gang_price *price, int c, int s, struct gang_costs *out) {
     const struct gang_group *group = pool->groups[class->groups[s]];
     double optimizer = 0, fixed = 0, state = 0;
     for (int chunk = s; chunk < out->chunks; chunk += l->pp) {
         struct gang_chunk_cost *cost = &out->chunk[c * out->chunks + chunk];
-        gang_chunk_price(task, l, group, chunk, cost);
+        gang_chunk_of(task, l, price, chunk, cost);
         fixed += cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes;
         state += cost->optimizer_bytes;
     }
@@ -459,10 +465,26 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
+    struct gang_price price;
+    int priced = -1; // group
     for (int c = 0; c < out->classes; c++)
-        for (int s = 0; s < out->stages; s++) fill_stage(task, pool, l, &placement->classes[c], c, s, out);
+        for (int s = 0; s < out->stages; s++) {
+            int group = placement->classes[c].groups[s];
+            if (group != priced) gang_price_fill(task, l, pool->groups[group], &price);
+            priced = group;
+            fill_stage(task, pool, l, &placement->classes[c], &price, c, s, out);
+        }
     for (int chunk = 0; chunk < out->chunks; chunk++)
         gang_chunk_exchange(pool, l, placement, chunk, gang_costs_chunk(out, 0, chunk), &out->reduce[chunk], &out->gather[chunk]);
+}
+
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, double layer_parameters) {
+    double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, F = (double)task->shape.ffn, e = element_of(task);
+    double bytes = tokens * e * (4 * (double)task->shape.hidden + 3 * F / l->tp);
+    if (l->pp > 1) bytes += 4 * tokens * (double)task->shape.hidden * e / l->tp;
+    if (l->zero >= 3) bytes += 2 * layer_parameters * ELEMENT;
+    if (l->recompute == GANG_RECOMPUTE_FULL) bytes += tokens * e * 4 * F / l->tp;
+    return bytes;
 }
 
 void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_costs *costs, int class_index, int stage,
@@ -476,11 +498,6 @@ void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, c
         out->optimizer += cost->optimizer_bytes;
         if (cost->layers) largest = fmax(largest, cost->parameters / cost->layers);
     }
-    // Working space: one layer's tensors at their widest, messages under way, the weights of two layers where they are gathered.
-    double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, F = (double)task->shape.ffn;
-    out->buffers = tokens * element_of(task) * (4 * (double)task->shape.hidden + 3 * F / l->tp);
-    if (l->pp > 1) out->buffers += 4 * costs->message_bytes / l->tp / l->cp;
-    if (l->zero >= 3) out->buffers += 2 * largest * ELEMENT;
-    if (l->recompute == GANG_RECOMPUTE_FULL) out->buffers += tokens * element_of(task) * 4 * F / l->tp;
+    out->buffers = gang_buffer_bytes(task, l, largest);
     out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
 }

@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 const char *const gang_recompute_names[] = {"none", "selective", "alternate", "full", NULL};
@@ -119,6 +120,12 @@ enum gang_status gang_layout_parse(const char *text, struct gang_layout *out) {
     return GANG_OK;
 }
 
+// What does not divide goes to the chunks in the middle: the ends hold the embedding and the head too.
+static int even_layers(int64_t layers, int chunks, int chunk) {
+    int64_t extra = layers % chunks, from = (chunks - extra) / 2;
+    return (int)(layers / chunks + (chunk >= from && chunk < from + extra));
+}
+
 char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *arena) {
     struct gang_buffer text = {0};
     for (int i = 0; i < LAYOUT_FIELDS; i++) {
@@ -131,7 +138,9 @@ char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *are
             gang_buffer_printf(&text, ",%s=%d", field->name, value);
     }
     bool uneven = false;
-    for (int i = 1; i < layout->layer_count; i++) uneven |= layout->layers[i] != layout->layers[0];
+    int64_t sum = 0;
+    for (int i = 0; i < layout->layer_count; i++) sum += layout->layers[i];
+    for (int i = 0; i < layout->layer_count; i++) uneven |= layout->layers[i] != even_layers(sum, layout->layer_count, i);
     for (int i = 0; i < layout->layer_count && uneven; i++) gang_buffer_printf(&text, "%s%d", i ? "/" : ",layers=", layout->layers[i]);
     char *copy = gang_arena_strdup(arena, text.data + 1);
     gang_buffer_release(&text);
@@ -203,9 +212,7 @@ static enum gang_status settle_layers(const struct gang_task *task, struct gang_
     if (chunks > GANG_MAX_CHUNKS) return REFUSE("pp=%d times vpp=%d: more than %d chunks", l->pp, l->vpp, GANG_MAX_CHUNKS);
     if (!l->layer_count) {
         if (layers < chunks) return REFUSE("pp=%d times vpp=%d makes %d chunks of %lld layers: choose at most %lld", l->pp, l->vpp, chunks, (long long)layers, (long long)layers);
-        // What does not divide goes to the chunks in the middle: the ends hold the embedding and the head too.
-        int64_t extra = layers % chunks, from = (chunks - extra) / 2;
-        for (int c = 0; c < chunks; c++) l->layers[c] = (int)(layers / chunks + (c >= from && c < from + extra));
+        for (int c = 0; c < chunks; c++) l->layers[c] = even_layers(layers, chunks, c);
         l->layer_count = chunks;
     }
     if (l->layer_count != chunks) return REFUSE("layers= names %d chunks: expected pp * vpp = %d", l->layer_count, chunks);
@@ -243,9 +250,38 @@ static int group_at(const struct gang_pool *pool, int64_t at, int64_t count) {
     return -1;
 }
 
+static int compare_replicas(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+// The replicas at which the groups under the stages change, sorted, with 0 in front and dp behind; between two of them all are alike.
+static int find_changes(const struct gang_pool *pool, const struct gang_layout *l, int64_t cell_devices, int64_t *out) {
+    int count = 0;
+    int64_t edge = 0;
+    out[count++] = 0;
+    out[count++] = l->dp;
+    for (int g = 0; g < pool->group_count; g++) {
+        edge += pool->groups[g]->nodes * pool->groups[g]->devices;
+        // Cells before, at and behind the edge, and the replicas that hold them.
+        for (int64_t cell = edge / cell_devices; cell <= (edge + cell_devices - 1) / cell_devices; cell++)
+            for (int behind = 0; behind < 2; behind++) {
+                int64_t r = l->place == GANG_PLACE_STAGES ? (cell + behind) % l->dp : (cell + behind) / l->pp;
+                if (r > 0 && r < l->dp) out[count++] = r;
+                if (l->place == GANG_PLACE_REPLICAS && r + 1 < l->dp) out[count++] = r + 1;
+            }
+    }
+    qsort(out, (size_t)count, sizeof *out, compare_replicas);
+    return count;
+}
+
 static enum gang_status find_classes(const struct gang_pool *pool, const struct gang_layout *l, struct gang_arena *arena, struct gang_placement *out) {
     int *groups = gang_arena_alloc(arena, (size_t)l->pp * sizeof *groups);
-    for (int64_t r = 0; r < l->dp; r++) {
+    int64_t *changes = gang_arena_alloc(arena, (size_t)(2 + 8 * pool->group_count) * sizeof *changes);
+    int change_count = find_changes(pool, l, out->cell_devices, changes);
+    for (int i = 0; i + 1 < change_count; i++) {
+        int64_t r = changes[i], alike = changes[i + 1] - r;
+        if (!alike) continue;
         for (int s = 0; s < l->pp; s++) {
             int64_t cell = l->place == GANG_PLACE_STAGES ? (int64_t)s * l->dp + r : r * l->pp + s;
             groups[s] = group_at(pool, cell * out->cell_devices, out->cell_devices);
@@ -260,7 +296,7 @@ static enum gang_status find_classes(const struct gang_pool *pool, const struct 
             out->classes[out->class_count++] = (struct gang_class){.groups = groups};
             groups = gang_arena_alloc(arena, (size_t)l->pp * sizeof *groups);
         }
-        out->classes[c].replicas++;
+        out->classes[c].replicas += alike;
     }
     return GANG_OK;
 }
@@ -268,11 +304,13 @@ static enum gang_status find_classes(const struct gang_pool *pool, const struct 
 // Seconds of one micro-batch on a class's slowest stage.
 static double class_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class) {
     double slowest = 0;
+    struct gang_price price;
     for (int s = 0; s < l->pp; s++) {
         double sum = 0;
+        if (!s || class->groups[s] != class->groups[s - 1]) gang_price_fill(task, l, pool->groups[class->groups[s]], &price);
         for (int c = s; c < l->layer_count; c += l->pp) {
             struct gang_chunk_cost cost;
-            gang_chunk_price(task, l, pool->groups[class->groups[s]], c, &cost);
+            gang_chunk_of(task, l, &price, c, &cost);
             sum += gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
         }
         slowest = fmax(slowest, sum);
@@ -286,8 +324,10 @@ static double class_seconds(const struct gang_task *task, const struct gang_pool
 static void share_batches(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_placement *out) {
     int64_t all = task->global_batch / l->micro_batch, left = all;
     double seconds[GANG_MAX_CLASSES], speed = 0;
+    bool alike = true;
+    for (int g = 1; g < pool->group_count; g++) alike &= pool->groups[g]->kind == pool->groups[0]->kind;
     for (int c = 0; c < out->class_count; c++) {
-        seconds[c] = out->class_count == 1 ? 1 : class_seconds(task, pool, l, &out->classes[c]);
+        seconds[c] = alike ? 1 : class_seconds(task, pool, l, &out->classes[c]);
         speed += (double)out->classes[c].replicas / seconds[c];
     }
     for (int c = 0; c < out->class_count; c++) {
@@ -339,6 +379,11 @@ enum gang_status gang_layout_place(const struct gang_task *task, const struct ga
                 return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
             if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0)) return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
         }
+    for (int s = 0; s < layout->pp && layout->zero >= 2; s++)
+        for (int c = 1; c < out->class_count; c++)
+            if (pool->groups[out->classes[c].groups[s]]->site != pool->groups[out->classes[0].groups[s]]->site)
+                return REFUSE("zero=%d would exchange over a long link in every micro-batch: choose zero=1, or place=%s so that a stage's replicas share a site",
+                              layout->zero, layout->place == GANG_PLACE_STAGES ? "replicas with fewer stages" : "stages");
     share_batches(task, pool, layout, out);
     return GANG_OK;
 }

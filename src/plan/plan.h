@@ -148,7 +148,17 @@ double gang_all_to_all(int64_t n, double bytes, double bandwidth, double latency
 // Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
 double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);
 
-void gang_chunk_price(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, int chunk, struct gang_chunk_cost *out);
+// What one layer of each kind and the two ends cost on devices of a group: all that chunks are made of. Depends on the layout's widths,
+// micro-batch and options, and on dp only with zero=3; not on pp, vpp and layers.
+struct gang_price {
+    struct gang_chunk_cost layer[2], first, last; // layer[1]: with experts
+};
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, struct gang_price *out);
+// A chunk of `dense` and `moe` layers, with the embedding and the head as told.
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe, bool first,
+                      bool last, struct gang_chunk_cost *out);
+// The layout's chunk of this number.
+void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk, struct gang_chunk_cost *out);
 
 // How an exchange inside a data-parallel group uses the network; for one chunk, all members together.
 struct gang_exchange {
@@ -158,7 +168,8 @@ struct gang_exchange {
     double link_bytes[GANG_MAX_SITES]; // over each of the pool's long links, a direction
     double latency;        // seconds
 };
-// The reduce-scatter (or all-reduce) of a chunk's gradients, and the all-gather of its parameters (zero without sharding).
+// The reduce-scatter (or all-reduce) of a chunk's gradients at the end of the step, and the all-gather of its parameters (none without
+// sharding). With zero=2 gradients, with zero=3 weights too are exchanged layer by layer in every micro-batch, inside the passes.
 void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int chunk,
                          const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather);
 
@@ -190,6 +201,8 @@ struct gang_hop {
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int class_index, int from_stage,
                       int to_stage, struct gang_hop *out);
 
+// Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, double layer_parameters);
 // Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations.
 struct gang_memory_use {
     double weights, gradients, optimizer, activations, buffers, total, limit;

@@ -29,6 +29,36 @@ enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2 };
 GANG_CHECK_RESULT enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, int flags,
                                                  struct gang_arena *arena, struct gang_answer *out);
 
+// ---- The best layout: study/search.c -------------------------------------------------------------------------------
+
+struct gang_found {
+    struct gang_layout layout;
+    double estimate;           // seconds by closed form
+    struct gang_summary summary; // by simulation
+    enum gang_schedule schedule;
+    double memory_used;
+};
+
+enum { GANG_MAX_FOUND = 16 };
+
+struct gang_search {
+    int64_t considered, fitting, simulated; // layouts by closed form, those within memory, those simulated
+    double estimate_seconds;  // that the closed forms took
+    int count;
+    struct gang_found found[GANG_MAX_FOUND]; // the best first
+    // No layout can be faster on these devices: every product and every attention at its device's full reach, nothing else.
+    double bound_seconds;
+};
+
+// Seconds of a step and the share of memory by closed form; what the search sorts by. Layout placed and filled in, as
+// gang_layout_place leaves it.
+double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement,
+                     struct gang_arena *arena, double *memory_used);
+
+// Looks at every layout of the space (see the essay in search.c), simulates the most promising and returns the best `top` by
+// simulated time. GANG_ERR_MEMORY says what the least hungry layout lacks where none fits.
+GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena, struct gang_search *out);
+
 // ---- Published runs: study/cases.c, study/validate.c ---------------------------------------------------------------
 
 // A row of a table with the columns of data/cases/training_runs.csv, as the planner understands it.

@@ -24,6 +24,14 @@ run simulate_cities300 simulate $e/cities300.yaml --layout tp=8,pp=8
 run simulate_cities500 simulate $e/cities500.yaml --layout tp=8,pp=16
 run simulate_llama405 simulate $e/llama405.yaml --layout tp=8,pp=16,dp=128,mb=1
 run simulate_deepseek simulate $e/deepseek.yaml --layout pp=16,ep=64,recompute=full
+run plan_node8 plan $e/node8.yaml
+run plan_laptops plan $e/laptops.yaml
+run plan_mixed plan $e/mixed.yaml
+run plan_cities300 plan $e/cities300.yaml
+run plan_llama405 plan $e/llama405.yaml
+run plan_deepseek plan $e/deepseek.yaml
+run plan_layout plan $e/node8.yaml --layout tp=2,pp=4
+refuse plan_fits_nowhere "on stage" plan $e/llama405.yaml --cluster $e/clusters/node8.yaml
 out=$("$GANGLINE" validate data/cases/training_runs.csv --json) && echo "$out" | python3 -c '
 import json, sys
 v = json.load(sys.stdin)
@@ -34,7 +42,7 @@ assert all(r["predicted"] > 0 for r in rows) and all(x["why"] for x in skipped)
 assert s["rows"] == sum(not r["calibrated_on"] for r in rows) > 200
 assert s["mean_pct"] < 8 and s["mean_pct"] < s["null_mean_pct"] and s["kendall_tau"] > 0.9, s
 ' && ok validate_accuracy || { echo "$out" | tail -c 300; failed validate_accuracy; }
-refuse validate_no_table "the column 'source' is missing" validate data/cases/faults.csv
+refuse validate_no_table "the column 'id' is missing" validate data/cases/faults.csv
 refuse simulate_too_big "needs " simulate $e/cities500.yaml --layout tp=2,pp=2
 refuse simulate_no_division "does not divide" simulate $e/node8.yaml --layout tp=3
 refuse simulate_no_cluster "nowhere.yaml" simulate $e/node8.yaml --cluster nowhere.yaml
