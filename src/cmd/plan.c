@@ -37,7 +37,7 @@ static void show_search_json(const struct gang_search *search, const struct gang
         printf("%s{\"layout\": \"%s\", \"step_seconds\": %.9g, \"memory_used\": %.4g}", i ? ", " : "", gang_layout_print(&search->found[i].layout, arena),
                search->found[i].summary.step_seconds, search->found[i].memory_used);
     printf("], \"best\": ");
-    gang_show_json(answer, arena);
+    gang_show_json(answer, NULL, arena);
     printf("}\n");
 }
 
@@ -58,7 +58,7 @@ static enum gang_status plan(const char *path, const char *cluster, const char *
     }
     if (status) return status;
     if (json && layout_text) {
-        gang_show_json(&answer, arena);
+        gang_show_json(&answer, NULL, arena);
         printf("\n");
     } else if (json) {
         show_search_json(&search, &answer, arena);

@@ -79,7 +79,7 @@ void gang_show_answer(const struct gang_task *task, const struct gang_pool *pool
     gang_arena_release(&arena);
 }
 
-void gang_show_json(const struct gang_answer *a, struct gang_arena *arena) {
+void gang_show_json(const struct gang_answer *a, const struct gang_fault_result *f, struct gang_arena *arena) {
     const struct gang_summary *s = &a->summary;
     printf("{\"layout\": \"%s\", \"schedule\": \"%s\", \"devices\": %lld, \"step_seconds\": %.9g, \"tokens_per_second\": %.9g, \"tokens_per_second_per_device\": %.9g, "
            "\"mfu\": %.6g, \"bubble_fraction\": %.6g, \"tokens_per_joule\": %.6g, ",
@@ -90,8 +90,13 @@ void gang_show_json(const struct gang_answer *a, struct gang_arena *arena) {
            s->expert, s->context, s->gather, s->reduce, s->pipeline);
     printf("\"peak_bytes\": [");
     for (int i = 0; i < a->costs.classes * a->layout.pp; i++) printf("%s%.0f", i ? ", " : "", a->memory[i].total);
-    printf("], \"fits\": %s, \"long_link_bytes\": %.0f, \"long_link_peak_bps\": %.9g}", a->memory_used <= 1 ? "true" : "false", s->long_link_bytes,
+    printf("], \"fits\": %s, \"long_link_bytes\": %.0f, \"long_link_peak_bps\": %.9g", a->memory_used <= 1 ? "true" : "false", s->long_link_bytes,
            s->long_link_peak_bps);
+    if (f)
+        printf(", \"availability\": %.6g, \"availability_low\": %.6g, \"availability_high\": %.6g, \"failures\": %.6g, \"checkpoint_interval_seconds\": %.6g, "
+               "\"effective_compute\": %.6g",
+               f->availability, f->low, f->high, f->failures, f->interval, (double)s->devices * s->mfu * f->availability);
+    printf("}");
 }
 
 // ---- The timeline --------------------------------------------------------------------------------------------------

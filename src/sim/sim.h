@@ -51,6 +51,45 @@ struct gang_sim_input {
 // ERR_FORMAT if the program comes to a stop, which a verified one does not.
 GANG_CHECK_RESULT enum gang_status gang_sim_run(const struct gang_sim_input *input, struct gang_arena *arena, struct gang_sim *out);
 
+// Chrome's trace format, which Perfetto reads: one process a replica, one thread a stage, messages as asynchronous slices. Needs spans.
+void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, struct gang_buffer *out);
+
+// ---- Months of it, with faults: sim/faults.c -----------------------------------------------------------------------
+
+// A faults file; times in seconds. Mean times 0: such faults do not happen.
+struct gang_faults {
+    struct gang_place place;
+    double length;             // of the run
+    int64_t trials, seed;
+    double node_mtbf;          // of one node
+    double weibull_shape;      // of the time between a node's failures; 1 is exponential, below 1 they come in bursts
+    double offender_share, offender_factor; // this part of the nodes fails this many times as often
+    int64_t domain_nodes;      // nodes that fail together
+    double domain_mtbf;        // of one such domain
+    double slow_mtbf, slow_speed, slow_detect; // of one node; speed of all while one is slow; until it is noticed and replaced
+    double link_mtbf, link_outage;             // of the long links together; the run pauses
+    double detect, restart;    // until a failure is noticed; until the run computes again
+    int64_t spare_nodes;
+    double repair;             // of a node; without spares the run waits for it
+    double checkpoint_interval; // 0: the best of a grid
+    double checkpoint_cost;    // that the run stops for one
+};
+
+struct gang_fault_result {
+    double interval;            // that was used, or found best
+    double availability;        // useful time / time, mean over trials
+    double low, high;           // 5th and 95th percentile of the trials
+    double failures, lost_seconds, down_seconds, checkpoint_seconds; // means over trials
+    int64_t nodes;
+};
+
+GANG_CHECK_RESULT enum gang_status gang_faults_read(const char *path, struct gang_arena *arena, struct gang_faults *out);
+// A run on `nodes` nodes. Deterministic for a seed.
+void gang_faults_run(const struct gang_faults *faults, int64_t nodes, struct gang_fault_result *out);
+// Expected time for `work` seconds of useful time with exponential failures, closed form: Daly 2006 (doi 10.1016/j.future.2004.11.016),
+// equation 13. mtbf of the whole; `down` is detection and restart.
+double gang_daly_seconds(double work, double interval, double cost, double down, double mtbf);
+
 // ---- What the figures mean -----------------------------------------------------------------------------------------
 
 struct gang_summary {

@@ -43,6 +43,15 @@ assert s["rows"] == sum(not r["calibrated_on"] for r in rows) > 200
 assert s["mean_pct"] < 8 and s["mean_pct"] < s["null_mean_pct"] and s["kendall_tau"] > 0.9, s
 ' && ok validate_accuracy || { echo "$out" | tail -c 300; failed validate_accuracy; }
 refuse validate_no_table "the column 'id' is missing" validate data/cases/faults.csv
+run simulate_faults simulate $e/llama405.yaml --layout tp=8,pp=16,dp=128,vpp=4,recompute=selective --faults $e/faults-llama3.yaml
+trace=$(mktemp)
+"$GANGLINE" simulate $e/node8.yaml --layout tp=2,pp=4 --trace "$trace" --json | grep -q step_seconds && python3 -c '
+import json, sys
+t = json.load(open(sys.argv[1]))["traceEvents"]
+assert sum(x["ph"] == "X" for x in t) >= 4 * 2 * 256
+assert sum(x["ph"] == "b" for x in t) == sum(x["ph"] == "e" for x in t) == 2 * 3 * 256
+' "$trace" && ok simulate_trace || failed simulate_trace
+rm -f "$trace"
 refuse simulate_too_big "needs " simulate $e/cities500.yaml --layout tp=2,pp=2
 refuse simulate_no_division "does not divide" simulate $e/node8.yaml --layout tp=3
 refuse simulate_no_cluster "nowhere.yaml" simulate $e/node8.yaml --cluster nowhere.yaml
