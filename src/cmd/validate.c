@@ -34,6 +34,7 @@ static void show(const struct gang_validation *v) {
     all.device = "all";
     show_set(&all);
     printf("  Kendall's tau within %d groups of the same model, device and device count: %.3f\n", v->tau_groups, v->tau);
+    printf("  peak memory: %d rows state it, mean error %.1f %%\n", v->memory_rows, 100 * v->memory_mean);
 }
 
 static json_t *summary_json(const struct gang_error_summary *s) {
@@ -59,6 +60,8 @@ static void show_json(const struct gang_validation *v) {
     json_t *blind = summary_json(&v->blind);
     json_object_set_new(blind, "kendall_tau", isnan(v->tau) ? json_null() : json_real(v->tau));
     json_object_set_new(blind, "tau_groups", json_integer(v->tau_groups));
+    json_object_set_new(blind, "memory_rows", json_integer(v->memory_rows));
+    json_object_set_new(blind, "memory_mean_pct", json_real(100 * v->memory_mean));
     json_object_set_new(blind, "sets", sets);
     json_t *all = json_pack("{s:o, s:o, s:o}", "rows", rows, "skipped", skipped, "summary", blind);
     char *text = json_dumps(all, JSON_REAL_PRECISION(9));
@@ -87,8 +90,9 @@ static enum gang_status write_report(const struct gang_validation *v, const char
     struct gang_error_summary all = v->blind;
     all.device = "all";
     report_set(&out, &all);
-    gang_buffer_printf(&out, "\nKendall's tau within %d groups of rows that share model, device and device count: %.3f.\n\n## Rows\n\n"
-                             "| id | model | measured s | predicted s | error %% | |\n|---|---|---:|---:|---:|---|\n", v->tau_groups, v->tau);
+    gang_buffer_printf(&out, "\nKendall's tau within %d groups of rows that share model, device and device count: %.3f.\n"
+                             "Peak memory: %d rows state it, mean error %.1f %%.\n\n## Rows\n\n"
+                             "| id | model | measured s | predicted s | error %% | |\n|---|---|---:|---:|---:|---|\n", v->tau_groups, v->tau, v->memory_rows, 100 * v->memory_mean);
     for (int i = 0; i < v->count; i++) {
         const struct gang_case *c = &v->cases[i];
         if (!c->why_not)

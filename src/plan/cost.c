@@ -188,7 +188,9 @@ static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk
     if (l->tp > 1) {
         struct tier tier = tier_of(p->group, l->tp, 1);
         double bytes = p->M * (double)s->hidden * p->element;
-        double both = 2 * gang_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency); // attention and feed-forward
+        // Attention and feed-forward; experts that are cut exchange every copy of a token.
+        double copies = moe ? (double)s->experts_per_token : 1;
+        double both = gang_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency) + gang_ring_all_reduce(l->tp, copies * bytes, tier.bandwidth, tier.latency);
         out->forward.tensor += exposed(p, both, out->forward.matmul);
         out->input.tensor += exposed(p, both, out->input.matmul);
         // With sequence parallelism the inputs are gathered once more for the weights' gradients, behind the input's product.
@@ -237,7 +239,7 @@ static double kept_bytes(const struct pricing *p, bool moe) {
     double again = 2 * stream + down; // norms' results and the activation's: made again when selective
     if (p->l->attention == GANG_ATTENTION_UNFUSED && p->l->recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
         sums += (2 * p->element + 1) * (double)p->task->sequence_length * (double)s->heads / tp;
-    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * (2 * stream + (heads + up) / 2 + sums + routed);
+    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * (3 * stream + (heads + up) / 2 + sums + routed);
     return p->M * (2 * stream + heads + sums + up + routed + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
 }
 
@@ -392,6 +394,7 @@ static void exchange_price(const struct gang_pool *pool, const struct gang_layou
         if (here > tier.local) out->nic_bytes = fmax(out->nic_bytes, passes * bytes * (double)(here - 1) / (double)here / (double)tier.local);
     }
     out->fast_seconds = passes * bytes * (double)(n - 1) / (double)n / slowest + out->latency;
+    double crossing = 0;
     if (sites < 2) return;
     // Sites on a line in the file's order; each crossing carries the site's sum once in each direction.
     double all = bytes * (double)(l->tp), delay = 0;
@@ -399,13 +402,18 @@ static void exchange_price(const struct gang_pool *pool, const struct gang_layou
         if (!members[s]) continue;
         if (before >= 0) {
             const struct gang_route *route = gang_pool_route(pool, before, s);
-            for (int i = 0; i < route->count; i++) out->link_bytes[route->links[i]] += passes / 2.0 * all;
+            for (int i = 0; i < route->count; i++) {
+                out->link_bytes[route->links[i]] += passes / 2.0 * all;
+                crossing += passes / 2.0 * all / gang_pool_link(pool, route->links[i])->bandwidth;
+            }
             delay += route->delay;
         }
         before = s;
     }
     out->latency += passes * delay;
     out->fast_seconds += passes * delay;
+    // In buckets behind the backward pass one bucket crosses while the next is summed inside; whole, one comes after the other.
+    if (!l->dp_overlap) out->fast_seconds += crossing;
 }
 
 void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
@@ -479,11 +487,17 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
 }
 
 double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, double layer_parameters) {
-    double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, F = (double)task->shape.ffn, e = element_of(task);
-    double bytes = tokens * e * (4 * (double)task->shape.hidden + 3 * F / l->tp);
+    const struct gang_shape *shape = &task->shape;
+    double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
+    double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
+    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? C : 0;
+    double bytes = tokens * e * (4 * stream + gathered + F);
+    // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; one f32 copy more where nothing is fused.
+    double logits = tokens * (double)shape->vocab / tp * (l->fused ? 8 : 12), layer = tokens * e * (4 * stream + 4 * C / tp + F);
+    bytes = fmax(bytes, tokens * e * 2 * stream + logits);
+    if (l->recompute == GANG_RECOMPUTE_FULL) bytes += layer; // one layer's tensors, made again
     if (l->pp > 1) bytes += 4 * tokens * (double)task->shape.hidden * e / l->tp;
     if (l->zero >= 3) bytes += 2 * layer_parameters * ELEMENT;
-    if (l->recompute == GANG_RECOMPUTE_FULL) bytes += tokens * e * 4 * F / l->tp;
     return bytes;
 }
 

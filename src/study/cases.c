@@ -76,13 +76,13 @@ static void read_model(struct row *row, struct gang_case *out) {
         refuse(row, "the data type is not stated");
 }
 
-// What the software does, by the source's words: FSDP shards everything (SHARD_GRAD_OP all but the weights), NeMo and Megatron
+// What the software does, by the source's words: FSDP (all that torchtitan does on one stage) shards everything (SHARD_GRAD_OP all but the weights), NeMo and Megatron
 // shard the optimizer unless the row says otherwise, and exchange behind products where it says so. PyTorch's FSDP without
 // torch.compile is eager: nothing is fused.
 static void read_software(struct gang_case *out) {
     struct gang_layout *l = &out->layout;
     const char *notes = out->notes;
-    bool fsdp = strstr(notes, "FSDP") != NULL;
+    bool titan = strstr(out->source, "torchtitan") != NULL, fsdp = strstr(notes, "FSDP") || (titan && l->pp == 1);
     l->zero = strstr(notes, "SHARD_GRAD_OP") ? 2 : fsdp ? 3 : strstr(notes, "not sharded") ? 0 : 1;
     l->tp_overlap = strstr(notes, "TP/DP/PP overlap") != NULL || strstr(notes, "async TP") != NULL || strstr(notes, "AsyncTP") != NULL;
     if (strstr(notes, "vanilla TP")) l->tp_overlap = 0;

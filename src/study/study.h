@@ -93,6 +93,8 @@ struct gang_validation {
     struct gang_error_summary *sets; // by device, type and source
     double tau;       // Kendall's, mean over groups of rows that share model, device and device count
     int tau_groups;
+    int memory_rows;          // that state a peak, and the mean error of the predicted one
+    double memory_mean;
 };
 
 // Reads and predicts. Rows without enough data, or that their source contradicts, are kept with the reason.

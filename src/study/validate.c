@@ -124,5 +124,12 @@ enum gang_status gang_validate(const char *path, struct gang_arena *arena, struc
     }
     summarise(out, NULL, arena, &out->blind);
     rank_groups(out, arena);
+    for (int i = 0; i < out->count; i++) {
+        const struct gang_case *c = &out->cases[i];
+        if (!usable(c) || !(c->stated_peak_bytes > 0)) continue;
+        out->memory_mean += fabs(c->peak_bytes / c->stated_peak_bytes - 1);
+        out->memory_rows++;
+    }
+    if (out->memory_rows) out->memory_mean /= out->memory_rows;
     return GANG_OK;
 }
