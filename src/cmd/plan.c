@@ -3,6 +3,7 @@
 #include "cmd/show.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static const char *limit_of(const struct gang_summary *s) {
     const struct {
@@ -14,6 +15,12 @@ static const char *limit_of(const struct gang_summary *s) {
     for (int i = 1; i < 7; i++)
         if (parts[i].seconds > parts[most].seconds) most = i;
     return parts[most].name;
+}
+
+static bool unlike(const struct gang_pool *pool) {
+    for (int g = 1; g < pool->group_count; g++)
+        if (pool->groups[g]->kind != pool->groups[0]->kind) return true;
+    return false;
 }
 
 static void show_search(const struct gang_search *search, struct gang_arena *arena) {
@@ -41,7 +48,19 @@ static void show_search_json(const struct gang_search *search, const struct gang
     printf("}\n");
 }
 
-static enum gang_status plan(const char *path, const char *cluster, const char *layout_text, int64_t top, bool json, struct gang_arena *arena) {
+static enum gang_status emit(const char *trainer, const struct gang_task *task, const struct gang_answer *answer) {
+    int t = 0;
+    while (gang_trainer_names[t] && strcmp(gang_trainer_names[t], trainer) != 0) t++;
+    if (!gang_trainer_names[t]) return gang_fail(GANG_ERR_INPUT, "--emit: '%s' is no trainer: expected megatron, torchtitan or deepspeed", trainer);
+    struct gang_buffer text = {0};
+    gang_emit((enum gang_trainer)t, task, answer, &text);
+    printf("%s", text.data);
+    gang_buffer_release(&text);
+    return GANG_OK;
+}
+
+static enum gang_status plan(const char *path, const char *cluster, const char *layout_text, const char *trainer, int64_t top, bool json,
+                             struct gang_arena *arena) {
     struct gang_task task;
     struct gang_pool pool;
     struct gang_search search;
@@ -57,6 +76,7 @@ static enum gang_status plan(const char *path, const char *cluster, const char *
         if (!status) status = gang_evaluate(&task, &pool, &search.found[0].layout, 0, arena, &answer);
     }
     if (status) return status;
+    if (trainer) return emit(trainer, &task, &answer);
     if (json && layout_text) {
         gang_show_json(&answer, NULL, arena);
         printf("\n");
@@ -66,16 +86,19 @@ static enum gang_status plan(const char *path, const char *cluster, const char *
         gang_show_task(&task, &pool);
         if (!layout_text) show_search(&search, arena);
         gang_show_answer(&task, &pool, &answer);
+        double parts = !layout_text && unlike(&pool) ? gang_sum_of_parts(&task, &pool, arena) : 0;
+        if (parts > 0) printf("  parts   each group by itself does %.4g tokens/s in sum: together they do %.1f %% of that\n", parts, 100 * answer.summary.tokens_per_second / parts);
     }
     return GANG_OK;
 }
 
 static int run_plan(int argc, char **argv) {
-    const char *path[1] = {NULL}, *cluster = NULL, *layout = NULL, *top_text = "5";
+    const char *path[1] = {NULL}, *cluster = NULL, *layout = NULL, *trainer = NULL, *top_text = "5";
     bool json = false;
     int64_t top = 0;
-    const struct gang_option options[] = {{"--layout", &layout, NULL}, {"--cluster", &cluster, NULL}, {"--top", &top_text, NULL}, {"--json", NULL, &json}};
-    int code = gang_options(&gang_command_plan, argc, argv, options, 4, 1, 1, path);
+    const struct gang_option options[] = {{"--layout", &layout, NULL}, {"--cluster", &cluster, NULL}, {"--emit", &trainer, NULL},
+                                          {"--top", &top_text, NULL},  {"--json", NULL, &json}};
+    int code = gang_options(&gang_command_plan, argc, argv, options, 5, 1, 1, path);
     if (code >= 0) return code;
     if (gang_parse_int("--top", top_text, 1, GANG_MAX_FOUND, &top)) {
         gang_report(GANG_ERR_INPUT);
@@ -83,7 +106,7 @@ static int run_plan(int argc, char **argv) {
     }
     struct gang_arena arena;
     gang_arena_init(&arena);
-    code = gang_report(plan(path[0], cluster, layout, top, json, &arena));
+    code = gang_report(plan(path[0], cluster, layout, trainer, top, json, &arena));
     gang_arena_release(&arena);
     return code;
 }
@@ -95,6 +118,7 @@ const struct gang_command gang_command_plan = {
     .run = run_plan,
     .help = "  --top N          how many of the best to list (5)\n"
             "  --layout L       evaluate this layout instead of searching; its fields are in 'gangline simulate --help'\n"
+            "  --emit TRAINER   print the chosen layout's launch flags for megatron, torchtitan or deepspeed, nothing else\n"
             "  --cluster FILE   instead of the job's cluster\n"
             "  --json           one JSON object, nothing else\n\n"
             "Every layout of the space is priced by closed form, the most promising are simulated, and the best by simulated time wins.\n\n"

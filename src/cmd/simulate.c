@@ -6,7 +6,7 @@
 
 struct request {
     const char *path, *cluster, *layout, *program, *trace, *faults;
-    bool json, timeline;
+    bool json, timeline, unfolded;
 };
 
 static enum gang_status write_files(const struct request *request, const struct gang_answer *answer) {
@@ -58,7 +58,7 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
     enum gang_status status = gang_task_read(request->path, request->cluster, arena, &task, &pool);
     if (!status) status = gang_layout_parse(request->layout, &layout);
     if (!status && request->faults) status = gang_faults_read(request->faults, arena, &faults);
-    if (!status) status = gang_evaluate(&task, &pool, &layout, spans ? GANG_EVALUATE_SPANS : 0, arena, &answer);
+    if (!status) status = gang_evaluate(&task, &pool, &layout, (spans ? GANG_EVALUATE_SPANS : 0) | (request->unfolded ? GANG_EVALUATE_UNFOLDED : 0), arena, &answer);
     if (!status) status = write_files(request, &answer);
     if (status) return status;
     if (request->faults) gang_faults_run(&faults, nodes_of(&pool, &answer), &result);
@@ -77,8 +77,8 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
 static int run_simulate(int argc, char **argv) {
     struct request r = {.layout = ""};
     const struct gang_option options[] = {{"--layout", &r.layout, NULL},   {"--cluster", &r.cluster, NULL}, {"--program", &r.program, NULL}, {"--trace", &r.trace, NULL},
-                                          {"--faults", &r.faults, NULL}, {"--timeline", NULL, &r.timeline}, {"--json", NULL, &r.json}};
-    int code = gang_options(&gang_command_simulate, argc, argv, options, 7, 1, 1, &r.path);
+                                          {"--faults", &r.faults, NULL}, {"--timeline", NULL, &r.timeline}, {"--unfolded", NULL, &r.unfolded}, {"--json", NULL, &r.json}};
+    int code = gang_options(&gang_command_simulate, argc, argv, options, 8, 1, 1, &r.path);
     if (code >= 0) return code;
     struct gang_arena arena;
     gang_arena_init(&arena);
@@ -98,6 +98,7 @@ const struct gang_command gang_command_simulate = {
             "                   (stages, replicas: what lies outermost over the pool), schedule (auto, 1f1b, interleaved,\n"
             "                   zero-bubble, list), layers (of each chunk, 10/11/11)\n"
             "  --cluster FILE   instead of the job's cluster\n"
+            "  --unfolded       simulate every replica by itself instead of one for each kind of replica; the figures are the same\n"
             "  --timeline       a picture of the step, up to 16 stages\n"
             "  --trace FILE     write the step as a trace for Perfetto or chrome://tracing\n"
             "  --faults FILE    also months of such steps with faults drawn by the file's statistics; its fields: length, trials,\n"

@@ -120,7 +120,7 @@ static void read_layout(struct row *row, struct gang_case *out) {
         l->recompute = GANG_RECOMPUTE_FULL;
     else if (strstr(recompute, "SAC") || strstr(out->source, "torchtitan"))
         l->recompute = GANG_RECOMPUTE_ALTERNATE;
-    else if (!strncmp(recompute, "selective", 9))
+    else if (!strncmp(recompute, "selective", 9) || strstr(recompute, "SAVE_DOT_ONLY")) // products are kept, the rest is made again
         l->recompute = GANG_RECOMPUTE_SELECTIVE;
     else if (*recompute && strcmp(recompute, "none") != 0)
         refuse(row, gang_arena_printf(row->arena, "recompute policy '%s' is not modelled", recompute));

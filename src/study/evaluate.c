@@ -6,13 +6,15 @@ const double gang_memory_margin = 0.05;
 static void measure_memory(const struct gang_task *task, struct gang_arena *arena, struct gang_answer *out) {
     int stages = out->layout.pp;
     out->memory = gang_arena_alloc(arena, (size_t)(out->costs.classes * stages) * sizeof *out->memory);
-    for (int c = 0; c < out->costs.classes; c++)
+    for (int c = 0, first = 0; c < out->costs.classes; c++) {
         for (int s = 0; s < stages; s++) {
             struct gang_memory_use *use = &out->memory[c * stages + s];
-            gang_memory_of(task, &out->layout, &out->costs, c, s, out->sim.rank[c * stages + s].peak_activation_bytes, use);
+            gang_memory_of(task, &out->layout, &out->costs, c, s, out->sim.rank[first * stages + s].peak_activation_bytes, use);
             double share = use->total / (use->limit * (1 - gang_memory_margin));
             if (share > out->memory_used) out->memory_used = share, out->tightest_class = c, out->tightest_stage = s;
         }
+        first += out->program.replicas == out->costs.classes ? 1 : (int)out->placement.classes[c].replicas;
+    }
 }
 
 static enum gang_status check_memory(const struct gang_answer *out) {
@@ -32,7 +34,7 @@ enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_p
     enum gang_status status = gang_layout_place(task, pool, &out->layout, arena, &out->placement);
     if (status) return status;
     gang_costs_fill(task, pool, &out->layout, &out->placement, arena, &out->costs);
-    status = gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, true, arena, &out->program, &out->schedule);
+    status = gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, !(flags & GANG_EVALUATE_UNFOLDED), arena, &out->program, &out->schedule);
     if (!status) status = gang_program_verify(&out->program, &out->costs, arena, &out->facts);
     if (status) return status;
     const struct gang_sim_input input = {.pool = pool,

@@ -354,3 +354,16 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     gang_arena_release(&s.scratch);
     return status;
 }
+
+double gang_sum_of_parts(const struct gang_task *task, const struct gang_pool *pool, struct gang_arena *arena) {
+    double sum = 0;
+    for (int g = 0; g < pool->group_count; g++) {
+        struct gang_search alone;
+        struct gang_pool part = *pool;
+        part.groups = &pool->groups[g];
+        part.group_count = 1;
+        part.devices = pool->groups[g]->nodes * pool->groups[g]->devices;
+        if (!gang_search_run(task, &part, 1, arena, &alone)) sum += alone.found[0].summary.tokens_per_second;
+    }
+    return sum;
+}

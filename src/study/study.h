@@ -12,7 +12,7 @@ struct gang_answer {
     struct gang_layout layout; // with everything filled in
     struct gang_placement placement;
     struct gang_costs costs;
-    struct gang_program program; // folded: one replica per class
+    struct gang_program program; // one replica per class, or every replica by itself
     struct gang_program_facts facts;
     enum gang_schedule schedule; // that was used
     struct gang_sim sim;
@@ -22,7 +22,8 @@ struct gang_answer {
     int tightest_class, tightest_stage;
 };
 
-enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2 };
+// Flags: memory is not checked; spans are kept; every replica is simulated by itself instead of one for each class.
+enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2, GANG_EVALUATE_UNFOLDED = 4 };
 
 // Places, prices, orders, verifies and simulates. GANG_ERR_INPUT for a layout that does not fit the task or the pool,
 // GANG_ERR_MEMORY (unless GANG_EVALUATE_ANY_MEMORY) with what is missing where.
@@ -58,6 +59,15 @@ double gang_estimate(const struct gang_task *task, const struct gang_pool *pool,
 // Looks at every layout of the space (see the essay in search.c), simulates the most promising and returns the best `top` by
 // simulated time. GANG_ERR_MEMORY says what the least hungry layout lacks where none fits.
 GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena, struct gang_search *out);
+
+// Tokens a second of the best layout of every group by itself, summed: what unlike devices would do without each other. Groups on
+// which the model does not fit count 0.
+double gang_sum_of_parts(const struct gang_task *task, const struct gang_pool *pool, struct gang_arena *arena);
+
+// The launch flags of a layout for another trainer, and as comments what that trainer cannot express of it: study/emit.c
+enum gang_trainer { GANG_MEGATRON, GANG_TORCHTITAN, GANG_DEEPSPEED };
+extern const char *const gang_trainer_names[]; // ends with NULL
+void gang_emit(enum gang_trainer trainer, const struct gang_task *task, const struct gang_answer *answer, struct gang_buffer *out);
 
 // ---- Published runs: study/cases.c, study/validate.c ---------------------------------------------------------------
 

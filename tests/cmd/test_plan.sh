@@ -52,6 +52,12 @@ assert sum(x["ph"] == "X" for x in t) >= 4 * 2 * 256
 assert sum(x["ph"] == "b" for x in t) == sum(x["ph"] == "e" for x in t) == 2 * 3 * 256
 ' "$trace" && ok simulate_trace || failed simulate_trace
 rm -f "$trace"
+for trainer in megatron torchtitan deepspeed; do
+    "$GANGLINE" plan $e/llama405.yaml --layout tp=8,pp=16,vpp=4,recompute=selective --emit $trainer | grep -qi "$trainer" && ok emit_$trainer || failed emit_$trainer
+done
+refuse emit_unknown "expected megatron, torchtitan or deepspeed" plan $e/node8.yaml --layout dp=8 --emit jax
+folded=$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --json | cut -d, -f1-6)
+[ "$folded" = "$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --unfolded --json | cut -d, -f1-6)" ] && ok unfolded || failed unfolded
 refuse simulate_too_big "needs " simulate $e/cities500.yaml --layout tp=2,pp=2
 refuse simulate_no_division "does not divide" simulate $e/node8.yaml --layout tp=3
 refuse simulate_no_cluster "nowhere.yaml" simulate $e/node8.yaml --cluster nowhere.yaml
