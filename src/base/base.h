@@ -28,12 +28,14 @@ enum gang_status {
 
 enum { GANG_ERROR_BYTES = 1024 };
 
-// Records "what failed: why: what to do" for this thread and returns `status`. Called by whoever detects the error first;
-// callers above pass the status on untouched.
-GANG_PRINTF(2, 3) enum gang_status gang_fail(enum gang_status status, const char *format, ...);
-
+// Records "what failed: why: what to do" for this thread and gives `status`. Called by whoever detects the error first;
+// callers above pass the status on untouched. Macros, so that compilers see which status comes back.
+#define gang_fail(status, ...) (gang_error_set(__VA_ARGS__), (status))
 // Like gang_fail with GANG_ERR_OS; appends ": " and the text of errno.
-GANG_PRINTF(1, 2) enum gang_status gang_fail_os(const char *format, ...);
+#define gang_fail_os(...) (gang_error_set_os(__VA_ARGS__), GANG_ERR_OS)
+
+GANG_PRINTF(1, 2) void gang_error_set(const char *format, ...);
+GANG_PRINTF(1, 2) void gang_error_set_os(const char *format, ...);
 
 // The text recorded last on this thread; "" when none.
 const char *gang_error(void);
@@ -203,11 +205,11 @@ struct gang_place {
 struct gang_field {
     const char *name;
     enum gang_field_kind kind;
-    size_t offset;              // of the member in the bound struct
-    const char *fallback;       // text of the default, parsed like the file's; NULL: required
-    double min, max;            // for INT, REAL and numbers with units (in the base unit), inclusive
-    const void *detail;         // for ENUM const char *const [], ends with NULL; for MAPPINGS struct gang_schema
-    const char *help;           // one line, for --help and the guide
+    size_t offset;        // of the member in the bound struct
+    const char *fallback; // text of the default, parsed like the file's; NULL: required
+    double min, max;      // for INT, REAL and numbers with units (in the base unit), inclusive
+    const void *detail;   // for ENUM const char *const [], ends with NULL; for MAPPINGS struct gang_schema
+    const char *help;     // one line, for --help and the guide
 };
 
 struct gang_schema {
@@ -223,8 +225,8 @@ GANG_CHECK_RESULT enum gang_status gang_yaml_bind(const char *path, const struct
 
 // The same for files of nested mappings: the struct begins with a struct gang_place, and messages begin with
 // "FILE:LINE:COLUMN: field". `text` NULL: read from `path`; otherwise `path` is only the name in messages.
-GANG_CHECK_RESULT enum gang_status gang_yaml_bind_nested(const char *path, const struct gang_buffer *text, const struct gang_schema *schema, void *out,
-                                                         struct gang_arena *arena);
+GANG_CHECK_RESULT enum gang_status gang_yaml_bind_nested(const char *path, const struct gang_buffer *text, const struct gang_schema *schema,
+                                                         void *out, struct gang_arena *arena);
 
 // ---- CSV -----------------------------------------------------------------------------------------------------------
 
@@ -232,9 +234,9 @@ GANG_CHECK_RESULT enum gang_status gang_yaml_bind_nested(const char *path, const
 // the header; text lives in the arena.
 struct gang_csv {
     int columns, rows;
-    char **names;  // [columns]
-    char **cells;  // [rows, columns]
-    int *lines;    // [rows] where each begins
+    char **names; // [columns]
+    char **cells; // [rows, columns]
+    int *lines;   // [rows] where each begins
 };
 // GANG_ERR_INPUT names file and line of what is no table; at most 64 columns and `max_bytes`.
 GANG_CHECK_RESULT enum gang_status gang_csv_read(const char *path, size_t max_bytes, struct gang_arena *arena, struct gang_csv *out);

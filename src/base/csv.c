@@ -28,7 +28,8 @@ static enum gang_status next_field(struct csv *in, char **out, bool *last) {
     }
     if (*in->at == '\r' && in->at[1] == '\n') in->at++;
     char stop = *in->at;
-    if (stop && stop != ',' && stop != '\n') return gang_fail(GANG_ERR_INPUT, "%s:%d: text behind a quoted field: expected a comma", in->path, in->line);
+    if (stop && stop != ',' && stop != '\n')
+        return gang_fail(GANG_ERR_INPUT, "%s:%d: text behind a quoted field: expected a comma", in->path, in->line);
     *last = stop != ',';
     in->line += stop == '\n';
     if (stop) in->at++;
@@ -55,7 +56,8 @@ enum gang_status gang_csv_read(const char *path, size_t max_bytes, struct gang_a
     if (!status) {
         in.at = gang_arena_alloc(arena, text.len + 1);
         if (text.len) memcpy(in.at, text.data, text.len);
-        if (strlen(in.at) != text.len || !text.len) status = gang_fail(GANG_ERR_INPUT, "%s: not a table: %s", path, text.len ? "holds a zero byte" : "it is empty");
+        if (strlen(in.at) != text.len || !text.len)
+            status = gang_fail(GANG_ERR_INPUT, "%s: not a table: %s", path, text.len ? "holds a zero byte" : "it is empty");
     }
     while (!status && *in.at) {
         int line = in.line, count = 0;

@@ -41,16 +41,9 @@ struct unit_family {
 };
 
 static const struct unit_family unit_families[] = {
-    [GANG_UNIT_BYTES] = {"80GiB or 512MB",
-                         {{"B", 1},
-                          {"KB", 1e3},
-                          {"MB", 1e6},
-                          {"GB", 1e9},
-                          {"TB", 1e12},
-                          {"KiB", 0x1p10},
-                          {"MiB", 0x1p20},
-                          {"GiB", 0x1p30},
-                          {"TiB", 0x1p40}}},
+    [GANG_UNIT_BYTES] =
+        {"80GiB or 512MB",
+         {{"B", 1}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}}},
     [GANG_UNIT_RATE] = {"200Gbps (bits) or 3.35TB/s (bytes)",
                         {{"bps", 0.125},
                          {"Kbps", 125},
@@ -86,7 +79,8 @@ enum gang_status gang_parse_quantity(const char *what, const char *text, enum ga
     if (status) return status;
     value *= found->factor;
     if (value < min || value > max)
-        return gang_fail(GANG_ERR_INPUT, "%s: '%s' is out of range: expected %g to %g %s", what, text, min / found->factor, max / found->factor, found->name);
+        return gang_fail(GANG_ERR_INPUT, "%s: '%s' is out of range: expected %g to %g %s", what, text, min / found->factor, max / found->factor,
+                         found->name);
     *out = value;
     return GANG_OK;
 }

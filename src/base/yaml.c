@@ -71,8 +71,7 @@ static const char *kind_name(enum gang_field_kind kind) {
     return names[kind];
 }
 
-static enum gang_status read_scalar(const char *where, const struct gang_field *field, struct scalar value, void *member,
-                                    struct gang_arena *arena) {
+static enum gang_status read_scalar(const char *where, const struct gang_field *field, struct scalar value, void *member, struct gang_arena *arena) {
     if (is_null(value))
         return gang_fail(GANG_ERR_INPUT, "%s: has no value: expected %s%s", where, kind_name(field->kind),
                          field->fallback ? ", or no such line for the default" : "");
@@ -170,8 +169,8 @@ static enum gang_status read_mappings(const struct reader *reader, const char *w
     return status;
 }
 
-static enum gang_status read_value(const struct reader *reader, const struct gang_field *field, const yaml_node_t *key,
-                                   const yaml_node_t *node, void *member) {
+static enum gang_status read_value(const struct reader *reader, const struct gang_field *field, const yaml_node_t *key, const yaml_node_t *node,
+                                   void *member) {
     char where[WHERE_BYTES + MAX_NAME], at[WHERE_BYTES];
     snprintf(where, sizeof where, "%s: %s", spot(reader, key, at), field->name);
     struct scalar value;
@@ -261,8 +260,7 @@ static enum gang_status read_mapping(const struct reader *reader, const struct g
     set_defaults(schema, out, reader->arena);
     if (node && node->type != YAML_MAPPING_NODE)
         return gang_fail(GANG_ERR_INPUT, "%s: not a mapping: expected lines of the form 'field: value'", spot(reader, node, at));
-    if (reader->columns && node)
-        *(struct gang_place *)out = (struct gang_place){(int)line_of(node), (int)node->start_mark.column + 1};
+    if (reader->columns && node) *(struct gang_place *)out = (struct gang_place){(int)line_of(node), (int)node->start_mark.column + 1};
     enum gang_status status = node ? read_pairs(reader, schema, node, out, seen) : GANG_OK;
     // The root's own place would say nothing: what is missing there is missing in the file.
     const char *head = reader->columns && node ? spot(reader, node, at) : reader->path;
@@ -331,7 +329,8 @@ static enum gang_status count_event(const char *path, const yaml_event_t *event,
     tally->anchors += anchor != NULL;
     size_t line = event->start_mark.line + 1;
     if (tally->documents > 1) return gang_fail(GANG_ERR_INPUT, "%s:%zu: a second document begins: expected one in the file", path, line);
-    if (tally->depth > MAX_DEPTH) return gang_fail(GANG_ERR_INPUT, "%s:%zu: nested deeper than %d levels: expected 'field: value'", path, line, MAX_DEPTH);
+    if (tally->depth > MAX_DEPTH)
+        return gang_fail(GANG_ERR_INPUT, "%s:%zu: nested deeper than %d levels: expected 'field: value'", path, line, MAX_DEPTH);
     if (tally->anchors > MAX_ANCHORS) return gang_fail(GANG_ERR_INPUT, "%s:%zu: more than %d anchors (&name)", path, line, MAX_ANCHORS);
     return GANG_OK;
 }

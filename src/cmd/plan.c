@@ -9,7 +9,7 @@ static const char *limit_of(const struct gang_summary *s) {
     const struct {
         const char *name;
         double seconds;
-    } parts[] = {{"tensor exchange", s->tensor},      {"expert exchange", s->expert}, {"context exchange", s->context}, {"weights gathered", s->gather},
+    } parts[] = {{"tensor exchange", s->tensor},   {"expert exchange", s->expert}, {"context exchange", s->context}, {"weights gathered", s->gather},
                  {"gradients reduced", s->reduce}, {"pipeline idle", s->pipeline}, {"vector work", s->vector}};
     int most = 0;
     for (int i = 1; i < 7; i++)
@@ -25,10 +25,11 @@ static bool unlike(const struct gang_pool *pool) {
 
 static void show_search(const struct gang_search *search, struct gang_arena *arena) {
     char n[GANG_HUMAN_BYTES];
-    printf("  looked  at %s layouts by closed form (%.2f million a second), %lld fit, %lld simulated\n", gang_human_count((double)search->considered, n),
-           (double)search->considered / search->estimate_seconds / 1e6, (long long)search->fitting, (long long)search->simulated);
-    printf("  bound   %.4g s: every product and attention at its device's full reach and nothing else; the best is %.1f %% above it\n", search->bound_seconds,
-           100 * (search->found[0].summary.step_seconds / search->bound_seconds - 1));
+    printf("  looked  at %s layouts by closed form (%.2f million a second), %lld fit, %lld simulated\n",
+           gang_human_count((double)search->considered, n), (double)search->considered / search->estimate_seconds / 1e6, (long long)search->fitting,
+           (long long)search->simulated);
+    printf("  bound   %.4g s: every product and attention at its device's full reach and nothing else; the best is %.1f %% above it\n",
+           search->bound_seconds, 100 * (search->found[0].summary.step_seconds / search->bound_seconds - 1));
     printf("     step s   MFU %%  memory %%  costs most after products   layout\n");
     for (int i = 0; i < search->count; i++) {
         const struct gang_found *f = &search->found[i];
@@ -41,8 +42,8 @@ static void show_search_json(const struct gang_search *search, const struct gang
     printf("{\"considered\": %lld, \"fitting\": %lld, \"simulated\": %lld, \"bound_seconds\": %.9g, \"top\": [", (long long)search->considered,
            (long long)search->fitting, (long long)search->simulated, search->bound_seconds);
     for (int i = 0; i < search->count; i++)
-        printf("%s{\"layout\": \"%s\", \"step_seconds\": %.9g, \"memory_used\": %.4g}", i ? ", " : "", gang_layout_print(&search->found[i].layout, arena),
-               search->found[i].summary.step_seconds, search->found[i].memory_used);
+        printf("%s{\"layout\": \"%s\", \"step_seconds\": %.9g, \"memory_used\": %.4g}", i ? ", " : "",
+               gang_layout_print(&search->found[i].layout, arena), search->found[i].summary.step_seconds, search->found[i].memory_used);
     printf("], \"best\": ");
     gang_show_json(answer, NULL, arena);
     printf("}\n");
@@ -87,7 +88,9 @@ static enum gang_status plan(const char *path, const char *cluster, const char *
         if (!layout_text) show_search(&search, arena);
         gang_show_answer(&task, &pool, &answer);
         double parts = !layout_text && unlike(&pool) ? gang_sum_of_parts(&task, &pool, arena) : 0;
-        if (parts > 0) printf("  parts   each group by itself does %.4g tokens/s in sum: together they do %.1f %% of that\n", parts, 100 * answer.summary.tokens_per_second / parts);
+        if (parts > 0)
+            printf("  parts   each group by itself does %.4g tokens/s in sum: together they do %.1f %% of that\n", parts,
+                   100 * answer.summary.tokens_per_second / parts);
     }
     return GANG_OK;
 }
@@ -96,8 +99,8 @@ static int run_plan(int argc, char **argv) {
     const char *path[1] = {NULL}, *cluster = NULL, *layout = NULL, *trainer = NULL, *top_text = "5";
     bool json = false;
     int64_t top = 0;
-    const struct gang_option options[] = {{"--layout", &layout, NULL}, {"--cluster", &cluster, NULL}, {"--emit", &trainer, NULL},
-                                          {"--top", &top_text, NULL},  {"--json", NULL, &json}};
+    const struct gang_option options[] = {
+        {"--layout", &layout, NULL}, {"--cluster", &cluster, NULL}, {"--emit", &trainer, NULL}, {"--top", &top_text, NULL}, {"--json", NULL, &json}};
     int code = gang_options(&gang_command_plan, argc, argv, options, 5, 1, 1, path);
     if (code >= 0) return code;
     if (gang_parse_int("--top", top_text, 1, GANG_MAX_FOUND, &top)) {

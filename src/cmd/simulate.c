@@ -38,13 +38,13 @@ static int64_t nodes_of(const struct gang_pool *pool, const struct gang_answer *
 
 static void show_faults(const struct gang_faults *f, const struct gang_fault_result *r, const struct gang_summary *s) {
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES], d[GANG_HUMAN_BYTES], e[GANG_HUMAN_BYTES];
-    printf("  faults  %s of %lld nodes, %lld trials: %.1f failures; %.2f %% of the time is useful (%.2f to %.2f)\n", gang_human_seconds(f->length, a), (long long)r->nodes,
-           (long long)f->trials, r->failures, 100 * r->availability, 100 * r->low, 100 * r->high);
+    printf("  faults  %s of %lld nodes, %lld trials: %.1f failures; %.2f %% of the time is useful (%.2f to %.2f)\n", gang_human_seconds(f->length, a),
+           (long long)r->nodes, (long long)f->trials, r->failures, 100 * r->availability, 100 * r->low, 100 * r->high);
     printf("          a checkpoint every %s%s; lost since the last one %s, stopped %s, checkpoints %s\n", gang_human_seconds(r->interval, b),
            f->checkpoint_interval > 0 ? "" : " (the best found)", gang_human_seconds(r->lost_seconds, c), gang_human_seconds(r->down_seconds, d),
            gang_human_seconds(r->checkpoint_seconds, e));
-    printf("          effective compute %lld devices x %.1f %% MFU x %.2f %% = %.1f devices at their peak\n", (long long)s->devices, 100 * s->mfu, 100 * r->availability,
-           (double)s->devices * s->mfu * r->availability);
+    printf("          effective compute %lld devices x %.1f %% MFU x %.2f %% = %.1f devices at their peak\n", (long long)s->devices, 100 * s->mfu,
+           100 * r->availability, (double)s->devices * s->mfu * r->availability);
 }
 
 static enum gang_status simulate(const struct request *request, struct gang_arena *arena) {
@@ -58,7 +58,9 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
     enum gang_status status = gang_task_read(request->path, request->cluster, arena, &task, &pool);
     if (!status) status = gang_layout_parse(request->layout, &layout);
     if (!status && request->faults) status = gang_faults_read(request->faults, arena, &faults);
-    if (!status) status = gang_evaluate(&task, &pool, &layout, (spans ? GANG_EVALUATE_SPANS : 0) | (request->unfolded ? GANG_EVALUATE_UNFOLDED : 0), arena, &answer);
+    if (!status)
+        status = gang_evaluate(&task, &pool, &layout, (spans ? GANG_EVALUATE_SPANS : 0) | (request->unfolded ? GANG_EVALUATE_UNFOLDED : 0), arena,
+                               &answer);
     if (!status) status = write_files(request, &answer);
     if (status) return status;
     if (request->faults) gang_faults_run(&faults, nodes_of(&pool, &answer), &result);
@@ -76,8 +78,9 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
 
 static int run_simulate(int argc, char **argv) {
     struct request r = {.layout = ""};
-    const struct gang_option options[] = {{"--layout", &r.layout, NULL},   {"--cluster", &r.cluster, NULL}, {"--program", &r.program, NULL}, {"--trace", &r.trace, NULL},
-                                          {"--faults", &r.faults, NULL}, {"--timeline", NULL, &r.timeline}, {"--unfolded", NULL, &r.unfolded}, {"--json", NULL, &r.json}};
+    const struct gang_option options[] = {{"--layout", &r.layout, NULL},     {"--cluster", &r.cluster, NULL}, {"--program", &r.program, NULL},
+                                          {"--trace", &r.trace, NULL},       {"--faults", &r.faults, NULL},   {"--timeline", NULL, &r.timeline},
+                                          {"--unfolded", NULL, &r.unfolded}, {"--json", NULL, &r.json}};
     int code = gang_options(&gang_command_simulate, argc, argv, options, 8, 1, 1, &r.path);
     if (code >= 0) return code;
     struct gang_arena arena;

@@ -10,8 +10,8 @@
 static double error_of(const struct gang_case *c) { return 100 * (c->predicted / c->measured - 1); }
 
 static void show_set(const struct gang_error_summary *s) {
-    printf("  %-21s %-5s %-58.58s %4d %7.1f %7.1f %7.1f %7.1f %+7.1f %7.1f\n", s->device, s->dtype, s->source, s->rows, 100 * s->mean, 100 * s->median, 100 * s->p95,
-           100 * s->largest, 100 * s->bias, 100 * s->null_mean);
+    printf("  %-21s %-5s %-58.58s %4d %7.1f %7.1f %7.1f %7.1f %+7.1f %7.1f\n", s->device, s->dtype, s->source, s->rows, 100 * s->mean,
+           100 * s->median, 100 * s->p95, 100 * s->largest, 100 * s->bias, 100 * s->null_mean);
 }
 
 static void show(const struct gang_validation *v) {
@@ -28,7 +28,8 @@ static void show(const struct gang_validation *v) {
     for (int i = 0; i < v->count; i++)
         if (v->cases[i].why_not) printf("  %-12s %s\n", v->cases[i].id, v->cases[i].why_not);
     printf("\n  errors in %%, of rows that no calibration used; null: one constant MFU for the device and type, the best in hindsight\n");
-    printf("  %-21s %-5s %-58s %4s %7s %7s %7s %7s %7s %7s\n", "device", "type", "source", "rows", "mean", "median", "95th", "largest", "bias", "null");
+    printf("  %-21s %-5s %-58s %4s %7s %7s %7s %7s %7s %7s\n", "device", "type", "source", "rows", "mean", "median", "95th", "largest", "bias",
+           "null");
     for (int i = 0; i < v->set_count; i++) show_set(&v->sets[i]);
     struct gang_error_summary all = v->blind;
     all.device = "all";
@@ -38,9 +39,9 @@ static void show(const struct gang_validation *v) {
 }
 
 static json_t *summary_json(const struct gang_error_summary *s) {
-    return json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:f, s:f, s:f, s:f}", "device", s->device, "dtype", s->dtype, "source", s->source, "rows", s->rows, "mean_pct",
-                     100 * s->mean, "median_pct", 100 * s->median, "p95_pct", 100 * s->p95, "largest_pct", 100 * s->largest, "bias_pct", 100 * s->bias, "null_mean_pct",
-                     100 * s->null_mean);
+    return json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:f, s:f, s:f, s:f}", "device", s->device, "dtype", s->dtype, "source", s->source, "rows",
+                     s->rows, "mean_pct", 100 * s->mean, "median_pct", 100 * s->median, "p95_pct", 100 * s->p95, "largest_pct", 100 * s->largest,
+                     "bias_pct", 100 * s->bias, "null_mean_pct", 100 * s->null_mean);
 }
 
 static void show_json(const struct gang_validation *v) {
@@ -51,8 +52,8 @@ static void show_json(const struct gang_validation *v) {
             json_array_append_new(skipped, json_pack("{s:s, s:s}", "id", c->id, "why", c->why_not));
             continue;
         }
-        json_t *row = json_pack("{s:s, s:f, s:f, s:f, s:b, s:f}", "id", c->id, "measured", c->measured, "predicted", c->predicted, "error_pct", error_of(c),
-                                "calibrated_on", c->calibrated_on, "peak_bytes", c->peak_bytes);
+        json_t *row = json_pack("{s:s, s:f, s:f, s:f, s:b, s:f}", "id", c->id, "measured", c->measured, "predicted", c->predicted, "error_pct",
+                                error_of(c), "calibrated_on", c->calibrated_on, "peak_bytes", c->peak_bytes);
         if (c->stated_peak_bytes > 0) json_object_set_new(row, "stated_peak_bytes", json_real(c->stated_peak_bytes));
         json_array_append_new(rows, row);
     }
@@ -73,30 +74,34 @@ static void show_json(const struct gang_validation *v) {
 // ---- The report: docs/accuracy.md ----------------------------------------------------------------------------------
 
 static void report_set(struct gang_buffer *out, const struct gang_error_summary *s) {
-    gang_buffer_printf(out, "| %s | %s | %s | %d | %.1f | %.1f | %.1f | %.1f | %+.1f | %.1f |\n", s->device, s->dtype, s->source, s->rows, 100 * s->mean, 100 * s->median,
-                       100 * s->p95, 100 * s->largest, 100 * s->bias, 100 * s->null_mean);
+    gang_buffer_printf(out, "| %s | %s | %s | %d | %.1f | %.1f | %.1f | %.1f | %+.1f | %.1f |\n", s->device, s->dtype, s->source, s->rows,
+                       100 * s->mean, 100 * s->median, 100 * s->p95, 100 * s->largest, 100 * s->bias, 100 * s->null_mean);
 }
 
 static enum gang_status write_report(const struct gang_validation *v, const char *cases, const char *path) {
     struct gang_buffer out = {0};
-    gang_buffer_printf(&out,
-                       "# How far off the predictions are\n\nMade by `gangline validate %s --report %s`; do not edit.\n\n"
-                       "Every row is a run that somebody else measured; it is simulated from its model, device and layout alone. Rows that a calibration in\n"
-                       "`data/devices.yaml` used are predicted but count in no figure. Errors in %% of the measured seconds; null is one constant MFU for the\n"
-                       "device and type, the best in hindsight.\n\n"
-                       "| device | type | source | rows | mean | median | 95th | largest | bias | null |\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|\n",
-                       cases, path);
+    gang_buffer_printf(
+        &out,
+        "# How far off the predictions are\n\nMade by `gangline validate %s --report %s`; do not edit.\n\n"
+        "Every row is a run that somebody else measured; it is simulated from its model, device and layout alone. Rows that a calibration in\n"
+        "`data/devices.yaml` used are predicted but count in no figure. Errors in %% of the measured seconds; null is one constant MFU for the\n"
+        "device and type, the best in hindsight.\n\n"
+        "| device | type | source | rows | mean | median | 95th | largest | bias | null |\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|\n",
+        cases, path);
     for (int i = 0; i < v->set_count; i++) report_set(&out, &v->sets[i]);
     struct gang_error_summary all = v->blind;
     all.device = "all";
     report_set(&out, &all);
-    gang_buffer_printf(&out, "\nKendall's tau within %d groups of rows that share model, device and device count: %.3f.\n"
-                             "Peak memory: %d rows state it, mean error %.1f %%.\n\n## Rows\n\n"
-                             "| id | model | measured s | predicted s | error %% | |\n|---|---|---:|---:|---:|---|\n", v->tau_groups, v->tau, v->memory_rows, 100 * v->memory_mean);
+    gang_buffer_printf(&out,
+                       "\nKendall's tau within %d groups of rows that share model, device and device count: %.3f.\n"
+                       "Peak memory: %d rows state it, mean error %.1f %%.\n\n## Rows\n\n"
+                       "| id | model | measured s | predicted s | error %% | |\n|---|---|---:|---:|---:|---|\n",
+                       v->tau_groups, v->tau, v->memory_rows, 100 * v->memory_mean);
     for (int i = 0; i < v->count; i++) {
         const struct gang_case *c = &v->cases[i];
         if (!c->why_not)
-            gang_buffer_printf(&out, "| %s | %s | %.4g | %.4g | %+.1f | %s |\n", c->id, c->model, c->measured, c->predicted, error_of(c), c->calibrated_on ? "calibrated on" : "");
+            gang_buffer_printf(&out, "| %s | %s | %.4g | %.4g | %+.1f | %s |\n", c->id, c->model, c->measured, c->predicted, error_of(c),
+                               c->calibrated_on ? "calibrated on" : "");
     }
     gang_buffer_printf(&out, "\n## Not predicted\n\n| id | why |\n|---|---|\n");
     for (int i = 0; i < v->count; i++)

@@ -36,7 +36,9 @@ double gang_time_sum(const struct gang_time *t) { return t->matmul + t->attentio
 double gang_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency) {
     return n < 2 ? 0 : (double)(n - 1) * (bytes / (double)n / bandwidth + latency);
 }
-double gang_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency) { return 2 * gang_ring_reduce_scatter(n, bytes, bandwidth, latency); }
+double gang_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency) {
+    return 2 * gang_ring_reduce_scatter(n, bytes, bandwidth, latency);
+}
 double gang_all_to_all(int64_t n, double bytes, double bandwidth, double latency) {
     return n < 2 ? 0 : (double)(n - 1) / (double)n * bytes / bandwidth + latency;
 }
@@ -70,9 +72,7 @@ static struct tier tier_of(const struct gang_group *group, int64_t members, int6
 
 double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K) {
     // Tiles that libraries choose from, with the share of the inner loop's speed each keeps.
-    static const struct {
-        double m, n, speed;
-    } tiles[] = {{128, 256, 1}, {128, 128, 0.92}, {64, 128, 0.75}};
+    static const struct { double m, n, speed; } tiles[] = {{128, 256, 1}, {128, 128, 0.92}, {64, 128, 0.75}};
     double use = 1;
     if (kind->cores) {
         use = 0;
@@ -190,7 +190,8 @@ static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk
         double bytes = p->M * (double)s->hidden * p->element;
         // Attention and feed-forward; experts that are cut exchange every copy of a token.
         double copies = moe ? (double)s->experts_per_token : 1;
-        double both = gang_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency) + gang_ring_all_reduce(l->tp, copies * bytes, tier.bandwidth, tier.latency);
+        double both = gang_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency) +
+                      gang_ring_all_reduce(l->tp, copies * bytes, tier.bandwidth, tier.latency);
         out->forward.tensor += exposed(p, both, out->forward.matmul);
         out->input.tensor += exposed(p, both, out->input.matmul);
         // With sequence parallelism the inputs are gathered once more for the weights' gradients, behind the input's product.
@@ -339,8 +340,8 @@ static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *f
     to->activation_bytes += n * from->activation_bytes;
 }
 
-void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int64_t dense, int64_t moe, bool first, bool last,
-                      struct gang_chunk_cost *out) {
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int64_t dense, int64_t moe,
+                      bool first, bool last, struct gang_chunk_cost *out) {
     *out = (struct gang_chunk_cost){.layers = (int)(dense + moe)};
     if (dense) add_cost(out, &price->layer[0], (double)dense);
     if (moe) add_cost(out, &price->layer[1], (double)moe);
@@ -351,7 +352,8 @@ void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l,
     weigh(task, l, out);
 }
 
-void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk, struct gang_chunk_cost *out) {
+void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
+                   struct gang_chunk_cost *out) {
     int64_t first = 0, n = l->layers[chunk], dense = n;
     if (task->shape.experts) {
         for (int c = 0; c < chunk; c++) first += l->layers[c];
@@ -424,8 +426,8 @@ void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout 
     if (l->zero && l->zero < 3) exchange_price(pool, l, placement, stage, cost->parameters * ELEMENT, 1, gather);
 }
 
-void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index, int from_stage,
-                      int to_stage, struct gang_hop *out) {
+void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index,
+                      int from_stage, int to_stage, struct gang_hop *out) {
     const int *groups = placement->classes[class_index].groups;
     const struct gang_group *from = pool->groups[groups[from_stage]], *to = pool->groups[groups[to_stage]];
     int64_t g = placement->cell_devices, apart = l->place == GANG_PLACE_STAGES ? (int64_t)l->dp * g : g;

@@ -211,7 +211,9 @@ static enum gang_status settle_layers(const struct gang_task *task, struct gang_
     int64_t layers = task->shape.layers, sum = 0;
     if (chunks > GANG_MAX_CHUNKS) return REFUSE("pp=%d times vpp=%d: more than %d chunks", l->pp, l->vpp, GANG_MAX_CHUNKS);
     if (!l->layer_count) {
-        if (layers < chunks) return REFUSE("pp=%d times vpp=%d makes %d chunks of %lld layers: choose at most %lld", l->pp, l->vpp, chunks, (long long)layers, (long long)layers);
+        if (layers < chunks)
+            return REFUSE("pp=%d times vpp=%d makes %d chunks of %lld layers: choose at most %lld", l->pp, l->vpp, chunks, (long long)layers,
+                          (long long)layers);
         for (int c = 0; c < chunks; c++) l->layers[c] = even_layers(layers, chunks, c);
         l->layer_count = chunks;
     }
@@ -275,7 +277,8 @@ static int find_changes(const struct gang_pool *pool, const struct gang_layout *
     return count;
 }
 
-static enum gang_status find_classes(const struct gang_pool *pool, const struct gang_layout *l, struct gang_arena *arena, struct gang_placement *out) {
+static enum gang_status find_classes(const struct gang_pool *pool, const struct gang_layout *l, struct gang_arena *arena,
+                                     struct gang_placement *out) {
     int *groups = gang_arena_alloc(arena, (size_t)l->pp * sizeof *groups);
     int64_t *changes = gang_arena_alloc(arena, (size_t)(2 + 8 * pool->group_count) * sizeof *changes);
     int change_count = find_changes(pool, l, out->cell_devices, changes);
@@ -286,7 +289,8 @@ static enum gang_status find_classes(const struct gang_pool *pool, const struct 
             int64_t cell = l->place == GANG_PLACE_STAGES ? (int64_t)s * l->dp + r : r * l->pp + s;
             groups[s] = group_at(pool, cell * out->cell_devices, out->cell_devices);
             if (groups[s] < 0)
-                return REFUSE("the tp x cp = %lld devices of replica %lld, stage %d would lie in two groups of unlike nodes: choose widths that divide the groups",
+                return REFUSE("the tp x cp = %lld devices of replica %lld, stage %d would lie in two groups of unlike nodes: choose widths that "
+                              "divide the groups",
                               (long long)out->cell_devices, (long long)r, s);
         }
         int c = 0;
@@ -375,14 +379,15 @@ enum gang_status gang_layout_place(const struct gang_task *task, const struct ga
     for (int c = 0; c < out->class_count; c++)
         for (int s = 0; s < layout->pp; s++) {
             const struct gang_kind *kind = pool->groups[out->classes[c].groups[s]]->kind;
-            if (!(kind->peak[task->math] > 0))
-                return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
-            if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0)) return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
+            if (!(kind->peak[task->math] > 0)) return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
+            if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0))
+                return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
         }
     for (int s = 0; s < layout->pp && layout->zero >= 2; s++)
         for (int c = 1; c < out->class_count; c++)
             if (pool->groups[out->classes[c].groups[s]]->site != pool->groups[out->classes[0].groups[s]]->site)
-                return REFUSE("zero=%d would exchange over a long link in every micro-batch: choose zero=1, or place=%s so that a stage's replicas share a site",
+                return REFUSE("zero=%d would exchange over a long link in every micro-batch: choose zero=1, or place=%s so that a stage's replicas "
+                              "share a site",
                               layout->zero, layout->place == GANG_PLACE_STAGES ? "replicas with fewer stages" : "stages");
     share_batches(task, pool, layout, out);
     return GANG_OK;

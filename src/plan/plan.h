@@ -16,25 +16,25 @@
 struct gang_shape {
     int64_t layers, hidden, heads, kv_heads, qk_dim, v_dim; // qk_dim, v_dim: of one head
     int64_t ffn, vocab;
-    bool gated; // SwiGLU: two matrices in; otherwise one (GPT)
-    bool tied;  // the head is the embedding
-    bool biases; // GPT: a vector beside every matrix and norm
-    int64_t positions;                           // learned position embeddings; 0: rotary
+    bool gated;                                     // SwiGLU: two matrices in; otherwise one (GPT)
+    bool tied;                                      // the head is the embedding
+    bool biases;                                    // GPT: a vector beside every matrix and norm
+    int64_t positions;                              // learned position embeddings; 0: rotary
     int64_t experts, experts_per_token, expert_ffn; // experts 0: dense
-    int64_t shared_ffn;                          // experts that every token takes, as one of this width
-    int64_t dense_layers;                        // the first layers that are dense although others have experts
-    int64_t q_rank, kv_rank, rope_dim;           // multi-head latent attention (DeepSeek); kv_rank 0: plain
+    int64_t shared_ffn;                             // experts that every token takes, as one of this width
+    int64_t dense_layers;                           // the first layers that are dense although others have experts
+    int64_t q_rank, kv_rank, rope_dim;              // multi-head latent attention (DeepSeek); kv_rank 0: plain
 };
 
 enum gang_cut { GANG_CUT_OUT, GANG_CUT_IN, GANG_CUT_NONE }; // how tensor parallelism cuts a matrix
 
 struct gang_matrix {
     const char *name;
-    int64_t out, in;   // [out, in]
-    int64_t stored;    // copies in memory: experts
-    int64_t active;    // copies that a token passes through
+    int64_t out, in; // [out, in]
+    int64_t stored;  // copies in memory: experts
+    int64_t active;  // copies that a token passes through
     enum gang_cut cut;
-    bool expert;       // shared out by expert parallelism
+    bool expert; // shared out by expert parallelism
 };
 enum { GANG_MAX_MATRICES = 12 };
 
@@ -65,7 +65,8 @@ struct gang_task {
 
 // job.yaml as the planner reads it: model, cluster, sequence_length, global_batch_tokens, compute. Paths are relative to the
 // file. `cluster` (may be NULL) overrides the field of that name.
-GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *cluster, struct gang_arena *arena, struct gang_task *task, struct gang_pool *pool);
+GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *cluster, struct gang_arena *arena, struct gang_task *task,
+                                                  struct gang_pool *pool);
 
 // Made again on the way back: nothing; norms and activations; those and every second product (torchtitan's selective); all of a layer.
 enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL };
@@ -73,7 +74,8 @@ enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_AT
 enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
 enum gang_place_by { GANG_PLACE_STAGES, GANG_PLACE_REPLICAS }; // which index is outermost over the pool's devices
 enum gang_schedule { GANG_SCHEDULE_AUTO, GANG_SCHEDULE_1F1B, GANG_SCHEDULE_INTERLEAVED, GANG_SCHEDULE_ZERO_BUBBLE, GANG_SCHEDULE_LIST };
-extern const char *const gang_recompute_names[], *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[], *const gang_attention_names[]; // end with NULL
+extern const char *const gang_recompute_names[],
+    *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[], *const gang_attention_names[]; // end with NULL
 
 enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024 };
 
@@ -155,18 +157,19 @@ struct gang_price {
 };
 void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, struct gang_price *out);
 // A chunk of `dense` and `moe` layers, with the embedding and the head as told.
-void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe, bool first,
-                      bool last, struct gang_chunk_cost *out);
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe,
+                      bool first, bool last, struct gang_chunk_cost *out);
 // The layout's chunk of this number.
-void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk, struct gang_chunk_cost *out);
+void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
+                   struct gang_chunk_cost *out);
 
 // How an exchange inside a data-parallel group uses the network; for one chunk, all members together.
 struct gang_exchange {
-    double bytes;          // buffer of one member's device
-    double fast_seconds;   // least time by the fast network inside nodes, latency included
-    double nic_bytes;      // through one device's NIC, each direction
+    double bytes;                      // buffer of one member's device
+    double fast_seconds;               // least time by the fast network inside nodes, latency included
+    double nic_bytes;                  // through one device's NIC, each direction
     double link_bytes[GANG_MAX_SITES]; // over each of the pool's long links, a direction
-    double latency;        // seconds
+    double latency;                    // seconds
 };
 // The reduce-scatter (or all-reduce) of a chunk's gradients at the end of the step, and the all-gather of its parameters (none without
 // sharding). With zero=2 gradients, with zero=3 weights too are exchanged layer by layer in every micro-batch, inside the passes.
@@ -178,18 +181,18 @@ enum { GANG_MAX_CLASSES = 16 };
 // Everything the schedule, the verifier and the simulator need to know about times and sizes.
 struct gang_costs {
     int classes, chunks, stages;
-    struct gang_chunk_cost *chunk;  // [classes, chunks]
-    double message_bytes;           // between stages, of a whole cell, one micro-batch
+    struct gang_chunk_cost *chunk;         // [classes, chunks]
+    double message_bytes;                  // between stages, of a whole cell, one micro-batch
     struct gang_exchange *reduce, *gather; // [chunks]
-    double *optimizer_seconds;      // [classes, stages]
-    double *fixed_bytes;            // [classes, stages] weights, gradients, optimizer, temporary: all but activations in flight
-    double *device_bytes;           // [classes, stages] what the device has
+    double *optimizer_seconds;             // [classes, stages]
+    double *fixed_bytes;                   // [classes, stages] weights, gradients, optimizer, temporary: all but activations in flight
+    double *device_bytes;                  // [classes, stages] what the device has
 };
 static inline const struct gang_chunk_cost *gang_costs_chunk(const struct gang_costs *costs, int class_index, int chunk) {
     return &costs->chunk[class_index * costs->chunks + chunk];
 }
-void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement,
-                     struct gang_arena *arena, struct gang_costs *out);
+void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                     const struct gang_placement *placement, struct gang_arena *arena, struct gang_costs *out);
 
 // One way between the cells of two stages of a class: seconds of delay, bytes/s of a whole cell, whether it uses the NICs, and the
 // route between their sites.
@@ -198,8 +201,8 @@ struct gang_hop {
     bool fast;
     const struct gang_route *route;
 };
-void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int class_index, int from_stage,
-                      int to_stage, struct gang_hop *out);
+void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int class_index,
+                      int from_stage, int to_stage, struct gang_hop *out);
 
 // Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
 double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, double layer_parameters);
@@ -219,8 +222,8 @@ enum gang_op {
     GANG_OP_BACKWARD_WEIGHT, // the half that only the optimizer waits for
     GANG_OP_SEND,            // of an activation (after a forward) or its gradient (after a backward)
     GANG_OP_RECEIVE,
-    GANG_OP_GATHER,    // all-gather of the chunk's weights, before its first forward
-    GANG_OP_REDUCE,    // reduce-scatter or all-reduce of the chunk's gradients, streamed out of its last backward
+    GANG_OP_GATHER, // all-gather of the chunk's weights, before its first forward
+    GANG_OP_REDUCE, // reduce-scatter or all-reduce of the chunk's gradients, streamed out of its last backward
     GANG_OP_OPTIMIZER,
     GANG_OPS,
 };
@@ -249,9 +252,9 @@ struct gang_rank_program {
 // rank = replica * stages + stage. A replica of the program stands for `copies` identical ones.
 struct gang_program {
     int stages, chunks, replicas;
-    int buffers;       // messages that a rank may have under way to another of each direction before a send waits
-    int64_t *copies;   // [replicas]
-    int64_t *micro_batches; // [replicas]
+    int buffers;                     // messages that a rank may have under way to another of each direction before a send waits
+    int64_t *copies;                 // [replicas]
+    int64_t *micro_batches;          // [replicas]
     struct gang_rank_program *ranks; // [replicas * stages]
 };
 
@@ -263,7 +266,8 @@ GANG_CHECK_RESULT enum gang_status gang_program_build(const struct gang_task *ta
 
 void gang_program_print(const struct gang_program *program, struct gang_buffer *out);
 // Reads the text form; `name` stands in messages, which carry the line. Anything that is not a program is ERR_FORMAT.
-GANG_CHECK_RESULT enum gang_status gang_program_parse(const char *name, const char *text, size_t bytes, struct gang_arena *arena, struct gang_program *out);
+GANG_CHECK_RESULT enum gang_status gang_program_parse(const char *name, const char *text, size_t bytes, struct gang_arena *arena,
+                                                      struct gang_program *out);
 
 // What the verifier finds out about a correct program.
 struct gang_program_facts {

@@ -82,8 +82,8 @@ static enum gang_status order_class(const struct gang_task *task, const struct g
 }
 
 static void emit(struct gang_rank_program *rank, enum gang_op op, int gradient, int chunk, int micro, int peer) {
-    rank->items[rank->count++] =
-        (struct gang_instruction){.op = (uint8_t)op, .gradient = (uint8_t)gradient, .chunk = (int16_t)chunk, .micro = micro, .peer = peer};
+    rank->items[rank->count++] = (struct gang_instruction){
+        .op = (uint8_t)op, .gradient = (uint8_t)gradient, .chunk = (int16_t)chunk, .micro = micro, .peer = peer};
 }
 
 // A stage's order with the messages around it: what a task needs is received right before, what it makes is sent right after.
@@ -234,7 +234,7 @@ static enum gang_status parse_head(struct text_reader *in, struct gang_program *
 }
 
 static enum gang_status parse_instruction(const struct text_reader *in, const struct gang_program *program, int64_t micro_batches,
-                                         struct gang_instruction *out) {
+                                          struct gang_instruction *out) {
     int op = 0, w = 1;
     while (op < GANG_OPS && strcmp(gang_ops[op].name, in->word[0]) != 0) op++;
     if (op == GANG_OPS) return FAIL_LINE(in, "'%s' is no instruction", in->word[0]);

@@ -165,11 +165,11 @@ static void make_interleaved(const struct gang_timing *t, struct gang_arena *are
 struct list {
     const struct gang_timing *t;
     bool split;
-    const int64_t *room;      // [stages] chunk activations
-    double *forward, *input;  // [chunks, micro] when done; INFINITY before
-    double *free_at;          // [stages]
+    const int64_t *room;                              // [stages] chunk activations
+    double *forward, *input;                          // [chunks, micro] when done; INFINITY before
+    double *free_at;                                  // [stages]
     int64_t *next_forward, *next_input, *next_weight; // [chunks]
-    int64_t *entered, *left;  // [stages] micro-batches that took room and gave it back
+    int64_t *entered, *left;                          // [stages] micro-batches that took room and gave it back
 };
 
 struct choice {
@@ -337,7 +337,8 @@ enum gang_status gang_schedule_make(const struct gang_timing *t, enum gang_sched
     if (schedule == GANG_SCHEDULE_AUTO || schedule == GANG_SCHEDULE_LIST) try_lists(&c, &own);
     enum gang_status status = GANG_OK;
     if (isinf(c.seconds)) {
-        status = gang_fail(GANG_ERR_UNSUPPORTED, "schedule %s: does not apply to %d stages of %d chunks and %lld micro-batches with room for %lld on stage 0",
+        status = gang_fail(GANG_ERR_UNSUPPORTED,
+                           "schedule %s: does not apply to %d stages of %d chunks and %lld micro-batches with room for %lld on stage 0",
                            gang_schedule_names[schedule], t->stages, chunks_of(t), (long long)t->micro_batches, (long long)t->limit[0]);
     } else {
         for (int s = 0; s < t->stages; s++) {

@@ -75,12 +75,14 @@ static enum gang_status read_moe(struct moe_reader *in, const char *type, struct
     read_attention(in, !strcmp(type, "deepseek_v3"), out);
     read_experts(in, type, out);
     if (in->status) return in->status;
-    if (!out->layers || !out->hidden || !out->heads || !out->vocab || !out->qk_dim || !out->v_dim || !out->kv_heads || !out->experts || !out->expert_ffn)
+    if (!out->layers || !out->hidden || !out->heads || !out->vocab || !out->qk_dim || !out->v_dim || !out->kv_heads || !out->experts ||
+        !out->expert_ffn)
         return gang_fail(GANG_ERR_INPUT, "%s: a size is 0: expected layers, hidden, heads, experts and vocabulary above 0", in->path);
     if (out->layers > 1024 || out->heads > 4096 || out->experts > 4096)
         return gang_fail(GANG_ERR_INPUT, "%s: more than 1024 layers, 4096 heads or 4096 experts", in->path);
     if (out->experts_per_token < 1 || out->experts_per_token > out->experts)
-        return gang_fail(GANG_ERR_INPUT, "%s: num_experts_per_tok: %lld of %lld experts", in->path, (long long)out->experts_per_token, (long long)out->experts);
+        return gang_fail(GANG_ERR_INPUT, "%s: num_experts_per_tok: %lld of %lld experts", in->path, (long long)out->experts_per_token,
+                         (long long)out->experts);
     return GANG_OK;
 }
 

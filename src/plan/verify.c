@@ -14,18 +14,22 @@ enum { DID_FORWARD = 1, DID_INPUT = 2, DID_WEIGHT = 4, SENT_ACTIVATION = 8, GOT_
 struct run {
     const struct gang_program *program;
     const struct gang_costs *costs;
-    uint8_t **did;      // [replicas][chunks * micro_batches]
-    uint8_t **reduced;  // [replicas][chunks]
-    int *next;          // [ranks]
-    int *under_way;     // [ranks, 2, 2]: messages from a rank, to the stage behind or before, activation or gradient
-    double *held;       // [ranks] bytes of activations
+    uint8_t **did;     // [replicas][chunks * micro_batches]
+    uint8_t **reduced; // [replicas][chunks]
+    int *next;         // [ranks]
+    int *under_way;    // [ranks, 2, 2]: messages from a rank, to the stage behind or before, activation or gradient
+    double *held;      // [ranks] bytes of activations
     bool any_reduce;
     struct gang_program_facts *facts;
 };
 
 static const char *text_of(const struct gang_instruction *i, char out[96]) {
     const struct gang_op_info *info = &gang_ops[i->op];
-    snprintf(out, 96, "%s%s c%d m%d", info->name, info->takes != GANG_TAKES_PEER ? "" : i->gradient ? " gradient" : " activation", i->chunk, i->micro);
+    snprintf(out, 96, "%s%s c%d m%d", info->name,
+             info->takes != GANG_TAKES_PEER ? ""
+             : i->gradient                  ? " gradient"
+                                            : " activation",
+             i->chunk, i->micro);
     return out;
 }
 
@@ -49,7 +53,8 @@ static enum gang_status run_compute(struct run *run, int rank, const struct gang
         if (before && !(one ? *before & DID_FORWARD : *before & GOT_ACTIVATION)) return wrong(run, rank, "its activation has not been received");
         *did |= DID_FORWARD;
         if (run->costs) run->held[rank] += gang_costs_chunk(run->costs, 0, i->chunk)->activation_bytes;
-        if (run->facts->activation_bytes && run->held[rank] > run->facts->activation_bytes[rank]) run->facts->activation_bytes[rank] = run->held[rank];
+        if (run->facts->activation_bytes && run->held[rank] > run->facts->activation_bytes[rank])
+            run->facts->activation_bytes[rank] = run->held[rank];
         return GANG_OK;
     }
     if (!(*did & DID_FORWARD)) return wrong(run, rank, "backward before forward");
@@ -171,13 +176,17 @@ static enum gang_status check_end(const struct run *run) {
         for (int64_t i = 0; i < p->chunks * p->micro_batches[r]; i++) {
             int chunk = (int)(i / p->micro_batches[r]), micro = (int)(i % p->micro_batches[r]);
             uint8_t did = run->did[r][i];
-            const char *what = !(did & DID_FORWARD) ? "never forward" : !(did & DID_INPUT) ? "never backward" : !(did & DID_WEIGHT) ? "its weights never backward"
-                               : !(did & SENT_ACTIVATION) != !(did & GOT_ACTIVATION) || !(did & SENT_GRADIENT) != !(did & GOT_GRADIENT) ? "sent and never received"
-                                                                                                                                         : NULL;
+            const char *what = !(did & DID_FORWARD)  ? "never forward"
+                               : !(did & DID_INPUT)  ? "never backward"
+                               : !(did & DID_WEIGHT) ? "its weights never backward"
+                               : !(did & SENT_ACTIVATION) != !(did & GOT_ACTIVATION) || !(did & SENT_GRADIENT) != !(did & GOT_GRADIENT)
+                                   ? "sent and never received"
+                                   : NULL;
             if (what) return gang_fail(GANG_ERR_FORMAT, "program: replica %d, chunk %d, micro-batch %d: %s", r, chunk, micro, what);
         }
         for (int c = 0; c < p->chunks; c++)
-            if (run->any_reduce && !run->reduced[r][c]) return gang_fail(GANG_ERR_FORMAT, "program: replica %d, chunk %d: its gradients are never reduced", r, c);
+            if (run->any_reduce && !run->reduced[r][c])
+                return gang_fail(GANG_ERR_FORMAT, "program: replica %d, chunk %d: its gradients are never reduced", r, c);
         for (int s = 0; s < p->stages; s++) {
             const struct gang_rank_program *rank = &p->ranks[r * p->stages + s];
             if (!rank->count || rank->items[rank->count - 1].op != GANG_OP_OPTIMIZER)

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 extern const char gang_devices_yaml[];
@@ -113,8 +114,8 @@ static enum gang_status check_kind(const char *path, const struct gang_kind *kin
     for (int l = 0; l < 2; l++)
         for (int i = 0; i < lists[l]->count; i++)
             if (!is_kind_field(lists[l]->items[i]))
-                return gang_fail(GANG_ERR_INPUT, "%s:%d:%d: kind '%s': '%s' under measured or calibrated is no field of a kind", path, kind->place.line,
-                                 kind->place.column, kind->name, lists[l]->items[i]);
+                return gang_fail(GANG_ERR_INPUT, "%s:%d:%d: kind '%s': '%s' under measured or calibrated is no field of a kind", path,
+                                 kind->place.line, kind->place.column, kind->name, lists[l]->items[i]);
     for (int m = 0; m < GANG_MATHS; m++)
         if (kind->peak[m] > 0) return GANG_OK;
     return gang_fail(GANG_ERR_INPUT, "%s:%d:%d: kind '%s': computes nothing: give at least one of f16, f8, f32", path, kind->place.line,
@@ -146,11 +147,7 @@ static enum gang_status settle_group(const struct gang_pool *pool, const struct 
     if (!group->kind) {
         char list[512] = "";
         const struct gang_kind *kinds = builtin->items;
-        for (int i = 0; i < builtin->count; i++) {
-            if (strlen(list) + strlen(kinds[i].name) + 3 > sizeof list) break;
-            if (i) strcat(list, ", ");
-            strcat(list, kinds[i].name);
-        }
+        for (int i = 0; i < builtin->count; i++) snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", kinds[i].name);
         return FAIL_AT(group->place, "device '%s' is no known kind: expected one of %s, or one of your own under kinds", group->device, list);
     }
     if (!*group->name) group->name = group->device;
@@ -158,8 +155,8 @@ static enum gang_status settle_group(const struct gang_pool *pool, const struct 
     if (!group->nic_bandwidth) group->nic_bandwidth = group->kind->nic_bandwidth;
     if (!group->fast_domain) group->fast_domain = group->kind->fast_domain < group->devices ? group->kind->fast_domain : group->devices;
     if (group->devices % group->fast_domain && group->fast_domain % group->devices)
-        return FAIL_AT(group->place, "fast_domain %lld neither divides the node's %lld devices nor is a multiple of them", (long long)group->fast_domain,
-                       (long long)group->devices);
+        return FAIL_AT(group->place, "fast_domain %lld neither divides the node's %lld devices nor is a multiple of them",
+                       (long long)group->fast_domain, (long long)group->devices);
     return GANG_OK;
 }
 
@@ -277,7 +274,8 @@ void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t pe
                                  .nic_latency = 5e-6,
                                  .oversubscription = 1};
     *site = (struct gang_site){.name = gang_arena_strdup(arena, "site"), .groups = {1, group}};
-    *out = (struct gang_pool){.path = gang_arena_strdup(arena, "(uniform)"), .name = kind->name, .sites = {1, site}, .group_count = 1, .devices = devices};
+    *out = (struct gang_pool){
+        .path = gang_arena_strdup(arena, "(uniform)"), .name = kind->name, .sites = {1, site}, .group_count = 1, .devices = devices};
     out->groups = gang_arena_alloc(arena, sizeof *out->groups);
     out->groups[0] = group;
     out->routes = gang_arena_alloc(arena, sizeof *out->routes);

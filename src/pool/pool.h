@@ -37,12 +37,12 @@ struct gang_group {
     struct gang_place place;
     char *name, *device;
     const struct gang_kind *kind;
-    int site;      // index into the pool's sites
+    int site;               // index into the pool's sites
     int64_t nodes, devices; // devices: per node
     int64_t fast_domain;    // devices that share the high-bandwidth network; divides or is a multiple of `devices`
     double fast_bandwidth, nic_bandwidth;
-    double nic_latency;     // seconds, one way, inside the site
-    int64_t leaf_nodes;     // nodes under one leaf switch; 0: one flat network
+    double nic_latency;      // seconds, one way, inside the site
+    int64_t leaf_nodes;      // nodes under one leaf switch; 0: one flat network
     double oversubscription; // of the leaf's uplinks: 1 is none, 3 is 3:1
 };
 
@@ -82,7 +82,9 @@ struct gang_pool {
 
 static inline const struct gang_site *gang_pool_site(const struct gang_pool *pool, int i) { return (const struct gang_site *)pool->sites.items + i; }
 static inline const struct gang_link *gang_pool_link(const struct gang_pool *pool, int i) { return (const struct gang_link *)pool->links.items + i; }
-static inline const struct gang_route *gang_pool_route(const struct gang_pool *pool, int from, int to) { return &pool->routes[from * pool->sites.count + to]; }
+static inline const struct gang_route *gang_pool_route(const struct gang_pool *pool, int from, int to) {
+    return &pool->routes[from * pool->sites.count + to];
+}
 
 // The built-in kinds, parsed once per call into `arena`; struct gang_kind.
 void gang_kinds_builtin(struct gang_arena *arena, struct gang_list *out);

@@ -47,7 +47,8 @@ enum gang_status gang_faults_read(const char *path, struct gang_arena *arena, st
     *out = (struct gang_faults){0};
     enum gang_status status = gang_yaml_bind_nested(path, NULL, &fault_schema, out, arena);
     if (status) return status;
-    if (!out->domain_nodes != !(out->domain_mtbf > 0)) return gang_fail(GANG_ERR_INPUT, "%s: give both domain_nodes and domain_mtbf, or neither", path);
+    if (!out->domain_nodes != !(out->domain_mtbf > 0))
+        return gang_fail(GANG_ERR_INPUT, "%s: give both domain_nodes and domain_mtbf, or neither", path);
     return GANG_OK;
 }
 
@@ -252,7 +253,8 @@ void gang_faults_run(const struct gang_faults *f, int64_t nodes, struct gang_fau
     double interval = f->checkpoint_interval;
     if (!(interval > 0)) {
         // Around Young's sqrt(2 C M); the same draws for every candidate, fewer of them.
-        double rate = (f->node_mtbf > 0 ? (double)nodes / f->node_mtbf : 0) + (f->domain_mtbf > 0 ? (double)nodes / (double)f->domain_nodes / f->domain_mtbf : 0) +
+        double rate = (f->node_mtbf > 0 ? (double)nodes / f->node_mtbf : 0) +
+                      (f->domain_mtbf > 0 ? (double)nodes / (double)f->domain_nodes / f->domain_mtbf : 0) +
                       (f->slow_mtbf > 0 ? (double)nodes / f->slow_mtbf : 0);
         double young = rate > 0 ? sqrt(2 * fmax(f->checkpoint_cost, 0.1) / rate) : f->length, best = -1;
         for (int i = 0; i < GRID; i++) {

@@ -10,9 +10,9 @@ struct gang_use {
 };
 
 struct gang_flow {
-    int id, tag;        // tag: the owner's
-    double left;        // bytes
-    double cap;         // bytes/s that it can do alone
+    int id, tag; // tag: the owner's
+    double left; // bytes
+    double cap;  // bytes/s that it can do alone
     double rate;
     int use_count;
     struct gang_use *uses; // in the network's arena
@@ -21,12 +21,12 @@ struct gang_flow {
 struct gang_network {
     struct gang_arena *arena;
     int resource_count;
-    double *capacity;    // [resources] bytes/s
-    double *carried, *peak; // [resources] bytes so far, bytes/s at most
+    double *capacity;         // [resources] bytes/s
+    double *carried, *peak;   // [resources] bytes so far, bytes/s at most
     struct gang_buffer flows; // struct gang_flow, active
     int next_id;
     double now;
-    bool dirty; // rates must be worked out again
+    bool dirty;            // rates must be worked out again
     double *room, *weight; // [resources] scratch
 };
 

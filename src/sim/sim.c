@@ -42,12 +42,12 @@ struct exchange {
 };
 
 struct rank_state {
-    int next;            // instruction
-    double since;        // when it began to wait
-    double *waits;       // where the wait is booked; NULL: not waiting
+    int next;               // instruction
+    double since;           // when it began to wait
+    double *waits;          // where the wait is booked; NULL: not waiting
     bool computing, ending; // ending: an event that ends the computing is under way
-    double started;      // of the computing
-    int reducing;        // exchange that the computing under way streams out, -1
+    double started;         // of the computing
+    int reducing;           // exchange that the computing under way streams out, -1
     double held;
     double done_at;
 };
@@ -122,7 +122,8 @@ static void add_span(struct sim *s, int rank, int op, int chunk, int micro, doub
 }
 
 static double seconds_of(const struct sim *s, int rank, const struct gang_instruction *i) {
-    if (i->op == GANG_OP_OPTIMIZER) return s->in->costs->optimizer_seconds[s->class_of[replica_of(s, rank)] * s->in->costs->stages + stage_of(s, rank)];
+    if (i->op == GANG_OP_OPTIMIZER)
+        return s->in->costs->optimizer_seconds[s->class_of[replica_of(s, rank)] * s->in->costs->stages + stage_of(s, rank)];
     const struct gang_chunk_cost *cost = cost_of(s, rank, i->chunk);
     double input = gang_time_sum(&cost->input), weight = gang_time_sum(&cost->weight);
     return i->op == GANG_OP_FORWARD          ? gang_time_sum(&cost->forward)
@@ -156,9 +157,7 @@ static void book_compute(struct sim *s, int rank, const struct gang_instruction 
 
 // ---- Messages ------------------------------------------------------------------------------------------------------
 
-static int long_link_resource(const struct sim *s, int link, bool forward) {
-    return 2 * s->out->ranks + 2 * link + (forward ? 0 : 1);
-}
+static int long_link_resource(const struct sim *s, int link, bool forward) { return 2 * s->out->ranks + 2 * link + (forward ? 0 : 1); }
 
 // The uses of a route's long links, `share` bytes for a byte of the flow.
 static int route_uses(const struct sim *s, int from_site, const struct gang_route *route, double share, struct gang_use *uses) {
@@ -172,7 +171,8 @@ static int route_uses(const struct sim *s, int from_site, const struct gang_rout
 }
 
 static void hop_of(const struct sim *s, const struct message *m, struct gang_hop *hop) {
-    gang_hop_between(s->in->pool, s->in->layout, s->in->placement, s->class_of[replica_of(s, m->from)], stage_of(s, m->from), stage_of(s, m->to), hop);
+    gang_hop_between(s->in->pool, s->in->layout, s->in->placement, s->class_of[replica_of(s, m->from)], stage_of(s, m->from), stage_of(s, m->to),
+                     hop);
 }
 
 static void send(struct sim *s, int rank, const struct gang_instruction *i) {
@@ -196,7 +196,9 @@ static void send(struct sim *s, int rank, const struct gang_instruction *i) {
 
 // ---- Exchanges -----------------------------------------------------------------------------------------------------
 
-static struct exchange *exchange_of(const struct sim *s, bool gather, int chunk) { return &s->exchanges[(gather ? 0 : s->in->program->chunks) + chunk]; }
+static struct exchange *exchange_of(const struct sim *s, bool gather, int chunk) {
+    return &s->exchanges[(gather ? 0 : s->in->program->chunks) + chunk];
+}
 
 static void advance(struct sim *s, int rank);
 
@@ -498,7 +500,8 @@ static enum gang_status finish(struct sim *s, struct gang_arena *arena) {
     struct gang_sim *out = s->out;
     for (int r = 0; r < out->ranks; r++) {
         if (s->ranks[r].done_at < 0)
-            return gang_fail(GANG_ERR_FORMAT, "simulation: rank %d stops at instruction %d for ever: the program is not verified", r, s->ranks[r].next + 1);
+            return gang_fail(GANG_ERR_FORMAT, "simulation: rank %d stops at instruction %d for ever: the program is not verified", r,
+                             s->ranks[r].next + 1);
         out->step_seconds = fmax(out->step_seconds, s->ranks[r].done_at);
     }
     for (int r = 0; r < out->ranks; r++) out->rank[r].end = out->step_seconds - s->ranks[r].done_at;
@@ -554,7 +557,8 @@ void gang_sim_summarise(const struct gang_sim_input *in, const struct gang_task 
         out->gather += n * (t->compute.gather + t->gather), out->reduce += n * t->reduce;
         out->pipeline += n * (t->pipeline + t->end), out->optimizer += n * t->optimizer;
     }
-    double *kinds[] = {&out->matmul, &out->attention, &out->vector, &out->tensor, &out->expert, &out->context, &out->gather, &out->reduce, &out->pipeline, &out->optimizer};
+    double *kinds[] = {&out->matmul,  &out->attention, &out->vector, &out->tensor,   &out->expert,
+                       &out->context, &out->gather,    &out->reduce, &out->pipeline, &out->optimizer};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) *kinds[i] /= weight;
     out->tokens_per_second = tokens / sim->step_seconds;
     out->tokens_per_second_per_device = out->tokens_per_second / (double)out->devices;

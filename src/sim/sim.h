@@ -16,22 +16,22 @@ struct gang_span {
 
 // Seconds of one rank's step by what it spent them on; they add up to step_seconds.
 struct gang_rank_time {
-    struct gang_time compute;  // its own work, exposed exchanges inside layers included
+    struct gang_time compute; // its own work, exposed exchanges inside layers included
     double optimizer;
-    double pipeline;  // waiting for a message or a free buffer
-    double gather, reduce; // waiting for the data-parallel exchange
-    double end;       // idle behind its last instruction
+    double pipeline;              // waiting for a message or a free buffer
+    double gather, reduce;        // waiting for the data-parallel exchange
+    double end;                   // idle behind its last instruction
     double peak_activation_bytes; // on one device
 };
 
 struct gang_sim {
     double step_seconds;
     int ranks;
-    struct gang_rank_time *rank; // [ranks]
-    int64_t *copies;             // [ranks] that each stands for
-    double link_bytes[GANG_MAX_SITES];      // over each long link in a step, the busier direction
-    double link_peak[GANG_MAX_SITES];       // bytes/s
-    double sent_bytes, received_bytes;      // messages between stages, folded ranks counted once
+    struct gang_rank_time *rank;       // [ranks]
+    int64_t *copies;                   // [ranks] that each stands for
+    double link_bytes[GANG_MAX_SITES]; // over each long link in a step, the busier direction
+    double link_peak[GANG_MAX_SITES];  // bytes/s
+    double sent_bytes, received_bytes; // messages between stages, folded ranks counted once
     int64_t events;
     size_t span_count;
     struct gang_span *spans; // in the order of their ends; only if asked for
@@ -59,26 +59,26 @@ void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *progr
 // A faults file; times in seconds. Mean times 0: such faults do not happen.
 struct gang_faults {
     struct gang_place place;
-    double length;             // of the run
+    double length; // of the run
     int64_t trials, seed;
-    double node_mtbf;          // of one node
-    double weibull_shape;      // of the time between a node's failures; 1 is exponential, below 1 they come in bursts
-    double offender_share, offender_factor; // this part of the nodes fails this many times as often
-    int64_t domain_nodes;      // nodes that fail together
-    double domain_mtbf;        // of one such domain
+    double node_mtbf;                          // of one node
+    double weibull_shape;                      // of the time between a node's failures; 1 is exponential, below 1 they come in bursts
+    double offender_share, offender_factor;    // this part of the nodes fails this many times as often
+    int64_t domain_nodes;                      // nodes that fail together
+    double domain_mtbf;                        // of one such domain
     double slow_mtbf, slow_speed, slow_detect; // of one node; speed of all while one is slow; until it is noticed and replaced
     double link_mtbf, link_outage;             // of the long links together; the run pauses
-    double detect, restart;    // until a failure is noticed; until the run computes again
+    double detect, restart;                    // until a failure is noticed; until the run computes again
     int64_t spare_nodes;
-    double repair;             // of a node; without spares the run waits for it
+    double repair;              // of a node; without spares the run waits for it
     double checkpoint_interval; // 0: the best of a grid
-    double checkpoint_cost;    // that the run stops for one
+    double checkpoint_cost;     // that the run stops for one
 };
 
 struct gang_fault_result {
-    double interval;            // that was used, or found best
-    double availability;        // useful time / time, mean over trials
-    double low, high;           // 5th and 95th percentile of the trials
+    double interval;                                                 // that was used, or found best
+    double availability;                                             // useful time / time, mean over trials
+    double low, high;                                                // 5th and 95th percentile of the trials
     double failures, lost_seconds, down_seconds, checkpoint_seconds; // means over trials
     int64_t nodes;
 };

@@ -76,8 +76,8 @@ static void read_model(struct row *row, struct gang_case *out) {
         refuse(row, "the data type is not stated");
 }
 
-// What the software does, by the source's words: FSDP (all that torchtitan does on one stage) shards everything (SHARD_GRAD_OP all but the weights), NeMo and Megatron
-// shard the optimizer unless the row says otherwise, and exchange behind products where it says so. PyTorch's FSDP without
+// What the software does, by the source's words: FSDP (all that torchtitan does on one stage) shards everything (SHARD_GRAD_OP all but the weights),
+// NeMo and Megatron shard the optimizer unless the row says otherwise, and exchange behind products where it says so. PyTorch's FSDP without
 // torch.compile is eager: nothing is fused.
 static void read_software(struct gang_case *out) {
     struct gang_layout *l = &out->layout;
@@ -88,7 +88,7 @@ static void read_software(struct gang_case *out) {
     if (strstr(notes, "vanilla TP")) l->tp_overlap = 0;
     l->fused = !fsdp || strstr(notes, "compile") || strstr(notes, "JAX");
     // Fused attention came in the middle of 2022; a source that names it without a version had the first.
-    l->attention = strstr(out->source, "2022") ? GANG_ATTENTION_UNFUSED
+    l->attention = strstr(out->source, "2022")                                             ? GANG_ATTENTION_UNFUSED
                    : strstr(notes, "FlashAttention") && !strstr(notes, "FlashAttention-2") ? GANG_ATTENTION_FIRST
                                                                                            : GANG_ATTENTION_FUSED;
     if (strstr(notes, "BF16 grad")) l->gradients = GANG_GRADIENTS_BF16;
@@ -149,7 +149,11 @@ static bool among(const struct gang_strings *strings, const char *text) {
 }
 
 static void read_row(struct row *row, const struct gang_list *kinds, struct gang_case *out) {
-    *out = (struct gang_case){.id = cell(row, "id"), .source = cell(row, "source"), .model = cell(row, "model"), .device = cell(row, "gpu"), .dtype = cell(row, "dtype"),
+    *out = (struct gang_case){.id = cell(row, "id"),
+                              .source = cell(row, "source"),
+                              .model = cell(row, "model"),
+                              .device = cell(row, "gpu"),
+                              .dtype = cell(row, "dtype"),
                               .notes = cell(row, "notes")};
     if (strchr(out->device, ':')) refuse(row, "unlike devices: the source does not say which stage has which");
     if (strstr(out->notes, "SUSPECT")) refuse(row, "the source contradicts itself: see notes");
@@ -164,7 +168,8 @@ static void read_row(struct row *row, const struct gang_list *kinds, struct gang
 }
 
 enum gang_status gang_cases_read(const char *path, const struct gang_list *kinds, struct gang_arena *arena, int *count, struct gang_case **out) {
-    static const char *const needed[] = {"id", "source", "model", "layers", "hidden", "heads", "seq", "gpu", "gpus", "tp", "pp", "micro_bs", "global_bs", "dtype", "metric", "value", "notes"};
+    static const char *const needed[] = {"id", "source", "model",    "layers",    "hidden", "heads",  "seq",   "gpu",  "gpus",
+                                         "tp", "pp",     "micro_bs", "global_bs", "dtype",  "metric", "value", "notes"};
     struct gang_csv table;
     enum gang_status status = gang_csv_read(path, 16 << 20, arena, &table);
     if (status) return status;

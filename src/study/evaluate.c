@@ -21,11 +21,12 @@ static enum gang_status check_memory(const struct gang_answer *out) {
     char need[GANG_HUMAN_BYTES], has[GANG_HUMAN_BYTES], weights[GANG_HUMAN_BYTES], kept[GANG_HUMAN_BYTES];
     const struct gang_memory_use *use = &out->memory[out->tightest_class * out->layout.pp + out->tightest_stage];
     if (out->memory_used <= 1) return GANG_OK;
-    return gang_fail(GANG_ERR_MEMORY,
-                     "layout: needs %s on stage %d (weights, gradients and optimizer %s, activations %s), device has %s and %.0f %% of it stays free: "
-                     "more stages or tensor parallelism, recompute=full, a smaller mb or a higher zero need less",
-                     gang_human_bytes(use->total, need), out->tightest_stage, gang_human_bytes(use->weights + use->gradients + use->optimizer, weights),
-                     gang_human_bytes(use->activations, kept), gang_human_bytes(use->limit, has), 100 * gang_memory_margin);
+    return gang_fail(
+        GANG_ERR_MEMORY,
+        "layout: needs %s on stage %d (weights, gradients and optimizer %s, activations %s), device has %s and %.0f %% of it stays free: "
+        "more stages or tensor parallelism, recompute=full, a smaller mb or a higher zero need less",
+        gang_human_bytes(use->total, need), out->tightest_stage, gang_human_bytes(use->weights + use->gradients + use->optimizer, weights),
+        gang_human_bytes(use->activations, kept), gang_human_bytes(use->limit, has), 100 * gang_memory_margin);
 }
 
 enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, int flags,
@@ -34,7 +35,8 @@ enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_p
     enum gang_status status = gang_layout_place(task, pool, &out->layout, arena, &out->placement);
     if (status) return status;
     gang_costs_fill(task, pool, &out->layout, &out->placement, arena, &out->costs);
-    status = gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, !(flags & GANG_EVALUATE_UNFOLDED), arena, &out->program, &out->schedule);
+    status = gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, !(flags & GANG_EVALUATE_UNFOLDED), arena, &out->program,
+                                &out->schedule);
     if (!status) status = gang_program_verify(&out->program, &out->costs, arena, &out->facts);
     if (status) return status;
     const struct gang_sim_input input = {.pool = pool,

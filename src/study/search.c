@@ -79,8 +79,10 @@ static double combine(const struct gang_task *task, const struct gang_layout *l,
     return m * slowest + (fill - fill_slowest) + 2 * (l->pp - 1) * delay + exchange;
 }
 
-static double hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement) {
-    double sum = 0, bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * (task->math == GANG_MATH_F32 ? 4 : 2);
+static double hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                          const struct gang_placement *placement) {
+    double sum = 0,
+           bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * (task->math == GANG_MATH_F32 ? 4 : 2);
     bool alike = pool->group_count == 1;
     for (int s = 0; s + 1 < l->pp; s++) {
         struct gang_hop hop;
@@ -93,8 +95,8 @@ static double hop_seconds(const struct gang_task *task, const struct gang_pool *
 }
 
 // One group: only the first chunk, the last, and one from the middle are unlike.
-static double estimate_alike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
-                             const struct gang_price *price, double *memory_used) {
+static double estimate_alike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                             const struct gang_placement *placement, const struct gang_price *price, double *memory_used) {
     const struct gang_shape *shape = &task->shape;
     int chunks = l->pp * l->vpp;
     int64_t n = (shape->layers + chunks - 1) / chunks, least = shape->layers / chunks;
@@ -132,7 +134,8 @@ double gang_estimate(const struct gang_task *task, const struct gang_pool *pool,
     for (int c = 0; c < costs.classes; c++) {
         for (int s = 0; s < l->pp; s++) {
             stages[s] = (struct stage_sum){.count = 1, .limit = costs.device_bytes[c * l->pp + s]};
-            for (int chunk = s; chunk < costs.chunks; chunk += l->pp) add_chunk(pool, l, placement, chunk, gang_costs_chunk(&costs, c, chunk), 1, &stages[s]);
+            for (int chunk = s; chunk < costs.chunks; chunk += l->pp)
+                add_chunk(pool, l, placement, chunk, gang_costs_chunk(&costs, c, chunk), 1, &stages[s]);
         }
         slowest = fmax(slowest, combine(task, l, stages, l->pp, (double)placement->classes[c].micro_batches, delay, memory_used));
     }
@@ -148,15 +151,16 @@ struct search {
     int *zeros;                // [GANG_MAX_STAGES] the only group, under every stage
     struct gang_price price;   // of the only group
     int kept;
-    struct gang_found *best; // [KEPT] by estimate
-    struct gang_found hungry;  // the least hungry of those that do not fit
+    struct gang_found *best;  // [KEPT] by estimate
+    struct gang_found hungry; // the least hungry of those that do not fit
     struct gang_search *out;
 };
 
 static void keep(struct search *s, const struct gang_layout *l, double estimate, double memory_used) {
     s->out->considered++;
     if (memory_used > 1) {
-        if (s->hungry.memory_used == 0 || memory_used < s->hungry.memory_used) s->hungry = (struct gang_found){.layout = *l, .memory_used = memory_used};
+        if (s->hungry.memory_used == 0 || memory_used < s->hungry.memory_used)
+            s->hungry = (struct gang_found){.layout = *l, .memory_used = memory_used};
         return;
     }
     s->out->fitting++;
@@ -195,8 +199,8 @@ static bool share_layers(struct search *s, struct gang_layout *l, const struct g
         load[i] = gang_time_sum(&ends.forward) + gang_time_sum(&ends.input) + gang_time_sum(&ends.weight);
         double flight = in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
         each[i] = one.parameter_bytes + one.gradient_bytes + one.optimizer_bytes + flight * one.activation_bytes;
-        room[i] = group->kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, one.parameters) - ends.parameter_bytes - ends.gradient_bytes -
-                  ends.optimizer_bytes - flight * ends.activation_bytes;
+        room[i] = group->kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, one.parameters) - ends.parameter_bytes -
+                  ends.gradient_bytes - ends.optimizer_bytes - flight * ends.activation_bytes;
         l->layers[i] = 0;
     }
     for (int64_t n = 0; n < s->task->shape.layers; n++) {
@@ -225,7 +229,8 @@ static void consider_unlike(struct search *s, const struct gang_layout *wanted) 
         double estimate = gang_estimate(s->task, s->pool, &even, &placement, &s->scratch, &memory_used);
         keep(s, &even, estimate, memory_used);
         uneven = even;
-        if (wanted->vpp > 1 || !share_layers(s, &uneven, &placement) || !memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers)) continue;
+        if (wanted->vpp > 1 || !share_layers(s, &uneven, &placement) || !memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers))
+            continue;
         if (gang_layout_place(s->task, s->pool, &uneven, &s->scratch, &placement)) continue;
         estimate = gang_estimate(s->task, s->pool, &uneven, &placement, &s->scratch, &memory_used);
         keep(s, &uneven, estimate, memory_used);
@@ -246,7 +251,8 @@ static void each_stage_count(struct search *s, struct gang_layout *l) {
         l->pp = pp;
         l->dp = (int)(cells / pp);
         if (l->dp % l->ep || s->task->global_batch / l->micro_batch < l->dp) continue;
-        for (l->vpp = 1; l->vpp <= 12 && (int64_t)pp * l->vpp <= s->task->shape.layers && pp * l->vpp <= GANG_MAX_CHUNKS && (pp > 1 || l->vpp == 1); l->vpp++)
+        for (l->vpp = 1; l->vpp <= 12 && (int64_t)pp * l->vpp <= s->task->shape.layers && pp * l->vpp <= GANG_MAX_CHUNKS && (pp > 1 || l->vpp == 1);
+             l->vpp++)
             for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
                 s->price = price;
                 if (alike)
@@ -333,13 +339,15 @@ static void simulate_best(struct search *s, int top) {
 static enum gang_status explain(struct search *s) {
     struct gang_answer answer;
     if (!s->hungry.memory_used) // not one could even be placed: say why of the plainest
-        return gang_evaluate(s->task, s->pool, &(struct gang_layout){.tp = 1, .pp = 1, .vpp = 1, .cp = 1, .ep = 1, .micro_batch = 1, .zero = 1}, 0, &s->scratch, &answer);
+        return gang_evaluate(s->task, s->pool, &(struct gang_layout){.tp = 1, .pp = 1, .vpp = 1, .cp = 1, .ep = 1, .micro_batch = 1, .zero = 1}, 0,
+                             &s->scratch, &answer);
     enum gang_status status = gang_evaluate(s->task, s->pool, &s->hungry.layout, 0, &s->scratch, &answer);
     if (status) return status;
     return gang_fail(GANG_ERR_MEMORY, "no layout of the %lld looked at fits the devices' memory", (long long)s->out->considered);
 }
 
-enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena, struct gang_search *out) {
+enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena,
+                                 struct gang_search *out) {
     struct search s = {.task = task, .pool = pool, .out = out};
     enum gang_status status = GANG_OK;
     *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};

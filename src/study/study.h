@@ -27,14 +27,14 @@ enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2, GANG_EVALUATE_UNFO
 
 // Places, prices, orders, verifies and simulates. GANG_ERR_INPUT for a layout that does not fit the task or the pool,
 // GANG_ERR_MEMORY (unless GANG_EVALUATE_ANY_MEMORY) with what is missing where.
-GANG_CHECK_RESULT enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, int flags,
-                                                 struct gang_arena *arena, struct gang_answer *out);
+GANG_CHECK_RESULT enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                 int flags, struct gang_arena *arena, struct gang_answer *out);
 
 // ---- The best layout: study/search.c -------------------------------------------------------------------------------
 
 struct gang_found {
     struct gang_layout layout;
-    double estimate;           // seconds by closed form
+    double estimate;             // seconds by closed form
     struct gang_summary summary; // by simulation
     enum gang_schedule schedule;
     double memory_used;
@@ -44,7 +44,7 @@ enum { GANG_MAX_FOUND = 16 };
 
 struct gang_search {
     int64_t considered, fitting, simulated; // layouts by closed form, those within memory, those simulated
-    double estimate_seconds;  // that the closed forms took
+    double estimate_seconds;                // that the closed forms took
     int count;
     struct gang_found found[GANG_MAX_FOUND]; // the best first
     // No layout can be faster on these devices: every product and every attention at its device's full reach, nothing else.
@@ -53,12 +53,13 @@ struct gang_search {
 
 // Seconds of a step and the share of memory by closed form; what the search sorts by. Layout placed and filled in, as
 // gang_layout_place leaves it.
-double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement,
-                     struct gang_arena *arena, double *memory_used);
+double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                     const struct gang_placement *placement, struct gang_arena *arena, double *memory_used);
 
 // Looks at every layout of the space (see the essay in search.c), simulates the most promising and returns the best `top` by
 // simulated time. GANG_ERR_MEMORY says what the least hungry layout lacks where none fits.
-GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena, struct gang_search *out);
+GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena,
+                                                   struct gang_search *out);
 
 // Tokens a second of the best layout of every group by itself, summed: what unlike devices would do without each other. Groups on
 // which the model does not fit count 0.
@@ -81,7 +82,7 @@ struct gang_case {
     int64_t devices;
     double measured; // seconds of a step
     double predicted;
-    double peak_bytes; // predicted, of the fullest device
+    double peak_bytes;        // predicted, of the fullest device
     double stated_peak_bytes; // 0: not stated
     bool calibrated_on;
 };
@@ -101,15 +102,16 @@ struct gang_validation {
     struct gang_error_summary blind; // rows that no calibration used
     int set_count;
     struct gang_error_summary *sets; // by device, type and source
-    double tau;       // Kendall's, mean over groups of rows that share model, device and device count
+    double tau;                      // Kendall's, mean over groups of rows that share model, device and device count
     int tau_groups;
-    int memory_rows;          // that state a peak, and the mean error of the predicted one
+    int memory_rows; // that state a peak, and the mean error of the predicted one
     double memory_mean;
 };
 
 // Reads and predicts. Rows without enough data, or that their source contradicts, are kept with the reason.
 GANG_CHECK_RESULT enum gang_status gang_validate(const char *path, struct gang_arena *arena, struct gang_validation *out);
-GANG_CHECK_RESULT enum gang_status gang_cases_read(const char *path, const struct gang_list *kinds, struct gang_arena *arena, int *count, struct gang_case **out);
+GANG_CHECK_RESULT enum gang_status gang_cases_read(const char *path, const struct gang_list *kinds, struct gang_arena *arena, int *count,
+                                                   struct gang_case **out);
 // Kendall's tau-b of two lists.
 double gang_kendall(int count, const double *a, const double *b);
 

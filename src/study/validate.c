@@ -62,7 +62,8 @@ static double null_mfu(const struct gang_validation *v, const struct gang_case *
 
 // Over the rows of `like`'s set, or all where it is NULL; rows that a calibration used are left out.
 static void summarise(const struct gang_validation *v, const struct gang_case *like, struct gang_arena *arena, struct gang_error_summary *out) {
-    double *errors = gang_arena_alloc(arena, (size_t)v->count * sizeof(double)), *scratch = gang_arena_alloc(arena, (size_t)v->count * sizeof(double));
+    double *errors = gang_arena_alloc(arena, (size_t)v->count * sizeof(double)),
+           *scratch = gang_arena_alloc(arena, (size_t)v->count * sizeof(double));
     *out = (struct gang_error_summary){.device = like ? like->device : "", .dtype = like ? like->dtype : "", .source = like ? like->source : ""};
     for (int i = 0; i < v->count; i++) {
         const struct gang_case *c = &v->cases[i];

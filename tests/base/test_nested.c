@@ -15,12 +15,9 @@ struct outer {
 
 #define IN(member) offsetof(struct inner, member)
 static const struct gang_field inner_fields[] = {
-    {"name", GANG_FIELD_STRING, IN(name), NULL, 0, 0, NULL, "of it"},
-    {"rate", GANG_FIELD_RATE, IN(rate), "0bps", 0, 1e15, NULL, NULL},
-    {"memory", GANG_FIELD_BYTES, IN(memory), "0B", 0, 1e15, NULL, NULL},
-    {"delay", GANG_FIELD_TIME, IN(delay), "0s", 0, 10, NULL, NULL},
-    {"length", GANG_FIELD_LENGTH, IN(length), "0m", 0, 4e7, NULL, NULL},
-    {"flops", GANG_FIELD_FLOPS, IN(flops), "0FLOPS", 0, 1e18, NULL, NULL},
+    {"name", GANG_FIELD_STRING, IN(name), NULL, 0, 0, NULL, "of it"},    {"rate", GANG_FIELD_RATE, IN(rate), "0bps", 0, 1e15, NULL, NULL},
+    {"memory", GANG_FIELD_BYTES, IN(memory), "0B", 0, 1e15, NULL, NULL}, {"delay", GANG_FIELD_TIME, IN(delay), "0s", 0, 10, NULL, NULL},
+    {"length", GANG_FIELD_LENGTH, IN(length), "0m", 0, 4e7, NULL, NULL}, {"flops", GANG_FIELD_FLOPS, IN(flops), "0FLOPS", 0, 1e18, NULL, NULL},
 };
 static const struct gang_schema inner_schema = {inner_fields, 6, sizeof(struct inner)};
 static const struct gang_field outer_fields[] = {
@@ -34,7 +31,8 @@ static void test_reads(void **state) {
     struct gang_arena arena;
     gang_arena_init(&arena);
     struct outer o = {0};
-    const char *text = "inners:\n  - name: a\n    rate: 200Gbps\n    memory: 80GiB\n  - {name: b, rate: 3.35 TB/s, delay: 5ms, length: 1e3km, flops: 989TFLOPS}\n";
+    const char *text =
+        "inners:\n  - name: a\n    rate: 200Gbps\n    memory: 80GiB\n  - {name: b, rate: 3.35 TB/s, delay: 5ms, length: 1e3km, flops: 989TFLOPS}\n";
     assert_ok(gang_yaml_bind_nested(scratch_text("n.yaml", text), NULL, &outer_schema, &o, &arena));
     const struct inner *i = o.inners.items;
     assert_int_equal(o.inners.count, 2);
@@ -56,7 +54,8 @@ static void test_refuses(void **state) {
     static const struct {
         const char *text, *words;
     } cases[] = {
-        {"inners:\n  - name: a\n    rate: 200GB\n", "n.yaml:3:5: rate: '200GB' is not a number with a unit of its kind: expected for example 200Gbps"},
+        {"inners:\n  - name: a\n    rate: 200GB\n",
+         "n.yaml:3:5: rate: '200GB' is not a number with a unit of its kind: expected for example 200Gbps"},
         {"inners:\n  - name: a\n    rate: 200\n", "n.yaml:3:5: rate: '200' is not a number with a unit"},
         {"inners:\n  - name: a\n    rate: Gbps\n", "n.yaml:3:5: rate: 'Gbps' is not a number with a unit"},
         {"inners:\n  - name: a\n    delay: 20s\n", "n.yaml:3:5: delay: '20s' is out of range: expected 0 to 10 s"},

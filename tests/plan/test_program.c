@@ -19,16 +19,18 @@ static void make(const char *layout_text, int64_t devices, struct made *out) {
     gang_arena_init(&out->arena);
     gang_kinds_builtin(&out->arena, &kinds);
     gang_pool_uniform(gang_kind_find(&kinds, "H100-80GB"), devices, 8, &out->arena, &out->pool);
-    out->task = (struct gang_task){.shape = {.layers = 16, .hidden = 1024, .heads = 16, .kv_heads = 16, .qk_dim = 64, .v_dim = 64, .ffn = 4096, .vocab = 32000, .gated = true},
-                                   .sequence_length = 1024,
-                                   .global_batch = 64};
+    out->task = (struct gang_task){
+        .shape = {.layers = 16, .hidden = 1024, .heads = 16, .kv_heads = 16, .qk_dim = 64, .v_dim = 64, .ffn = 4096, .vocab = 32000, .gated = true},
+        .sequence_length = 1024,
+        .global_batch = 64};
     assert_ok(gang_layout_parse(layout_text, &layout));
     assert_ok(gang_evaluate(&out->task, &out->pool, &layout, 0, &out->arena, &out->answer));
 }
 
 static void test_round_trip(void **state) {
     (void)state;
-    static const char *const layouts[] = {"pp=4,dp=2", "pp=2,vpp=4,tp=2", "dp=8", "pp=8,schedule=zero-bubble", "pp=4,vpp=2,schedule=interleaved,mb=2"};
+    static const char *const layouts[] = {"pp=4,dp=2", "pp=2,vpp=4,tp=2", "dp=8", "pp=8,schedule=zero-bubble",
+                                          "pp=4,vpp=2,schedule=interleaved,mb=2"};
     for (int i = 0; i < 5; i++) {
         struct made m;
         struct gang_program back;
@@ -78,7 +80,8 @@ static void test_refuses(void **state) {
         {"send activation c0 m0 r1", "send activation c0 m0 r0", "the peer is the wrong one"},
         {"reduce c1\nbackward c1 m1", "backward c1 m1\nreduce c1", "right before the chunk's last backward"},
         {"reduce c1\n", "", "gradients are never reduced"},
-        {"gather c1\nreceive activation c0 m0 r0\nforward c1 m0\n", "receive activation c0 m0 r0\nforward c1 m0\ngather c1\n", "gathered after its first forward"},
+        {"gather c1\nreceive activation c0 m0 r0\nforward c1 m0\n", "receive activation c0 m0 r0\nforward c1 m0\ngather c1\n",
+         "gathered after its first forward"},
         {"backward c1 m1\nsend gradient c1 m1 r0\noptimizer", "backward c1 m1\noptimizer\nsend gradient c1 m1 r0", "the optimizer must come last"},
         {"send gradient c1 m1 r0\noptimizer\n", "send gradient c1 m1 r0\n", "ends without the optimizer"},
         {"forward c0 m0\n", "forward c1 m0\n", "another stage's"},
@@ -101,18 +104,21 @@ static void test_refuses(void **state) {
         assert_non_null(at);
         snprintf(text, sizeof text, "%.*s%s%s", (int)(at - good), good, cases[c].to, at + strlen(cases[c].from));
         enum gang_status status = check(text, strlen(text));
-        if (status != GANG_ERR_FORMAT || !strstr(gang_error(), cases[c].words)) fail_msg("case %zu: expected '%s', got %d '%s'", c, cases[c].words, status, gang_error());
+        if (status != GANG_ERR_FORMAT || !strstr(gang_error(), cases[c].words))
+            fail_msg("case %zu: expected '%s', got %d '%s'", c, cases[c].words, status, gang_error());
     }
 }
 
 static void test_buffers(void **state) {
     (void)state;
     // Both stages send before they receive: with room for it a program, without it a deadlock.
-    const char *text = "gangline-program 1\nstages 2 chunks 2 buffers %d\nreplica copies 1 micro-batches 3\nrank 0\n"
-                       "forward c0 m0\nsend activation c0 m0 r1\nforward c0 m1\nsend activation c0 m1 r1\nforward c0 m2\nsend activation c0 m2 r1\n"
-                       "receive gradient c1 m2 r1\nbackward c0 m2\nreceive gradient c1 m1 r1\nbackward c0 m1\nreceive gradient c1 m0 r1\nbackward c0 m0\noptimizer\n"
-                       "rank 1\nreceive activation c0 m2 r0\nforward c1 m2\nbackward c1 m2\nsend gradient c1 m2 r0\nreceive activation c0 m1 r0\nforward c1 m1\n"
-                       "backward c1 m1\nsend gradient c1 m1 r0\nreceive activation c0 m0 r0\nforward c1 m0\nbackward c1 m0\nsend gradient c1 m0 r0\noptimizer\nend\n";
+    const char *text =
+        "gangline-program 1\nstages 2 chunks 2 buffers %d\nreplica copies 1 micro-batches 3\nrank 0\n"
+        "forward c0 m0\nsend activation c0 m0 r1\nforward c0 m1\nsend activation c0 m1 r1\nforward c0 m2\nsend activation c0 m2 r1\n"
+        "receive gradient c1 m2 r1\nbackward c0 m2\nreceive gradient c1 m1 r1\nbackward c0 m1\nreceive gradient c1 m0 r1\nbackward c0 m0\noptimizer\n"
+        "rank 1\nreceive activation c0 m2 r0\nforward c1 m2\nbackward c1 m2\nsend gradient c1 m2 r0\nreceive activation c0 m1 r0\nforward c1 m1\n"
+        "backward c1 m1\nsend gradient c1 m1 r0\nreceive activation c0 m0 r0\nforward c1 m0\nbackward c1 m0\nsend gradient c1 m0 "
+        "r0\noptimizer\nend\n";
     char with[2048], without[2048];
     snprintf(with, sizeof with, text, 3);
     snprintf(without, sizeof without, text, 2);
@@ -146,9 +152,15 @@ static void test_layouts(void **state) {
     static const struct {
         const char *text, *words;
     } parse[] = {
-        {"tp=8,qq=1", "'qq' is no field: expected one of layers, tp"}, {"tp=8,tp=4", "'tp' is given twice"},      {"tp", "expected fields of the form tp=8"},
-        {"tp=x", "'x' is not a whole number"},                         {"tp=0", "out of range"},                  {"recompute=some", "none, selective, alternate, full"},
-        {"tp=8,", "a comma at the end"},                               {"layers=1/a", "'a' is not a whole number"}, {"zero=4", "out of range"},
+        {"tp=8,qq=1", "'qq' is no field: expected one of layers, tp"},
+        {"tp=8,tp=4", "'tp' is given twice"},
+        {"tp", "expected fields of the form tp=8"},
+        {"tp=x", "'x' is not a whole number"},
+        {"tp=0", "out of range"},
+        {"recompute=some", "none, selective, alternate, full"},
+        {"tp=8,", "a comma at the end"},
+        {"layers=1/a", "'a' is not a whole number"},
+        {"zero=4", "out of range"},
     };
     struct gang_layout layout;
     for (size_t i = 0; i < sizeof parse / sizeof *parse; i++) assert_fails(GANG_ERR_INPUT, parse[i].words, gang_layout_parse(parse[i].text, &layout));
@@ -182,7 +194,7 @@ static void test_layouts(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refuses), cmocka_unit_test(test_buffers), cmocka_unit_test(test_mutations),
-                                       cmocka_unit_test(test_layouts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refuses), cmocka_unit_test(test_buffers),
+                                       cmocka_unit_test(test_mutations), cmocka_unit_test(test_layouts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -34,7 +34,8 @@ static void test_parameters(void **state) {
 static void test_config_agrees(void **state) {
     (void)state;
     // The table of tensors and the arithmetic count the same parameters.
-    struct gang_config config = {.vocab_size = 1000, .hidden_size = 64, .intermediate_size = 176, .layers = 3, .heads = 8, .kv_heads = 2, .head_dim = 8};
+    struct gang_config config = {
+        .vocab_size = 1000, .hidden_size = 64, .intermediate_size = 176, .layers = 3, .heads = 8, .kv_heads = 2, .head_dim = 8};
     for (int tied = 0; tied < 2; tied++) {
         struct gang_arena arena;
         struct gang_model model;
@@ -52,12 +53,11 @@ static void test_megatron_flops(void **state) {
     (void)state;
     // Narayanan et al. 2021, equation 3: 96 B s l h^2 (1 + s / 6h + V / 16 l h) with full recomputation, which is four times a forward
     // pass in the layers; the head's term counts three (6 B s h V).
-    static const struct {
-        double l, h, V, s;
-    } models[] = {{24, 2304, 51200, 2048}, {96, 12288, 51200, 2048}, {128, 25600, 51200, 2048}};
+    static const struct { double l, h, V, s; } models[] = {{24, 2304, 51200, 2048}, {96, 12288, 51200, 2048}, {128, 25600, 51200, 2048}};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         double l = models[i].l, h = models[i].h, V = models[i].V, s = models[i].s;
-        struct gang_shape shape = {.layers = (int64_t)l, .hidden = (int64_t)h, .heads = 16, .kv_heads = 16, .ffn = 4 * (int64_t)h, .vocab = (int64_t)V};
+        struct gang_shape shape = {
+            .layers = (int64_t)l, .hidden = (int64_t)h, .heads = 16, .kv_heads = 16, .ffn = 4 * (int64_t)h, .vocab = (int64_t)V};
         shape.qk_dim = shape.v_dim = shape.hidden / 16;
         double layers = l * gang_shape_layer_flops(&shape, false, (int64_t)s), all = gang_shape_flops(&shape, (int64_t)s);
         double megatron = 96 * l * h * h * (1 + s / (6 * h) + V / (16 * l * h));
@@ -72,7 +72,8 @@ static void test_refuses(void **state) {
     } cases[] = {
         {"{\"model_type\": \"mixtral\"}", "num_hidden_layers: missing"},
         {"{\"model_type\": \"gpt_bigcode\"}", "not supported"},
-        {"{\"model_type\": \"mixtral\", \"vocab_size\": 10, \"hidden_size\": 8, \"intermediate_size\": 16, \"num_hidden_layers\": 2, \"num_attention_heads\": 2, "
+        {"{\"model_type\": \"mixtral\", \"vocab_size\": 10, \"hidden_size\": 8, \"intermediate_size\": 16, \"num_hidden_layers\": 2, "
+         "\"num_attention_heads\": 2, "
          "\"num_local_experts\": 4, \"num_experts_per_tok\": 5}",
          "5 of 4 experts"},
         {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 2, \"hidden_size\": \"x\"}", "expected a whole number"},

@@ -7,8 +7,19 @@
 #include "sim/sim.h"
 
 static struct gang_faults plain(void) {
-    return (struct gang_faults){.length = 100 * 86400.0, .trials = 300, .seed = 1, .node_mtbf = 200 * 86400.0, .weibull_shape = 1, .offender_factor = 1, .slow_speed = 1,
-                                .detect = 120, .restart = 480, .spare_nodes = 1000, .repair = 86400, .checkpoint_interval = 1800, .checkpoint_cost = 60};
+    return (struct gang_faults){.length = 100 * 86400.0,
+                                .trials = 300,
+                                .seed = 1,
+                                .node_mtbf = 200 * 86400.0,
+                                .weibull_shape = 1,
+                                .offender_factor = 1,
+                                .slow_speed = 1,
+                                .detect = 120,
+                                .restart = 480,
+                                .spare_nodes = 1000,
+                                .repair = 86400,
+                                .checkpoint_interval = 1800,
+                                .checkpoint_cost = 60};
 }
 
 static double availability(const struct gang_faults *f, int64_t nodes) {
@@ -74,11 +85,13 @@ static void test_file(void **state) {
     assert_float_equal(f.node_mtbf, 264 * 86400.0, 1);
     assert_fails(GANG_ERR_INPUT, "node_mtbf: missing", gang_faults_read(scratch_text("f.yaml", "trials: 3\n"), &arena, &f));
     assert_fails(GANG_ERR_INPUT, "give both", gang_faults_read(scratch_text("f.yaml", "node_mtbf: 1d\ndomain_nodes: 3\n"), &arena, &f));
-    assert_fails(GANG_ERR_INPUT, "f.yaml:1:1: node_mtbf: '264' is not a number with a unit", gang_faults_read(scratch_text("f.yaml", "node_mtbf: 264\n"), &arena, &f));
+    assert_fails(GANG_ERR_INPUT, "f.yaml:1:1: node_mtbf: '264' is not a number with a unit",
+                 gang_faults_read(scratch_text("f.yaml", "node_mtbf: 264\n"), &arena, &f));
     gang_arena_release(&arena);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_daly), cmocka_unit_test(test_kinds), cmocka_unit_test(test_best_interval), cmocka_unit_test(test_file)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_daly), cmocka_unit_test(test_kinds), cmocka_unit_test(test_best_interval),
+                                       cmocka_unit_test(test_file)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }

@@ -44,8 +44,17 @@ struct made {
 
 static struct gang_group *new_group(struct gang_arena *arena, const struct gang_kind *kind, int site, int64_t nodes) {
     struct gang_group *group = gang_arena_alloc(arena, sizeof *group);
-    *group = (struct gang_group){.name = kind->name, .device = kind->name, .kind = kind, .site = site, .nodes = nodes, .devices = 4, .fast_domain = 4,
-                                 .fast_bandwidth = kind->fast_bandwidth, .nic_bandwidth = kind->nic_bandwidth, .nic_latency = 5e-6, .oversubscription = 1};
+    *group = (struct gang_group){.name = kind->name,
+                                 .device = kind->name,
+                                 .kind = kind,
+                                 .site = site,
+                                 .nodes = nodes,
+                                 .devices = 4,
+                                 .fast_domain = 4,
+                                 .fast_bandwidth = kind->fast_bandwidth,
+                                 .nic_bandwidth = kind->nic_bandwidth,
+                                 .nic_latency = 5e-6,
+                                 .oversubscription = 1};
     return group;
 }
 
@@ -69,9 +78,10 @@ static void make(uint64_t seed, bool like, struct made *out) {
     out->pool.groups[1] = new_group(&out->arena, gang_kind_find(&kinds, names[second]), 1, 4);
     out->pool.routes = gang_arena_alloc(&out->arena, 4 * sizeof *out->pool.routes);
     out->pool.routes[1] = out->pool.routes[2] = (struct gang_route){.count = 1, .links = {0}, .delay = link->delay};
-    out->task = (struct gang_task){.shape = {.layers = 8 * (1 + DRAW(2)), .hidden = 512 * (1 + DRAW(4)), .heads = 8, .kv_heads = 8, .vocab = 32000, .gated = true},
-                                   .sequence_length = 512 << DRAW(3),
-                                   .global_batch = 32 * (1 + DRAW(4))};
+    out->task = (struct gang_task){
+        .shape = {.layers = 8 * (1 + DRAW(2)), .hidden = 512 * (1 + DRAW(4)), .heads = 8, .kv_heads = 8, .vocab = 32000, .gated = true},
+        .sequence_length = 512 << DRAW(3),
+        .global_batch = 32 * (1 + DRAW(4))};
     out->task.shape.qk_dim = out->task.shape.v_dim = out->task.shape.hidden / 8;
     out->task.shape.ffn = out->task.shape.hidden * 4;
     if (DRAW(4) == 0) out->task.shape.experts = 8, out->task.shape.experts_per_token = 2, out->task.shape.expert_ffn = out->task.shape.hidden;
@@ -92,7 +102,8 @@ static void draw_layout(uint64_t seed, struct gang_layout *out) {
 }
 
 // A step of `program`; also checks what must hold of any.
-static double simulate(const struct made *m, const struct gang_answer *a, const struct gang_program *program, struct gang_arena *arena, struct gang_sim *sim) {
+static double simulate(const struct made *m, const struct gang_answer *a, const struct gang_program *program, struct gang_arena *arena,
+                       struct gang_sim *sim) {
     const struct gang_sim_input in = {.pool = &m->pool, .layout = &a->layout, .placement = &a->placement, .costs = &a->costs, .program = program};
     assert_ok(gang_sim_run(&in, arena, sim));
     double longest = 0;
@@ -138,9 +149,11 @@ static void test_random(void **state) {
         assert_ok(gang_program_build(&m.task, &m.pool, &a.layout, &a.placement, &a.costs, false, &m.arena, &unfolded, &used));
         assert_ok(gang_program_verify(&unfolded, &a.costs, &m.arena, &facts));
         double folded_seconds = simulate(&m, &a, &a.program, &m.arena, &one), seconds = simulate(&m, &a, &unfolded, &m.arena, &all);
-        if (fabs(folded_seconds / seconds - 1) > 1e-6) fail_msg("case %llu: folded %.9g, unfolded %.9g", (unsigned long long)i, folded_seconds, seconds);
+        if (fabs(folded_seconds / seconds - 1) > 1e-6)
+            fail_msg("case %llu: folded %.9g, unfolded %.9g", (unsigned long long)i, folded_seconds, seconds);
         assert_float_equal(one.link_bytes[0], all.link_bytes[0], 1e-6 * (1 + all.link_bytes[0]));
-        for (int r = 0; r < all.ranks; r++) assert_float_equal(all.rank[r].peak_activation_bytes, facts.activation_bytes[r], 1 + 1e-9 * facts.activation_bytes[r]);
+        for (int r = 0; r < all.ranks; r++)
+            assert_float_equal(all.rank[r].peak_activation_bytes, facts.activation_bytes[r], 1 + 1e-9 * facts.activation_bytes[r]);
         gang_arena_release(&m.arena);
     }
     print_message("%d of 400 ran\n", ran);
@@ -195,6 +208,7 @@ static void test_data_parallel(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_max_min), cmocka_unit_test(test_random), cmocka_unit_test(test_closed_form), cmocka_unit_test(test_data_parallel)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_max_min), cmocka_unit_test(test_random), cmocka_unit_test(test_closed_form),
+                                       cmocka_unit_test(test_data_parallel)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,9 +27,10 @@ static void make(uint64_t seed, bool unlike, struct made *out) {
         groups[0] = out->pool.groups[0], groups[1] = other.groups[0];
         out->pool.groups = groups, out->pool.group_count = 2, out->pool.devices = 8;
     }
-    out->task = (struct gang_task){.shape = {.layers = 6 + DRAW(6), .hidden = 1024 * (1 + DRAW(3)), .heads = 8, .kv_heads = 8, .vocab = 32000, .gated = true},
-                                   .sequence_length = 1024,
-                                   .global_batch = 16 << DRAW(2)};
+    out->task = (struct gang_task){
+        .shape = {.layers = 6 + DRAW(6), .hidden = 1024 * (1 + DRAW(3)), .heads = 8, .kv_heads = 8, .vocab = 32000, .gated = true},
+        .sequence_length = 1024,
+        .global_batch = 16 << DRAW(2)};
     out->task.shape.qk_dim = out->task.shape.v_dim = out->task.shape.hidden / 8;
     out->task.shape.ffn = out->task.shape.hidden * 3;
 }
@@ -74,7 +75,8 @@ static void test_exhaustive(void **state) {
         double best = exhaust(&m, &agree, &all);
         assert_true(isfinite(best));
         assert_ok(gang_search_run(&m.task, &m.pool, 3, &m.arena, &search));
-        if (search.found[0].summary.step_seconds > best * (1 + 1e-9)) fail_msg("case %d: found %g, exhaustive %g", (int)i, search.found[0].summary.step_seconds, best);
+        if (search.found[0].summary.step_seconds > best * (1 + 1e-9))
+            fail_msg("case %d: found %g, exhaustive %g", (int)i, search.found[0].summary.step_seconds, best);
         assert_true(search.found[0].summary.step_seconds >= search.bound_seconds);
         for (int k = 1; k < search.count; k++) assert_true(search.found[k].summary.step_seconds >= search.found[k - 1].summary.step_seconds);
         gang_arena_release(&m.arena);
