@@ -72,7 +72,7 @@ enum gang_status gang_csv_read(const char *path, size_t max_bytes, struct gang_a
         gang_buffer_append(&cells, fields, (size_t)count * sizeof *fields);
         gang_buffer_append(&lines, &line, sizeof line);
     }
-    if (!status) {
+    if (!status && lines.len) {
         out->rows = (int)(lines.len / sizeof(int)) - 1;
         out->names = gang_arena_alloc(arena, cells.len);
         memcpy(out->names, cells.data, cells.len);

@@ -368,6 +368,7 @@ static enum gang_status bind_text(struct reader *reader, const struct gang_buffe
         reader->document = &document;
         status = read_mapping(reader, schema, yaml_document_get_root_node(&document), out);
         yaml_document_delete(&document);
+        reader->document = NULL;
     }
     yaml_parser_delete(&parser);
     return status;

@@ -16,7 +16,7 @@ void gang_show_task(const struct gang_task *task, const struct gang_pool *pool) 
     for (int g = 0; g < pool->group_count; g++) {
         const struct gang_group *group = pool->groups[g];
         printf("  pool    %lld x %s (%s) at %s: %lld nodes of %lld; its peak is by %s, what it holds of that by %s\n",
-               (long long)(group->nodes * group->devices), group->kind->name, group->name, gang_pool_site(pool, group->site)->name,
+               (long long)group->nodes * (long long)group->devices, group->kind->name, group->name, gang_pool_site(pool, group->site)->name,
                (long long)group->nodes, (long long)group->devices,
                gang_provenance_name(gang_kind_provenance(group->kind, gang_math_names[task->math])),
                gang_provenance_name(gang_kind_provenance(group->kind, task->math == GANG_MATH_F16  ? "f16_reach"

@@ -475,7 +475,7 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
-    struct gang_price price;
+    struct gang_price price = {0};
     int priced = -1; // group
     for (int c = 0; c < out->classes; c++)
         for (int s = 0; s < out->stages; s++) {

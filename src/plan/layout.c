@@ -308,7 +308,7 @@ static enum gang_status find_classes(const struct gang_pool *pool, const struct 
 // Seconds of one micro-batch on a class's slowest stage.
 static double class_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class) {
     double slowest = 0;
-    struct gang_price price;
+    struct gang_price price = {0};
     for (int s = 0; s < l->pp; s++) {
         double sum = 0;
         if (!s || class->groups[s] != class->groups[s - 1]) gang_price_fill(task, l, pool->groups[class->groups[s]], &price);
@@ -327,7 +327,7 @@ static double class_seconds(const struct gang_task *task, const struct gang_pool
 // is split in two.
 static void share_batches(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_placement *out) {
     int64_t all = task->global_batch / l->micro_batch, left = all;
-    double seconds[GANG_MAX_CLASSES], speed = 0;
+    double seconds[GANG_MAX_CLASSES] = {0}, speed = 0;
     bool alike = true;
     for (int g = 1; g < pool->group_count; g++) alike &= pool->groups[g]->kind == pool->groups[0]->kind;
     for (int c = 0; c < out->class_count; c++) {

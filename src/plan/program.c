@@ -219,7 +219,7 @@ static enum gang_status named_number(const struct text_reader *in, int w, const 
 }
 
 static enum gang_status parse_head(struct text_reader *in, struct gang_program *out) {
-    int64_t stages = 0, chunks = 0, buffers = 0;
+    int64_t stages = 1, chunks = 0, buffers = 0;
     enum gang_status status = next_line(in);
     if (status) return status;
     if (in->words != 2 || strcmp(in->word[0], "gangline-program") != 0 || strcmp(in->word[1], "1") != 0)
@@ -313,6 +313,7 @@ static enum gang_status parse_body(struct text_reader *in, struct gang_program *
 static enum gang_status assemble(const struct text_reader *in, const struct parts *parts, struct gang_arena *arena, struct gang_program *out) {
     const int64_t *pairs = (const void *)parts->replicas.data, *firsts = (const void *)parts->ranks.data;
     size_t ranks = (size_t)out->replicas * (size_t)out->stages;
+    assert(pairs && firsts); // parse_body saw a replica with ranks
     out->copies = gang_arena_alloc(arena, (size_t)out->replicas * sizeof *out->copies);
     out->micro_batches = gang_arena_alloc(arena, (size_t)out->replicas * sizeof *out->micro_batches);
     out->ranks = gang_arena_alloc(arena, ranks * sizeof *out->ranks);

@@ -259,7 +259,7 @@ void gang_faults_run(const struct gang_faults *f, int64_t nodes, struct gang_fau
         double young = rate > 0 ? sqrt(2 * fmax(f->checkpoint_cost, 0.1) / rate) : f->length, best = -1;
         for (int i = 0; i < GRID; i++) {
             struct gang_fault_result one;
-            double candidate = young * pow(2, (i - GRID / 2) / 2.0);
+            double candidate = young * pow(2, (i - (GRID - 1) / 2.0) / 2);
             run_trials(&t, nodes, candidate, f->trials < 20 ? f->trials : 20, shares, &one);
             if (one.availability > best) best = one.availability, interval = candidate;
         }

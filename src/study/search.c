@@ -14,7 +14,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { KEPT = 96, SIMULATE_ALL = 400, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
+enum { KEPT = 128, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
 // Layouts whose closed form is beyond the best simulated by this factor are not simulated any more.
 static const double hopeless = 1.10;
 
@@ -186,7 +186,7 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
 // Layers one after another to the stage that would then be done first, where its device has room for them.
 static bool share_layers(struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
     double seconds[GANG_MAX_STAGES], load[GANG_MAX_STAGES], room[GANG_MAX_STAGES], each[GANG_MAX_STAGES];
-    struct gang_price price;
+    struct gang_price price = {0};
     for (int i = 0; i < l->pp; i++) {
         const int *groups = placement->classes[0].groups;
         const struct gang_group *group = s->pool->groups[groups[i]];
@@ -318,7 +318,7 @@ static void enter_found(struct gang_search *out, int top, const struct gang_foun
 
 static void simulate_best(struct search *s, int top) {
     struct gang_search *out = s->out;
-    bool all = out->fitting <= SIMULATE_ALL && out->fitting <= KEPT;
+    bool all = out->fitting <= KEPT;
     for (int i = 0; i < s->kept; i++) {
         struct gang_found *f = &s->best[i];
         struct gang_answer answer;
