@@ -58,6 +58,15 @@ done
 refuse emit_unknown "expected megatron, torchtitan or deepspeed" plan $e/node8.yaml --layout dp=8 --emit jax
 folded=$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --json | cut -d, -f1-6)
 [ "$folded" = "$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --unfolded --json | cut -d, -f1-6)" ] && ok unfolded || failed unfolded
+# What distance costs (data/cases/far_and_unlike.csv): far-pp-2 prints 0.13 %, far-dp-2 1.95 %; the same devices in one room against two.
+near=$(mktemp)
+sed 's/12.8Tbps/1000Tbps/; s/300km/1m/' $e/clusters/cities300.yaml >"$near"
+step() { "$GANGLINE" simulate $e/cities300.yaml --json "$@" | sed 's/.*"step_seconds": \([0-9.]*\).*/\1/'; }
+for crossing in stages replicas,dp_overlap=0; do
+    far=$(step --layout tp=8,pp=8,place=$crossing) room=$(step --layout tp=8,pp=8,place=$crossing --cluster "$near")
+    awk "BEGIN { loss = 100 * ($far / $room - 1); exit !(loss > -0.2 && loss < 1.13) }" && ok far_$crossing || { echo "$far $room"; failed far; }
+done
+rm -f "$near"
 refuse simulate_too_big "needs " simulate $e/cities500.yaml --layout tp=2,pp=2
 refuse simulate_no_division "does not divide" simulate $e/node8.yaml --layout tp=3
 refuse simulate_no_cluster "nowhere.yaml" simulate $e/node8.yaml --cluster nowhere.yaml
