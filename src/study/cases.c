@@ -126,6 +126,30 @@ static void read_layout(struct row *row, struct gang_case *out) {
         refuse(row, gang_arena_printf(row->arena, "recompute policy '%s' is not modelled", recompute));
 }
 
+// Numbers of a row that cannot all be true.
+static void check_row(struct row *row, struct gang_case *c) {
+    struct gang_shape *s = &c->task.shape;
+    const struct gang_layout *l = &c->layout;
+    int64_t one = (int64_t)l->tp * l->pp * l->cp, dp = number(row, "dp", 0);
+    if (s->heads && s->hidden % s->heads) refuse(row, "hidden is not a multiple of heads");
+    // Sources count dp with expert parallelism inside or beside it.
+    if (dp && dp * one != c->devices && dp * one * l->ep != c->devices)
+        refuse(row,
+               gang_arena_printf(row->arena, "tp x pp x cp x dp is %lld: the row states %lld devices", (long long)(dp * one), (long long)c->devices));
+    if (row->why_not || !*cell(row, "params_b")) return;
+    double stated = 0;
+    if (gang_parse_real("params_b", cell(row, "params_b"), 1e-6, 1e6, &stated)) {
+        refuse(row, "params_b is not a number above 0");
+        return;
+    }
+    // No column says whether the head is the embedding: the count that is nearer does.
+    double whole = (double)gang_shape_parameters(s) * 1e-9, tied = whole - (double)s->vocab * (double)s->hidden * 1e-9;
+    s->tied = fabs(tied - stated) < fabs(whole - stated);
+    double counted = s->tied ? tied : whole;
+    if (fabs(counted / stated - 1) > 0.15)
+        refuse(row, gang_arena_printf(row->arena, "states %.4g B parameters, its sizes give %.4g B", stated, counted));
+}
+
 static void read_measured(struct row *row, struct gang_case *out) {
     const char *metric = cell(row, "metric"), *text = cell(row, "value");
     double value = 0, tokens = (double)out->task.global_batch * (double)out->task.sequence_length;
@@ -162,6 +186,7 @@ static void read_row(struct row *row, const struct gang_list *kinds, struct gang
     out->devices = number(row, "gpus", -1);
     read_model(row, out);
     read_layout(row, out);
+    check_row(row, out);
     read_measured(row, out);
     out->why_not = row->why_not;
     out->calibrated_on = out->kind && among(&out->kind->calibrated_on, out->id);

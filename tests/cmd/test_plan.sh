@@ -27,6 +27,7 @@ run simulate_deepseek simulate $e/deepseek.yaml --layout pp=16,ep=64,recompute=f
 run plan_node8 plan $e/node8.yaml
 run plan_laptops plan $e/laptops.yaml
 run plan_mixed plan $e/mixed.yaml
+run plan_three_kinds plan $e/three-kinds.yaml
 run plan_cities300 plan $e/cities300.yaml
 run plan_llama405 plan $e/llama405.yaml
 run plan_deepseek plan $e/deepseek.yaml

@@ -103,7 +103,38 @@ static void test_refuses(void **state) {
     }
 }
 
+// Damaged bytes: refused with a message, or a pool whose figures are sane.
+static void test_mutations(void **state) {
+    (void)state;
+    uint64_t seed = test_seed();
+    size_t bytes = strlen(two_sites);
+    int read = 0;
+    for (uint64_t i = 0; i < 1500; i++) {
+        char text[sizeof two_sites];
+        memcpy(text, two_sites, sizeof two_sites);
+        for (uint64_t k = 0; k <= gang_random_at(seed, i, 0) % 2; k++) {
+            uint64_t value = gang_random_at(seed, i, 2 * k + 2);
+            text[gang_random_at(seed, i, 2 * k + 1) % bytes] = value & 1 ? (char)(32 + (value >> 8) % 95) : two_sites[(value >> 8) % bytes];
+        }
+        struct gang_arena arena;
+        struct gang_pool pool;
+        gang_arena_init(&arena);
+        enum gang_status status = gang_pool_read(scratch_text("c.yaml", text), &arena, &pool);
+        if (status) {
+            assert_non_null(strstr(gang_error(), "c.yaml"));
+        } else {
+            read++;
+            for (int g = 0; g < pool.group_count; g++)
+                assert_true(pool.groups[g]->kind && pool.groups[g]->nic_bandwidth > 0 && pool.groups[g]->nodes > 0);
+            for (int r = 0; r < pool.sites.count * pool.sites.count; r++) assert_true(isfinite(pool.routes[r].delay));
+        }
+        gang_arena_release(&arena);
+    }
+    assert_true(read < 1200);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_builtin), cmocka_unit_test(test_reads), cmocka_unit_test(test_refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_builtin), cmocka_unit_test(test_reads), cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_mutations)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
