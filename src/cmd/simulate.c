@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 struct request {
-    const char *path, *cluster, *layout, *program, *trace, *faults;
+    const char *path, *cluster, *layout, *program, *run, *trace, *faults;
     bool json, timeline, unfolded;
 };
 
@@ -55,12 +55,14 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
     struct gang_faults faults;
     struct gang_fault_result result;
     bool spans = request->timeline || request->trace;
+    if (request->run && request->unfolded) return gang_fail(GANG_ERR_INPUT, "--run and --unfolded exclude each other: a program file is folded");
     enum gang_status status = gang_task_read(request->path, request->cluster, arena, &task, &pool);
     if (!status) status = gang_layout_parse(request->layout, &layout);
     if (!status && request->faults) status = gang_faults_read(request->faults, arena, &faults);
+    int flags = (spans ? GANG_EVALUATE_SPANS : 0) | (request->unfolded ? GANG_EVALUATE_UNFOLDED : 0);
     if (!status)
-        status = gang_evaluate(&task, &pool, &layout, (spans ? GANG_EVALUATE_SPANS : 0) | (request->unfolded ? GANG_EVALUATE_UNFOLDED : 0), arena,
-                               &answer);
+        status = request->run ? gang_evaluate_program(&task, &pool, &layout, request->run, flags, arena, &answer)
+                              : gang_evaluate(&task, &pool, &layout, flags, arena, &answer);
     if (!status) status = write_files(request, &answer);
     if (status) return status;
     if (request->faults) gang_faults_run(&faults, nodes_of(&pool, &answer), &result);
@@ -78,10 +80,10 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
 
 static int run_simulate(int argc, char **argv) {
     struct request r = {.layout = ""};
-    const struct gang_option options[] = {{"--layout", &r.layout, NULL},     {"--cluster", &r.cluster, NULL}, {"--program", &r.program, NULL},
-                                          {"--trace", &r.trace, NULL},       {"--faults", &r.faults, NULL},   {"--timeline", NULL, &r.timeline},
-                                          {"--unfolded", NULL, &r.unfolded}, {"--json", NULL, &r.json}};
-    int code = gang_options(&gang_command_simulate, argc, argv, options, 8, 1, 1, &r.path);
+    const struct gang_option options[] = {{"--layout", &r.layout, NULL},     {"--cluster", &r.cluster, NULL},   {"--program", &r.program, NULL},
+                                          {"--run", &r.run, NULL},           {"--trace", &r.trace, NULL},       {"--faults", &r.faults, NULL},
+                                          {"--timeline", NULL, &r.timeline}, {"--unfolded", NULL, &r.unfolded}, {"--json", NULL, &r.json}};
+    int code = gang_options(&gang_command_simulate, argc, argv, options, 9, 1, 1, &r.path);
     if (code >= 0) return code;
     struct gang_arena arena;
     gang_arena_init(&arena);
@@ -109,6 +111,7 @@ const struct gang_command gang_command_simulate = {
             "                   slow_mtbf, slow_speed, slow_detect, link_mtbf, link_outage, detect, restart, spare_nodes, repair,\n"
             "                   checkpoint_interval, checkpoint_cost\n"
             "  --program FILE   write the verified program that was run\n"
+            "  --run FILE       run this program instead of making one; it is verified first\n"
             "  --json           one JSON object, nothing else\n\n"
             "A job for planning names model, cluster, sequence_length, global_batch_tokens and compute (bf16, f8, f32).\n\n"
             "example: gangline simulate examples/plan/node8.yaml --layout tp=2,pp=4,mb=1 --timeline\n",

@@ -10,15 +10,17 @@
 
 // What has happened to a chunk and micro-batch of a replica.
 enum { DID_FORWARD = 1, DID_INPUT = 2, DID_WEIGHT = 4, SENT_ACTIVATION = 8, GOT_ACTIVATION = 16, SENT_GRADIENT = 32, GOT_GRADIENT = 64 };
+// What has happened to a chunk of a replica.
+enum { DID_REDUCE = 1, DID_GATHER = 2 };
 
 struct run {
     const struct gang_program *program;
     const struct gang_costs *costs;
-    uint8_t **did;     // [replicas][chunks * micro_batches]
-    uint8_t **reduced; // [replicas][chunks]
-    int *next;         // [ranks]
-    int *under_way;    // [ranks, 2, 2]: messages from a rank, to the stage behind or before, activation or gradient
-    double *held;      // [ranks] bytes of activations
+    uint8_t **did;       // [replicas][chunks * micro_batches]
+    uint8_t **exchanged; // [replicas][chunks]
+    int *next;           // [ranks]
+    int *under_way;      // [ranks, 2, 2]: messages from a rank, to the stage behind or before, activation or gradient
+    double *held;        // [ranks] bytes of activations
     bool any_reduce;
     struct gang_program_facts *facts;
 };
@@ -103,14 +105,16 @@ static enum gang_status run_exchange(struct run *run, int rank, const struct gan
     const struct gang_rank_program *r = &p->ranks[rank];
     if (i->chunk % p->stages != rank % p->stages) return wrong(run, rank, "this chunk is another stage's");
     const uint8_t *did = run->did[rank / p->stages] + (int64_t)i->chunk * p->micro_batches[rank / p->stages];
+    uint8_t *exchanged = &run->exchanged[rank / p->stages][i->chunk];
     if (i->op == GANG_OP_GATHER) {
         for (int64_t m = 0; m < p->micro_batches[rank / p->stages]; m++)
             if (did[m]) return wrong(run, rank, "gathered after its first forward");
+        if (*exchanged & DID_GATHER) return wrong(run, rank, "gathered twice");
+        *exchanged |= DID_GATHER;
         return GANG_OK;
     }
-    uint8_t *reduced = &run->reduced[rank / p->stages][i->chunk];
-    if (*reduced) return wrong(run, rank, "reduced twice");
-    *reduced = 1;
+    if (*exchanged & DID_REDUCE) return wrong(run, rank, "reduced twice");
+    *exchanged |= DID_REDUCE;
     run->any_reduce = true;
     const struct gang_instruction *next = run->next[rank] + 1 < r->count ? &r->items[run->next[rank] + 1] : NULL;
     bool backward = next && (next->op == GANG_OP_BACKWARD || next->op == GANG_OP_BACKWARD_WEIGHT) && next->chunk == i->chunk;
@@ -185,8 +189,11 @@ static enum gang_status check_end(const struct run *run) {
             if (what) return gang_fail(GANG_ERR_FORMAT, "program: replica %d, chunk %d, micro-batch %d: %s", r, chunk, micro, what);
         }
         for (int c = 0; c < p->chunks; c++)
-            if (run->any_reduce && !run->reduced[r][c])
+            if (run->any_reduce && !(run->exchanged[r][c] & DID_REDUCE))
                 return gang_fail(GANG_ERR_FORMAT, "program: replica %d, chunk %d: its gradients are never reduced", r, c);
+        for (int c = 0; c < p->chunks; c++)
+            if ((run->exchanged[r][c] ^ run->exchanged[0][c]) & DID_GATHER)
+                return gang_fail(GANG_ERR_FORMAT, "program: chunk %d is gathered by replica %d or 0 only: expected both or neither", c, r);
         for (int s = 0; s < p->stages; s++) {
             const struct gang_rank_program *rank = &p->ranks[r * p->stages + s];
             if (!rank->count || rank->items[rank->count - 1].op != GANG_OP_OPTIMIZER)
@@ -205,10 +212,10 @@ enum gang_status gang_program_verify(const struct gang_program *program, const s
     struct run run = {.program = program, .costs = costs, .facts = out};
     if (costs) out->activation_bytes = gang_arena_alloc(arena, ranks * sizeof(double));
     run.did = gang_arena_alloc(&own, replicas * sizeof *run.did);
-    run.reduced = gang_arena_alloc(&own, replicas * sizeof *run.reduced);
+    run.exchanged = gang_arena_alloc(&own, replicas * sizeof *run.exchanged);
     for (size_t r = 0; r < replicas; r++) {
         run.did[r] = gang_arena_alloc(&own, (size_t)program->chunks * (size_t)program->micro_batches[r]);
-        run.reduced[r] = gang_arena_alloc(&own, (size_t)program->chunks);
+        run.exchanged[r] = gang_arena_alloc(&own, (size_t)program->chunks);
     }
     run.next = gang_arena_alloc(&own, ranks * sizeof *run.next);
     run.under_way = gang_arena_alloc(&own, ranks * 2 * sizeof *run.under_way);

@@ -286,7 +286,14 @@ static void each_width(struct search *s) {
 
 // ---- The answer ----------------------------------------------------------------------------------------------------
 
-// T sum_d max_i (r_id / r_i0) >= sum_i F_i / r_i0 holds for any split of works F_i over devices d with rates r_id.
+static void rates_of(const struct gang_kind *k, enum gang_math math, enum gang_math soft, double out[3]) {
+    out[0] = k->peak[math] * k->reach[math];
+    out[1] = k->peak[soft] * k->reach[soft];
+    out[2] = k->peak[soft] * k->attention_reach;
+}
+
+// T sum_d max_i (r_id / u_i) >= sum_i F_i / u_i holds for any split of works F_i over devices d with rates r_id and any units u; each
+// kind's own rates are tried as units, and the largest bound counts.
 static double lower_bound(const struct gang_task *task, const struct gang_pool *pool) {
     const struct gang_shape *s = &task->shape;
     double tokens = (double)task->global_batch * (double)task->sequence_length, T = (double)task->sequence_length;
@@ -294,19 +301,20 @@ static double lower_bound(const struct gang_task *task, const struct gang_pool *
     double scores = 2 * T * (double)(s->heads * (s->qk_dim + s->v_dim)) * (double)s->layers, head = 2 * (double)s->vocab * (double)s->hidden;
     // Works: the layers' products, the head's, attention (causal half; backward 2.5 times forward).
     double work[3] = {3 * tokens * (gang_shape_flops(s, task->sequence_length) - scores - head), 3 * tokens * head, 3.5 * tokens * scores / 2};
-    double left = 0, right = 0, rate0[3] = {0};
-    for (int g = 0; g < pool->group_count; g++) {
-        const struct gang_kind *k = pool->groups[g]->kind;
-        const double rate[3] = {k->peak[math] * k->reach[math], k->peak[soft] * k->reach[soft], k->peak[soft] * k->attention_reach};
-        double most = 0;
-        for (int i = 0; i < 3; i++) {
-            if (g == 0) rate0[i] = rate[i];
-            most = fmax(most, rate[i] / rate0[i]);
+    double best = 0;
+    for (int reference = 0; reference < pool->group_count; reference++) {
+        double left = 0, right = 0, unit[3];
+        rates_of(pool->groups[reference]->kind, math, soft, unit);
+        for (int g = 0; g < pool->group_count; g++) {
+            double rate[3], most = 0;
+            rates_of(pool->groups[g]->kind, math, soft, rate);
+            for (int i = 0; i < 3; i++) most = fmax(most, rate[i] / unit[i]);
+            right += most * (double)(pool->groups[g]->nodes * pool->groups[g]->devices);
         }
-        right += most * (double)(pool->groups[g]->nodes * pool->groups[g]->devices);
+        for (int i = 0; i < 3; i++) left += work[i] / unit[i];
+        best = fmax(best, left / right);
     }
-    for (int i = 0; i < 3; i++) left += work[i] / rate0[i];
-    return left / right;
+    return best;
 }
 
 static void enter_found(struct gang_search *out, int top, const struct gang_found *found) {

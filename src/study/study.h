@@ -30,6 +30,11 @@ enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2, GANG_EVALUATE_UNFO
 GANG_CHECK_RESULT enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
                                                  int flags, struct gang_arena *arena, struct gang_answer *out);
 
+// The same for a program that somebody wrote, in the text form: it must be one for this layout (its stages, chunks, replicas and
+// micro-batches, folded) and passes the verifier before it runs. GANG_ERR_FORMAT where it does not.
+GANG_CHECK_RESULT enum gang_status gang_evaluate_program(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                         const char *path, int flags, struct gang_arena *arena, struct gang_answer *out);
+
 // ---- The best layout: study/search.c -------------------------------------------------------------------------------
 
 struct gang_found {

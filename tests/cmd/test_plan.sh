@@ -59,6 +59,16 @@ done
 refuse emit_unknown "expected megatron, torchtitan or deepspeed" plan $e/node8.yaml --layout dp=8 --emit jax
 folded=$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --json | cut -d, -f1-6)
 [ "$folded" = "$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --unfolded --json | cut -d, -f1-6)" ] && ok unfolded || failed unfolded
+# A program written out, run again, and spoiled.
+program=$(mktemp)
+l="--layout tp=2,pp=2,dp=2,vpp=2"
+a=$("$GANGLINE" simulate $e/node8.yaml $l --program "$program" --json | cut -d, -f8-20)
+b=$("$GANGLINE" simulate $e/node8.yaml $l --run "$program" --json | cut -d, -f8-20)
+[ -n "$a" ] && [ "$a" = "$b" ] && ok run_program || { echo "$a / $b"; failed run_program; }
+sed -i '0,/^send activation/{/^send activation/d}' "$program"
+refuse run_spoiled "deadlock" simulate $e/node8.yaml $l --run "$program"
+refuse run_other_layout "the layout has" simulate $e/node8.yaml --layout tp=4,pp=2 --run "$program"
+rm -f "$program"
 # What distance costs (data/cases/far_and_unlike.csv): far-pp-2 prints 0.13 %, far-dp-2 1.95 %; the same devices in one room against two.
 near=$(mktemp)
 sed 's/12.8Tbps/1000Tbps/; s/300km/1m/' $e/clusters/cities300.yaml >"$near"

@@ -82,6 +82,7 @@ static void test_refuses(void **state) {
         {"reduce c1\n", "", "gradients are never reduced"},
         {"gather c1\nreceive activation c0 m0 r0\nforward c1 m0\n", "receive activation c0 m0 r0\nforward c1 m0\ngather c1\n",
          "gathered after its first forward"},
+        {"gather c1\n", "gather c1\ngather c1\n", "gathered twice"},
         {"backward c1 m1\nsend gradient c1 m1 r0\noptimizer", "backward c1 m1\noptimizer\nsend gradient c1 m1 r0", "the optimizer must come last"},
         {"send gradient c1 m1 r0\noptimizer\n", "send gradient c1 m1 r0\n", "ends without the optimizer"},
         {"forward c0 m0\n", "forward c1 m0\n", "another stage's"},
@@ -124,6 +125,21 @@ static void test_buffers(void **state) {
     snprintf(without, sizeof without, text, 2);
     assert_ok(check(with, strlen(with)));
     assert_fails(GANG_ERR_FORMAT, "deadlock", check(without, strlen(without)));
+}
+
+static void test_thousand_ranks(void **state) {
+    (void)state;
+    struct made m;
+    struct gang_program program;
+    struct gang_program_facts facts;
+    enum gang_schedule used;
+    make("pp=16,dp=64", 1024, &m);
+    assert_ok(gang_program_build(&m.task, &m.pool, &m.answer.layout, &m.answer.placement, &m.answer.costs, false, &m.arena, &program, &used));
+    assert_int_equal(program.replicas * program.stages, 1024);
+    assert_ok(gang_program_verify(&program, NULL, &m.arena, &facts));
+    // One micro-batch a replica: 15 hops there and back each.
+    assert_int_equal(facts.messages, 64 * 2 * 15);
+    gang_arena_release(&m.arena);
 }
 
 static void test_mutations(void **state) {
@@ -195,6 +211,6 @@ static void test_layouts(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refuses), cmocka_unit_test(test_buffers),
-                                       cmocka_unit_test(test_mutations), cmocka_unit_test(test_layouts)};
+                                       cmocka_unit_test(test_mutations),  cmocka_unit_test(test_layouts), cmocka_unit_test(test_thousand_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
