@@ -60,8 +60,8 @@ static enum gang_status emit(const char *trainer, const struct gang_task *task, 
     return GANG_OK;
 }
 
-static enum gang_status plan(const char *path, const char *cluster, const char *layout_text, const char *trainer, int64_t top, bool json,
-                             struct gang_arena *arena) {
+static enum gang_status plan(const char *path, const char *cluster, const char *layout_text, const char *trainer, enum gang_objective objective,
+                             int64_t top, bool json, struct gang_arena *arena) {
     struct gang_task task;
     struct gang_pool pool;
     struct gang_search search;
@@ -73,7 +73,7 @@ static enum gang_status plan(const char *path, const char *cluster, const char *
         status = gang_layout_parse(layout_text, &layout);
         if (!status) status = gang_evaluate(&task, &pool, &layout, 0, arena, &answer);
     } else {
-        status = gang_search_run(&task, &pool, (int)top, arena, &search);
+        status = gang_search_run(&task, &pool, objective, (int)top, arena, &search);
         if (!status) status = gang_evaluate(&task, &pool, &search.found[0].layout, 0, arena, &answer);
     }
     if (status) return status;
@@ -96,20 +96,27 @@ static enum gang_status plan(const char *path, const char *cluster, const char *
 }
 
 static int run_plan(int argc, char **argv) {
-    const char *path[1] = {NULL}, *cluster = NULL, *layout = NULL, *trainer = NULL, *top_text = "5";
+    const char *path[1] = {NULL}, *cluster = NULL, *layout = NULL, *trainer = NULL, *top_text = "5", *objective_text = "time";
     bool json = false;
     int64_t top = 0;
-    const struct gang_option options[] = {
-        {"--layout", &layout, NULL}, {"--cluster", &cluster, NULL}, {"--emit", &trainer, NULL}, {"--top", &top_text, NULL}, {"--json", NULL, &json}};
-    int code = gang_options(&gang_command_plan, argc, argv, options, 5, 1, 1, path);
+    const struct gang_option options[] = {{"--layout", &layout, NULL}, {"--cluster", &cluster, NULL},
+                                          {"--emit", &trainer, NULL},  {"--objective", &objective_text, NULL},
+                                          {"--top", &top_text, NULL},  {"--json", NULL, &json}};
+    int code = gang_options(&gang_command_plan, argc, argv, options, 6, 1, 1, path);
     if (code >= 0) return code;
+    int objective = 0;
+    while (gang_objective_names[objective] && strcmp(gang_objective_names[objective], objective_text) != 0) objective++;
+    if (!gang_objective_names[objective]) {
+        fprintf(stderr, "gangline: plan: --objective %s: expected time, energy or price\n", objective_text);
+        return EXIT_USAGE;
+    }
     if (gang_parse_int("--top", top_text, 1, GANG_MAX_FOUND, &top)) {
         gang_report(GANG_ERR_INPUT);
         return EXIT_USAGE;
     }
     struct gang_arena arena;
     gang_arena_init(&arena);
-    code = gang_report(plan(path[0], cluster, layout, trainer, top, json, &arena));
+    code = gang_report(plan(path[0], cluster, layout, trainer, (enum gang_objective)objective, top, json, &arena));
     gang_arena_release(&arena);
     return code;
 }
@@ -120,6 +127,7 @@ const struct gang_command gang_command_plan = {
     .summary = "Find the best way to split a job over a pool of devices",
     .run = run_plan,
     .help = "  --top N          how many of the best to list (5)\n"
+            "  --objective O    time (the default), energy (tokens per joule) or price (tokens per what the groups' price counts)\n"
             "  --layout L       evaluate this layout instead of searching; its fields are in 'gangline simulate --help'\n"
             "  --emit TRAINER   print the chosen layout's launch flags for megatron, torchtitan or deepspeed, nothing else\n"
             "  --cluster FILE   instead of the job's cluster\n"

@@ -87,9 +87,9 @@ void gang_show_json(const struct gang_answer *a, const struct gang_fault_result 
     const struct gang_summary *s = &a->summary;
     printf("{\"layout\": \"%s\", \"schedule\": \"%s\", \"devices\": %lld, \"step_seconds\": %.9g, \"tokens_per_second\": %.9g, "
            "\"tokens_per_second_per_device\": %.9g, "
-           "\"mfu\": %.6g, \"bubble_fraction\": %.6g, \"tokens_per_joule\": %.6g, ",
+           "\"mfu\": %.6g, \"bubble_fraction\": %.6g, \"tokens_per_joule\": %.6g, \"tokens_per_price\": %.6g, ",
            gang_layout_print(&a->layout, arena), gang_schedule_names[a->schedule], (long long)s->devices, s->step_seconds, s->tokens_per_second,
-           s->tokens_per_second_per_device, s->mfu, s->bubble_fraction, s->tokens_per_joule);
+           s->tokens_per_second_per_device, s->mfu, s->bubble_fraction, s->tokens_per_joule, s->tokens_per_price);
     printf("\"compute_seconds\": {\"matmul\": %.9g, \"attention\": %.9g, \"vector\": %.9g, \"optimizer\": %.9g}, ", s->matmul, s->attention,
            s->vector, s->optimizer);
     printf("\"exposed_seconds\": {\"tensor\": %.9g, \"expert\": %.9g, \"context\": %.9g, \"gather\": %.9g, \"reduce\": %.9g, \"pipeline\": %.9g}, ",

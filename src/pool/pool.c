@@ -48,6 +48,7 @@ static const struct gang_field group_fields[] = {
     {"nic", GANG_FIELD_RATE, GROUP(nic_bandwidth), "0bps", 0, 1e14, NULL, "of one device, all planes; 0: the kind's"},
     {"latency", GANG_FIELD_TIME, GROUP(nic_latency), "5us", 0, 1, NULL, "one way, device to device, inside the site"},
     {"leaf_nodes", GANG_FIELD_INT, GROUP(leaf_nodes), "0", 0, 100000, NULL, "nodes under one leaf; 0: no leaves"},
+    {"price", GANG_FIELD_REAL, GROUP(price), "0", 0, 1e9, NULL, "of one device for an hour"},
     {"oversubscription", GANG_FIELD_REAL, GROUP(oversubscription), "1", 1, 100, NULL, "of a leaf's uplinks"},
 };
 static const struct gang_schema group_schema = {group_fields, sizeof group_fields / sizeof *group_fields, sizeof(struct gang_group)};

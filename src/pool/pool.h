@@ -43,6 +43,7 @@ struct gang_group {
     double fast_bandwidth, nic_bandwidth;
     double nic_latency;      // seconds, one way, inside the site
     int64_t leaf_nodes;      // nodes under one leaf switch; 0: one flat network
+    double price;            // of one device for an hour, in whatever money the file counts; 0: not stated
     double oversubscription; // of the leaf's uplinks: 1 is none, 3 is 3:1
 };
 

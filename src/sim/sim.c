@@ -537,15 +537,18 @@ enum gang_status gang_sim_run(const struct gang_sim_input *input, struct gang_ar
 // ---- Summary -------------------------------------------------------------------------------------------------------
 
 void gang_sim_summarise(const struct gang_sim_input *in, const struct gang_task *task, const struct gang_sim *sim, struct gang_summary *out) {
-    double weight = 0, watts = 0, peak = 0, tokens = (double)task->global_batch * (double)task->sequence_length;
-    bool power_known = true;
+    double weight = 0, watts = 0, price = 0, peak = 0, tokens = (double)task->global_batch * (double)task->sequence_length;
+    bool power_known = true, price_known = true;
     *out = (struct gang_summary){.step_seconds = sim->step_seconds, .devices = in->placement->devices_used};
     for (int c = 0; c < in->placement->class_count; c++)
         for (int s = 0; s < in->layout->pp; s++) {
-            const struct gang_kind *kind = in->pool->groups[in->placement->classes[c].groups[s]]->kind;
+            const struct gang_group *group = in->pool->groups[in->placement->classes[c].groups[s]];
+            const struct gang_kind *kind = group->kind;
             double devices = (double)(in->placement->classes[c].replicas * in->placement->cell_devices);
             power_known &= kind->power_watt > 0;
             watts += devices * kind->power_watt;
+            price_known &= group->price > 0;
+            price += devices * group->price / 3600;
             peak += devices * kind->peak[task->math];
         }
     for (int r = 0; r < sim->ranks; r++) {
@@ -565,6 +568,7 @@ void gang_sim_summarise(const struct gang_sim_input *in, const struct gang_task 
     out->mfu = 3 * gang_shape_flops(&task->shape, task->sequence_length) * tokens / sim->step_seconds / peak;
     out->bubble_fraction = out->pipeline / sim->step_seconds;
     out->tokens_per_joule = power_known ? out->tokens_per_second / watts : 0;
+    out->tokens_per_price = price_known ? out->tokens_per_second / price : 0;
     for (int l = 0; l < in->pool->links.count; l++) {
         out->long_link_bytes = fmax(out->long_link_bytes, sim->link_bytes[l]);
         out->long_link_peak_bps = fmax(out->long_link_peak_bps, 8 * sim->link_peak[l]);

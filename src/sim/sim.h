@@ -98,6 +98,7 @@ struct gang_summary {
     double matmul, attention, vector, tensor, expert, context, gather, reduce, pipeline, optimizer;
     double long_link_bytes, long_link_peak_bps; // of the busiest long link
     double tokens_per_joule;                    // 0 where a kind's power is not known
+    double tokens_per_price;                    // 0 where a group's price is not stated
     int64_t devices;
 };
 void gang_sim_summarise(const struct gang_sim_input *input, const struct gang_task *task, const struct gang_sim *sim, struct gang_summary *out);

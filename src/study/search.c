@@ -147,6 +147,7 @@ double gang_estimate(const struct gang_task *task, const struct gang_pool *pool,
 struct search {
     const struct gang_task *task;
     const struct gang_pool *pool;
+    enum gang_objective objective;
     struct gang_arena scratch; // of one layout; emptied after each
     int *zeros;                // [GANG_MAX_STAGES] the only group, under every stage
     struct gang_price price;   // of the only group
@@ -156,7 +157,23 @@ struct search {
     struct gang_search *out;
 };
 
-static void keep(struct search *s, const struct gang_layout *l, double estimate, double memory_used) {
+const char *const gang_objective_names[] = {"time", "energy", "price", NULL};
+
+// What a second of one device of the group costs by the objective, where that is not the time itself.
+static double rate_of(const struct search *s, const struct gang_group *group) {
+    return s->objective == GANG_OBJECTIVE_ENERGY ? group->kind->power_watt : group->price / 3600;
+}
+
+static double score_of(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double seconds) {
+    double rate = 0;
+    if (s->objective == GANG_OBJECTIVE_TIME) return seconds;
+    for (int c = 0; c < placement->class_count; c++)
+        for (int i = 0; i < l->pp; i++)
+            rate += (double)(placement->classes[c].replicas * placement->cell_devices) * rate_of(s, s->pool->groups[placement->classes[c].groups[i]]);
+    return seconds * rate;
+}
+
+static void keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
     s->out->considered++;
     if (memory_used > 1) {
         if (s->hungry.memory_used == 0 || memory_used < s->hungry.memory_used)
@@ -164,15 +181,15 @@ static void keep(struct search *s, const struct gang_layout *l, double estimate,
         return;
     }
     s->out->fitting++;
-    if (s->kept == KEPT && estimate >= s->best[KEPT - 1].estimate) return;
+    double score = score_of(s, l, placement, estimate);
+    if (s->kept == KEPT && score >= s->best[KEPT - 1].score) return;
     int at = s->kept < KEPT ? s->kept++ : KEPT - 1;
-    for (; at && s->best[at - 1].estimate > estimate; at--) s->best[at] = s->best[at - 1];
-    s->best[at] = (struct gang_found){.layout = *l, .estimate = estimate, .memory_used = memory_used};
+    for (; at && s->best[at - 1].score > score; at--) s->best[at] = s->best[at - 1];
+    s->best[at] = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
 }
 
 static void consider_alike(struct search *s, struct gang_layout *l) {
     int64_t batches = s->task->global_batch / l->micro_batch;
-    if (batches % l->dp) return;
     struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .groups = s->zeros};
     if (l->vpp > 1 && class.micro_batches % l->pp) return; // interleaving wants whole groups
     const struct gang_placement placement = {
@@ -180,7 +197,7 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
     double memory_used = 0;
     if (l->zero > 1) gang_price_fill(s->task, l, s->pool->groups[0], &s->price);
     double estimate = estimate_alike(s->task, s->pool, l, &placement, &s->price, &memory_used);
-    keep(s, l, estimate, memory_used);
+    keep(s, l, &placement, estimate, memory_used);
 }
 
 // Layers one after another to the stage that would then be done first, where its device has room for them.
@@ -227,14 +244,27 @@ static void consider_unlike(struct search *s, const struct gang_layout *wanted) 
         gang_arena_init(&s->scratch);
         if (gang_layout_place(s->task, s->pool, &even, &s->scratch, &placement)) continue;
         double estimate = gang_estimate(s->task, s->pool, &even, &placement, &s->scratch, &memory_used);
-        keep(s, &even, estimate, memory_used);
+        keep(s, &even, &placement, estimate, memory_used);
         uneven = even;
         if (wanted->vpp > 1 || !share_layers(s, &uneven, &placement) || !memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers))
             continue;
         if (gang_layout_place(s->task, s->pool, &uneven, &s->scratch, &placement)) continue;
         estimate = gang_estimate(s->task, s->pool, &uneven, &placement, &s->scratch, &memory_used);
-        keep(s, &uneven, estimate, memory_used);
+        keep(s, &uneven, &placement, estimate, memory_used);
     }
+}
+
+static void each_depth(struct search *s, struct gang_layout *l, const struct gang_price *price) {
+    int64_t layers = s->task->shape.layers;
+    bool whole = s->task->global_batch / l->micro_batch % l->dp == 0;
+    for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
+        for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
+            s->price = *price;
+            if (s->pool->group_count == 1 && whole)
+                consider_alike(s, l);
+            else
+                consider_unlike(s, l);
+        }
 }
 
 static void each_stage_count(struct search *s, struct gang_layout *l) {
@@ -246,20 +276,16 @@ static void each_stage_count(struct search *s, struct gang_layout *l) {
         gang_price_fill(s->task, l, s->pool->groups[0], &s->price);
     }
     const struct gang_price price = s->price;
+    int64_t batches = s->task->global_batch / l->micro_batch;
     for (int pp = 1; pp <= s->task->shape.layers && pp <= cells && pp <= GANG_MAX_STAGES; pp++) {
         if (alike && cells % pp) continue;
         l->pp = pp;
-        l->dp = (int)(cells / pp);
-        if (l->dp % l->ep || s->task->global_batch / l->micro_batch < l->dp) continue;
-        for (l->vpp = 1; l->vpp <= 12 && (int64_t)pp * l->vpp <= s->task->shape.layers && pp * l->vpp <= GANG_MAX_CHUNKS && (pp > 1 || l->vpp == 1);
-             l->vpp++)
-            for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
-                s->price = price;
-                if (alike)
-                    consider_alike(s, l);
-                else
-                    consider_unlike(s, l);
-            }
+        l->dp = (int)(cells / pp < batches ? cells / pp : batches);
+        // Fewer devices never save time, but may save energy or money.
+        for (bool more = true; more; l->dp /= 2) {
+            more = s->objective != GANG_OBJECTIVE_TIME && l->dp % 2 == 0;
+            if (l->dp % l->ep == 0) each_depth(s, l, &price);
+        }
     }
 }
 
@@ -318,9 +344,9 @@ static double lower_bound(const struct gang_task *task, const struct gang_pool *
 }
 
 static void enter_found(struct gang_search *out, int top, const struct gang_found *found) {
-    if (out->count == top && found->summary.step_seconds >= out->found[top - 1].summary.step_seconds) return;
+    if (out->count == top && found->score >= out->found[top - 1].score) return;
     int at = out->count < top ? out->count++ : top - 1;
-    for (; at && out->found[at - 1].summary.step_seconds > found->summary.step_seconds; at--) out->found[at] = out->found[at - 1];
+    for (; at && out->found[at - 1].score > found->score; at--) out->found[at] = out->found[at - 1];
     out->found[at] = *found;
 }
 
@@ -330,7 +356,7 @@ static void simulate_best(struct search *s, int top) {
     for (int i = 0; i < s->kept; i++) {
         struct gang_found *f = &s->best[i];
         struct gang_answer answer;
-        if (!all && out->count == top && out->simulated >= SIMULATE_LEAST && f->estimate > hopeless * out->found[0].summary.step_seconds) break;
+        if (!all && out->count == top && out->simulated >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
         if (!all && out->simulated >= 2 * SIMULATE_LEAST) break;
         gang_arena_release(&s->scratch);
         gang_arena_init(&s->scratch);
@@ -340,6 +366,7 @@ static void simulate_best(struct search *s, int top) {
         f->schedule = answer.schedule;
         f->memory_used = answer.memory_used;
         f->layout = answer.layout;
+        f->score = score_of(s, &f->layout, &answer.placement, f->summary.step_seconds);
         enter_found(out, top, f);
     }
 }
@@ -354,10 +381,14 @@ static enum gang_status explain(struct search *s) {
     return gang_fail(GANG_ERR_MEMORY, "no layout of the %lld looked at fits the devices' memory", (long long)s->out->considered);
 }
 
-enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena,
-                                 struct gang_search *out) {
-    struct search s = {.task = task, .pool = pool, .out = out};
+enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
+                                 struct gang_arena *arena, struct gang_search *out) {
+    struct search s = {.task = task, .pool = pool, .objective = objective, .out = out};
     enum gang_status status = GANG_OK;
+    for (int g = 0; g < pool->group_count && objective != GANG_OBJECTIVE_TIME; g++)
+        if (!(rate_of(&s, pool->groups[g]) > 0))
+            return gang_fail(GANG_ERR_INPUT, "objective %s: group '%s' does not state its %s", gang_objective_names[objective], pool->groups[g]->name,
+                             objective == GANG_OBJECTIVE_ENERGY ? "kind's power" : "price");
     *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};
     gang_arena_init(&s.scratch);
     s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
@@ -379,7 +410,7 @@ double gang_sum_of_parts(const struct gang_task *task, const struct gang_pool *p
         part.groups = &pool->groups[g];
         part.group_count = 1;
         part.devices = pool->groups[g]->nodes * pool->groups[g]->devices;
-        if (!gang_search_run(task, &part, 1, arena, &alone)) sum += alone.found[0].summary.tokens_per_second;
+        if (!gang_search_run(task, &part, GANG_OBJECTIVE_TIME, 1, arena, &alone)) sum += alone.found[0].summary.tokens_per_second;
     }
     return sum;
 }

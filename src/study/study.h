@@ -37,8 +37,12 @@ GANG_CHECK_RESULT enum gang_status gang_evaluate_program(const struct gang_task 
 
 // ---- The best layout: study/search.c -------------------------------------------------------------------------------
 
+enum gang_objective { GANG_OBJECTIVE_TIME, GANG_OBJECTIVE_ENERGY, GANG_OBJECTIVE_PRICE };
+extern const char *const gang_objective_names[]; // ends with NULL
+
 struct gang_found {
     struct gang_layout layout;
+    double score;                // what the objective makes least: seconds, joules or money for a step
     double estimate;             // seconds by closed form
     struct gang_summary summary; // by simulation
     enum gang_schedule schedule;
@@ -61,10 +65,11 @@ struct gang_search {
 double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
                      const struct gang_placement *placement, struct gang_arena *arena, double *memory_used);
 
-// Looks at every layout of the space (see the essay in search.c), simulates the most promising and returns the best `top` by
-// simulated time. GANG_ERR_MEMORY says what the least hungry layout lacks where none fits.
-GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena,
-                                                   struct gang_search *out);
+// Looks at every layout of the space (see the essay in search.c), simulates the most promising and returns the best `top` by the
+// objective; for energy and price also layouts on fewer devices. GANG_ERR_INPUT where the pool does not state what the objective
+// counts. GANG_ERR_MEMORY says what the least hungry layout lacks where none fits.
+GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
+                                                   struct gang_arena *arena, struct gang_search *out);
 
 // Tokens a second of the best layout of every group by itself, summed: what unlike devices would do without each other. Groups on
 // which the model does not fit count 0.

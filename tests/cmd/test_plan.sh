@@ -31,6 +31,8 @@ run plan_three_kinds plan $e/three-kinds.yaml
 run plan_cities300 plan $e/cities300.yaml
 run plan_llama405 plan $e/llama405.yaml
 run plan_deepseek plan $e/deepseek.yaml
+run plan_energy plan $e/three-kinds.yaml --objective energy
+refuse plan_price "does not state its price" plan $e/node8.yaml --objective price
 run plan_layout plan $e/node8.yaml --layout tp=2,pp=4
 refuse plan_fits_nowhere "on stage" plan $e/llama405.yaml --cluster $e/clusters/node8.yaml
 out=$("$GANGLINE" validate data/cases/training_runs.csv --json) && echo "$out" | python3 -c '

@@ -74,7 +74,7 @@ static void test_exhaustive(void **state) {
         make(gang_random_at(seed, 0, i), i % 2, &m);
         double best = exhaust(&m, &agree, &all);
         assert_true(isfinite(best));
-        assert_ok(gang_search_run(&m.task, &m.pool, 3, &m.arena, &search));
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
         if (search.found[0].summary.step_seconds > best * (1 + 1e-9))
             fail_msg("case %d: found %g, exhaustive %g", (int)i, search.found[0].summary.step_seconds, best);
         assert_true(search.found[0].summary.step_seconds >= search.bound_seconds);
@@ -85,13 +85,31 @@ static void test_exhaustive(void **state) {
     assert_true(agree > 0.8 * all);
 }
 
+static void test_objectives(void **state) {
+    (void)state;
+    for (uint64_t i = 0; i < 4; i++) {
+        struct made m;
+        struct gang_search time, energy, price;
+        make(gang_random_at(9, 0, i), i % 2, &m);
+        assert_fails(GANG_ERR_INPUT, "does not state its price", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_PRICE, 1, &m.arena, &price));
+        for (int g = 0; g < m.pool.group_count; g++) m.pool.groups[g]->price = 2;
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 1, &m.arena, &time));
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_ENERGY, 1, &m.arena, &energy));
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_PRICE, 1, &m.arena, &price));
+        assert_true(time.found[0].summary.step_seconds <= energy.found[0].summary.step_seconds * (1 + 1e-9));
+        assert_true(energy.found[0].summary.tokens_per_joule >= time.found[0].summary.tokens_per_joule * (1 - 1e-9));
+        assert_true(price.found[0].summary.tokens_per_price >= time.found[0].summary.tokens_per_price * (1 - 1e-9));
+        gang_arena_release(&m.arena);
+    }
+}
+
 static void test_refuses(void **state) {
     (void)state;
     struct made m;
     struct gang_search search;
     make(1, false, &m);
     m.task.shape.layers = 100, m.task.shape.hidden = 16384, m.task.shape.ffn = 65536, m.task.shape.qk_dim = m.task.shape.v_dim = 2048;
-    assert_fails(GANG_ERR_MEMORY, "on stage", gang_search_run(&m.task, &m.pool, 3, &m.arena, &search));
+    assert_fails(GANG_ERR_MEMORY, "on stage", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
     gang_arena_release(&m.arena);
 }
 
@@ -104,6 +122,7 @@ static void test_kendall(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_refuses), cmocka_unit_test(test_kendall)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_objectives), cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_kendall)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
