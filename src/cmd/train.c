@@ -41,7 +41,7 @@ static void show_start(void *context, const struct gang_run_start *r) {
     printf("  data    %s tokens; the job reads %s\n", gang_human_count((double)r->data_tokens, a), gang_human_count((double)job->tokens, b));
     printf("  device  cpu %s, %d threads, %s; measured peak %.0f GFLOP/s\n", r->device->name, r->device->threads,
            job->compute == GANG_COMPUTE_BF16 ? "bf16" : "f32", r->peak_flops / 1e9);
-    printf("  step    %s tokens = %lld x %lld samples of %lld; %lld steps\n", gang_human_count((double)job->global_batch_tokens, a),
+    printf("  step    %lld tokens = %lld x %lld samples of %lld; %lld steps\n", (long long)job->global_batch_tokens,
            (long long)(job->global_batch_tokens / (job->micro_batch * job->sequence_length)), (long long)job->micro_batch,
            (long long)job->sequence_length, (long long)job->steps);
     printf("  memory  %s at most: weights %s, gradients and optimizer %s, activations %s, the rest %s\n", gang_human_bytes(s->expected_bytes, a),

@@ -90,9 +90,10 @@ static double head_get(const struct gang_device *device, const void *qkv, const 
 }
 
 static double score(const struct gang_device *device, const void *qkv, const struct gang_attention *a, int64_t b, int64_t h, int64_t t, int64_t u) {
-    assert(a->kv_heads > 0 && a->heads >= a->kv_heads);
+    int64_t group = a->heads / a->kv_heads;
+    assert(group > 0);
     double sum = 0;
-    int64_t kv = a->heads + h / (a->heads / a->kv_heads);
+    int64_t kv = a->heads + h / group;
     for (int64_t d = 0; d < a->dim; d++) sum += head_get(device, qkv, a, b, t, h, d, true) * head_get(device, qkv, a, b, u, kv, d, true);
     return sum / sqrt((double)a->dim);
 }

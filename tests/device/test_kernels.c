@@ -10,11 +10,27 @@ struct pair {
     uint64_t seed, draws;
 };
 
+// Blocks that know their size and are followed by a guard, so that a kernel that writes past the end is caught.
+enum { GUARD_BYTES = 64 };
+struct block {
+    size_t bytes;
+    _Alignas(64) char data[];
+};
+
 static void *memory(size_t bytes) {
-    void *block = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
+    struct block *block = aligned_alloc(64, (sizeof *block + bytes + GUARD_BYTES + 63) / 64 * 64);
     assert_non_null(block);
-    memset(block, 0, bytes);
-    return block;
+    block->bytes = bytes;
+    memset(block->data, 0, bytes);
+    memset(block->data + bytes, 0x5a, GUARD_BYTES);
+    return block->data;
+}
+
+static void release(const void *data) {
+    if (!data) return;
+    struct block *block = (struct block *)((char *)data - offsetof(struct block, data));
+    for (int i = 0; i < GUARD_BYTES; i++) assert_int_equal(block->data[block->bytes + (size_t)i], 0x5a);
+    free(block);
 }
 
 static int64_t draw(struct pair *p, int64_t low, int64_t high) {
@@ -44,7 +60,7 @@ static void *random_act(struct pair *p, int64_t n, float scale) {
         memcpy(&bits, &x[i], 4);
         y[i] = (uint16_t)(bits >> 16);
     }
-    free(x);
+    release(x);
     return y;
 }
 
@@ -119,8 +135,9 @@ static void check_norm(struct pair *p) {
     same_act("norm: y without delta", p, y[0], y[1], M * C, t);
     same_f32("norm: dx from nothing", back[0], back[1], M * C, 5e-5);
     same_f32("norm: dw set", dw[0], dw[1], C, 5e-5);
-    for (int i = 0; i < 2; i++) free(sum[i]), free(rstd[i]), free(back[i]), free(dw[i]), free(y[i]), free(rounded[i]), free(d[i]);
-    free(x), free(w), free(dx), free(delta), free(dy);
+    for (int i = 0; i < 2; i++)
+        release(sum[i]), release(rstd[i]), release(back[i]), release(dw[i]), release(y[i]), release(rounded[i]), release(d[i]);
+    release(x), release(w), release(dx), release(delta), release(dy);
 }
 
 static void check_embed(struct pair *p) {
@@ -137,8 +154,8 @@ static void check_embed(struct pair *p) {
     }
     assert_memory_equal(x[0], x[1], (size_t)(M * C) * 4);
     same_f32("embed: dtable", dt[0], dt[1], V * C, 1e-6);
-    for (int i = 0; i < 2; i++) free(x[i]), free(dt[i]);
-    free(table), free(dx), free(ids);
+    for (int i = 0; i < 2; i++) release(x[i]), release(dt[i]);
+    release(table), release(dx), release(ids);
 }
 
 static void rotation(struct gang_attention *a) {
@@ -153,7 +170,7 @@ static void rotation(struct gang_attention *a) {
 static void reserve(struct pair *p, const struct gang_attention *a, int64_t columns) {
     struct gang_device *device[2] = {p->ref, p->cpu};
     for (int i = 0; i < 2; i++) {
-        free(device[i]->scratch);
+        release(device[i]->scratch);
         device[i]->scratch = memory(gang_device_scratch_bytes(device[i], a, columns));
         // What was left there must not matter.
         memset(device[i]->scratch, 0xff, gang_device_scratch_bytes(device[i], a, columns));
@@ -188,8 +205,8 @@ static void check_attention(struct pair *p, int64_t T) {
     same_act("attention: decode", p, one[0], one[1], O, t);
     // One position at a time gives what the whole sequence gave (batch 0, last row).
     same_act("attention: decode against whole", p, (const char *)out[0] + (size_t)((T - 1) * O) * gang_device_act_bytes(p->ref), one[1], O, 2 * t);
-    for (int i = 0; i < 2; i++) free(out[i]), free(lse[i]), free(dqkv[i]), free(kc[i]), free(vc[i]), free(one[i]);
-    free(qkv), free(dout), free((void *)a.cos), free((void *)a.sin);
+    for (int i = 0; i < 2; i++) release(out[i]), release(lse[i]), release(dqkv[i]), release(kc[i]), release(vc[i]), release(one[i]);
+    release(qkv), release(dout), release(a.cos), release(a.sin);
 }
 
 static void check_swiglu(struct pair *p) {
@@ -205,8 +222,8 @@ static void check_swiglu(struct pair *p) {
     same_act("swiglu: h", p, h[0], h[1], M * F, t);
     same_act("swiglu: h again", p, h[1], d[1], M * F, 0);
     same_act("swiglu: dgu", p, g[0], g[1], M * 2 * F, t);
-    for (int i = 0; i < 2; i++) free(h[i]), free(g[i]), free(d[i]);
-    free(gu), free(dh);
+    for (int i = 0; i < 2; i++) release(h[i]), release(g[i]), release(d[i]);
+    release(gu), release(dh);
 }
 
 static void check_cross_entropy(struct pair *p) {
@@ -223,8 +240,8 @@ static void check_cross_entropy(struct pair *p) {
     double t = tolerance(p);
     same_f32("cross-entropy: loss", loss[0], loss[1], M, 1e-5);
     same_act("cross-entropy: dlogits", p, d[0], d[1], M * V, t);
-    for (int i = 0; i < 2; i++) free(loss[i]), free(d[i]);
-    free(logits), free(targets);
+    for (int i = 0; i < 2; i++) release(loss[i]), release(d[i]);
+    release(logits), release(targets);
 }
 
 static void check_optimizer(struct pair *p) {
@@ -244,8 +261,8 @@ static void check_optimizer(struct pair *p) {
     struct gap gap = {0};
     gap_add(&gap, want, got);
     gap_check("sum of squares", &gap, 1e-5);
-    for (int j = 0; j < 3; j++) free(from[j]), free(state[0][j]), free(state[1][j]);
-    free(g);
+    for (int j = 0; j < 3; j++) release(from[j]), release(state[0][j]), release(state[1][j]);
+    release(g);
 }
 
 // Sizes are drawn as multiples of `step`: multiples of 32 are packed by our own code, others by oneDNN's.
@@ -275,9 +292,9 @@ static void check_linear(struct pair *p, enum gang_linear_use use, int64_t step)
     same_f32("linear: y in f32", wide[0], wide[1], M * out, 1e-4);
     same_act("linear: dx", p, dx[0], dx[1], M * in, t);
     same_f32("linear: dw", dw[0], dw[1], out * in, 1e-4);
-    for (int i = 0; i < 2; i++) free(y[i]), free(dx[i]), free(dw[i]), free(wide[i]);
+    for (int i = 0; i < 2; i++) release(y[i]), release(dx[i]), release(dw[i]), release(wide[i]);
     gang_arena_release(&arena);
-    free(w), free(x), free(dy);
+    release(w), release(x), release(dy);
 }
 
 static void against_reference(enum gang_compute compute, const char *isa) {
@@ -303,7 +320,7 @@ static void against_reference(enum gang_compute compute, const char *isa) {
     // Around the block size, and enough blocks that all kinds occur.
     static const int64_t lengths[] = {1, 2, 17, 63, 64, 65, 128, 150};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) check_attention(&p, lengths[i]);
-    free(p.ref->scratch), free(p.cpu->scratch);
+    release(p.ref->scratch), release(p.cpu->scratch);
     gang_device_close(p.ref);
     gang_device_close(p.cpu);
 }
@@ -338,7 +355,7 @@ static void compare_slopes(struct pair *p, const char *what, forward_function *f
         if (!(fabs(slope - (double)dx[i]) <= 2e-3 + 5e-3 * fabs(slope)))
             fail_msg("%s: element %lld: slope %g, backward says %g", what, (long long)i, slope, (double)dx[i]);
     }
-    free(up), free(down);
+    release(up), release(down);
 }
 
 struct norm_context {
@@ -355,7 +372,7 @@ static void attention_forward(struct gang_device *d, void *context, const float 
     const struct gang_attention *a = context;
     float *lse = memory((size_t)(a->batch * a->heads * a->length) * 4);
     d->k->attention(d, y, lse, x, a);
-    free(lse);
+    release(lse);
 }
 
 static void swiglu_forward(struct gang_device *d, void *context, const float *x, float *y) {
@@ -375,7 +392,7 @@ static void test_finite_differences(void **state) {
     norm_forward(d, &nc, x, y);
     d->k->norm_backward(d, dx, NULL, NULL, dy, dw, false, x, nc.rstd, nc.w, 3, 7);
     compare_slopes(&p, "norm", norm_forward, &nc, x, 21, g, 21, dx);
-    free(x), free(g), free(dy), free(y), free(dx), free(dw), free(nc.w), free(nc.rstd);
+    release(x), release(g), release(dy), release(y), release(dx), release(dw), release(nc.w), release(nc.rstd);
 
     struct gang_attention a = {.batch = 2, .length = 5, .heads = 4, .kv_heads = 2, .dim = 6};
     rotation(&a);
@@ -385,14 +402,14 @@ static void test_finite_differences(void **state) {
     d->k->attention(d, y, lse, x, &a);
     d->k->attention_backward(d, dx, g, y, lse, x, &a);
     compare_slopes(&p, "attention", attention_forward, &a, x, n, g, m, dx);
-    free(x), free(g), free(y), free(dx), free(lse), free((void *)a.cos), free((void *)a.sin);
+    release(x), release(g), release(y), release(dx), release(lse), release(a.cos), release(a.sin);
 
     int64_t shape[2] = {4, 6};
     x = random_f32(&p, 48, 1), g = random_f32(&p, 24, 1);
     float *gu = memcpy(memory(48 * 4), x, 48 * 4), *dh = memcpy(memory(24 * 4), g, 24 * 4);
     d->k->swiglu_backward(d, gu, dh, 4, 6);
     compare_slopes(&p, "swiglu", swiglu_forward, shape, x, 48, g, 24, gu);
-    free(x), free(g), free(gu), free(dh);
+    release(x), release(g), release(gu), release(dh);
     gang_device_close(d);
 }
 
