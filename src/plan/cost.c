@@ -9,8 +9,6 @@
 #include <math.h>
 #include <string.h>
 
-// STREAM-like kernels reach 85 to 92 % of the data sheet's memory bandwidth on A100 and H100 (BabelStream's published tables).
-static const double memory_reach = 0.85;
 // Bus bandwidth of large NCCL all-reduces: 360 to 370 of 450 GB/s over NVSwitch, 44 to 46 of 50 GB/s over 400 Gbit/s NICs (nccl-tests).
 static const double fast_reach = 0.80, nic_reach = 0.88;
 // Seconds a hop adds to a ring inside the high-bandwidth domain, and that a kernel's start adds between two kernels of one queue.
@@ -85,7 +83,7 @@ double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, do
     }
     double bytes = (math == GANG_MATH_F32 ? 4 : math == GANG_MATH_F8 ? 1 : 2) * (M * K + N * K) + (math == GANG_MATH_F32 ? 4 : 2) * M * N;
     double compute = 2 * M * N * K / (kind->peak[math] * kind->reach[math] * use);
-    return fmax(compute, bytes / (kind->memory_bandwidth * memory_reach)) + kernel_gap;
+    return fmax(compute, bytes / (kind->memory_bandwidth * kind->memory_reach)) + kernel_gap;
 }
 
 // All that pricing a layer needs, worked out once.
@@ -105,7 +103,7 @@ static struct pricing pricing_of(const struct gang_task *task, const struct gang
                             .kind = group->kind,
                             .M = (double)l->micro_batch * (double)task->sequence_length / l->cp,
                             .element = element_of(task),
-                            .memory = group->kind->memory_bandwidth * memory_reach,
+                            .memory = group->kind->memory_bandwidth * group->kind->memory_reach,
                             .stream = l->sequence_parallel ? 1.0 / l->tp : 1.0};
 }
 
@@ -458,7 +456,7 @@ static void fill_stage(const struct gang_task *task, const struct gang_pool *poo
     }
     // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
     // for each of which the state takes 12 (8 in f32).
-    optimizer = state / (task->math == GANG_MATH_F32 ? 8 : 12) * 30 / (group->kind->memory_bandwidth * memory_reach) + 20 * kernel_gap;
+    optimizer = state / (task->math == GANG_MATH_F32 ? 8 : 12) * 30 / (group->kind->memory_bandwidth * group->kind->memory_reach) + 20 * kernel_gap;
     out->optimizer_seconds[c * out->stages + s] = optimizer;
     out->fixed_bytes[c * out->stages + s] = fixed;
     out->device_bytes[c * out->stages + s] = group->kind->memory_bytes;

@@ -2,6 +2,7 @@
 #include "pool/pool.h"
 
 #include <assert.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,6 +20,8 @@ static const struct gang_field kind_fields[] = {
     {"name", GANG_FIELD_STRING, KIND(name), NULL, 0, 0, NULL, "of the kind"},
     {"memory", GANG_FIELD_BYTES, KIND(memory_bytes), NULL, 1e6, 1e15, NULL, "of one device, such as 80GiB"},
     {"memory_bandwidth", GANG_FIELD_RATE, KIND(memory_bandwidth), NULL, 1e8, 1e15, NULL, "such as 3.35TB/s"},
+    // STREAM-like kernels hold 85 to 92 % of the data sheet's bandwidth on A100 and H100 (BabelStream's published tables).
+    {"memory_reach", GANG_FIELD_REAL, KIND(memory_reach), "0.85", 0.01, 1, NULL, "fraction of the bandwidth that streaming holds"},
     {"f16", GANG_FIELD_FLOPS, KIND(peak[GANG_MATH_F16]), "0FLOPS", 0, 1e18, NULL, "dense peak in fp16 or bf16"},
     {"f8", GANG_FIELD_FLOPS, KIND(peak[GANG_MATH_F8]), "0FLOPS", 0, 1e18, NULL, "dense peak in fp8"},
     {"f32", GANG_FIELD_FLOPS, KIND(peak[GANG_MATH_F32]), "0FLOPS", 0, 1e18, NULL, "peak in f32"},
@@ -138,18 +141,73 @@ const struct gang_kind *gang_kind_find(const struct gang_list *kinds, const char
     return NULL;
 }
 
+// ---- A profile of `gangline probe` ---------------------------------------------------------------------------------
+
+static double profile_number(const json_t *root, const char *name) {
+    const json_t *value = json_object_get(root, name);
+    return json_is_number(value) ? json_number_value(value) : -1;
+}
+
+static enum gang_status read_profile(const char *path, struct gang_arena *arena, struct gang_kind *out) {
+    static char *measured[] = {"memory", "memory_bandwidth", "memory_reach", "f16", "f32", "f16_reach", "f32_reach"};
+    json_t *root = NULL;
+    enum gang_status status = gang_json_read(path, 1 << 20, &root);
+    if (status) return status;
+    const char *name = json_string_value(json_object_get(root, "device"));
+    double f32 = profile_number(root, "peak_f32"), f16 = profile_number(root, "peak_bf16"), memory = profile_number(root, "memory_bytes");
+    double f32_held = profile_number(root, "sustained_f32"), f16_held = profile_number(root, "sustained_bf16"),
+           triad = profile_number(root, "triad_bytes_per_s");
+    if (!name || !(f32 > 0) || !(f32_held > 0) || !(memory > 0) || !(triad > 0) || f16 < 0)
+        status = gang_fail(GANG_ERR_INPUT, "%s: not a profile: expected a file that 'gangline probe -o' wrote", path);
+    if (!status) {
+        *out = (struct gang_kind){
+            .name = gang_arena_strdup(arena, name),
+            .memory_bytes = memory,
+            .memory_bandwidth = triad,
+            .memory_reach = 1, // triad is what streaming holds
+            .peak = {[GANG_MATH_F32] = f32, [GANG_MATH_F16] = f16},
+            .reach = {[GANG_MATH_F32] = fmin(f32_held / f32, 1), [GANG_MATH_F16] = f16 > 0 ? fmin(f16_held / f16, 1) : 1, [GANG_MATH_F8] = 1},
+            .attention_reach = 0.3,
+            .fast_bandwidth = triad / 2,
+            .fast_domain = 1,
+            .nic_bandwidth = 125e6,
+            .measured = {sizeof measured / sizeof *measured, measured}};
+    }
+    json_decref(root);
+    return status;
+}
+
+static enum gang_status find_kind(const struct gang_pool *pool, const struct gang_list *builtin, struct gang_arena *arena, struct gang_group *group) {
+    size_t len = strlen(group->device);
+    if (len > 5 && !strcmp(group->device + len - 5, ".json")) {
+        const char *slash = strrchr(pool->path, '/');
+        const char *path = *group->device == '/' || !slash
+                               ? group->device
+                               : gang_arena_printf(arena, "%.*s/%s", (int)(slash - pool->path), pool->path, group->device);
+        struct gang_kind *kind = gang_arena_alloc(arena, sizeof *kind);
+        enum gang_status status = read_profile(path, arena, kind);
+        if (!status) group->kind = kind;
+        return status;
+    }
+    group->kind = gang_kind_find(&pool->kinds, group->device);
+    if (!group->kind) group->kind = gang_kind_find(builtin, group->device);
+    return GANG_OK;
+}
+
 // ---- What must agree -----------------------------------------------------------------------------------------------
 
 #define FAIL_AT(place, format, ...) gang_fail(GANG_ERR_INPUT, "%s:%d:%d: " format, pool->path, (place).line, (place).column, __VA_ARGS__)
 
-static enum gang_status settle_group(const struct gang_pool *pool, const struct gang_list *builtin, struct gang_group *group) {
-    group->kind = gang_kind_find(&pool->kinds, group->device);
-    if (!group->kind) group->kind = gang_kind_find(builtin, group->device);
+static enum gang_status settle_group(const struct gang_pool *pool, const struct gang_list *builtin, struct gang_arena *arena,
+                                     struct gang_group *group) {
+    enum gang_status status = find_kind(pool, builtin, arena, group);
+    if (status) return status;
     if (!group->kind) {
         char list[512] = "";
         const struct gang_kind *kinds = builtin->items;
         for (int i = 0; i < builtin->count; i++) snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", kinds[i].name);
-        return FAIL_AT(group->place, "device '%s' is no known kind: expected one of %s, or one of your own under kinds", group->device, list);
+        return FAIL_AT(group->place, "device '%s' is no known kind: expected one of %s, one of your own under kinds, or a profile.json",
+                       group->device, list);
     }
     if (!*group->name) group->name = group->device;
     if (!group->fast_bandwidth) group->fast_bandwidth = group->kind->fast_bandwidth;
@@ -170,7 +228,7 @@ static enum gang_status settle_groups(struct gang_pool *pool, const struct gang_
         struct gang_group *groups = sites[s].groups.items;
         for (int g = 0; g < sites[s].groups.count; g++) {
             groups[g].site = s;
-            enum gang_status status = settle_group(pool, builtin, &groups[g]);
+            enum gang_status status = settle_group(pool, builtin, arena, &groups[g]);
             if (status) return status;
             pool->groups[next++] = &groups[g];
             pool->devices += groups[g].nodes * groups[g].devices;

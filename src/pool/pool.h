@@ -19,6 +19,7 @@ struct gang_kind {
     struct gang_place place;
     char *name;
     double memory_bytes, memory_bandwidth;
+    double memory_reach;      // of the bandwidth, by kernels that stream
     double peak[GANG_MATHS];  // FLOP/s; 0: not supported
     double reach[GANG_MATHS]; // of the peak, by large products
     double attention_reach;   // of the f16 peak (f32 where the math is f32)
@@ -92,6 +93,7 @@ void gang_kinds_builtin(struct gang_arena *arena, struct gang_list *out);
 // By name among `kinds`; NULL if there is none.
 const struct gang_kind *gang_kind_find(const struct gang_list *kinds, const char *name);
 
+// A group's device whose name ends in .json is a profile that `gangline probe` wrote, its path relative to the file.
 // Reads a cluster file. GANG_ERR_INPUT with file, line and column for unknown names and fields, wrong units, impossible values, links that
 // leave a site apart.
 GANG_CHECK_RESULT enum gang_status gang_pool_read(const char *path, struct gang_arena *arena, struct gang_pool *out);

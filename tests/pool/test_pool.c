@@ -69,6 +69,26 @@ static void test_reads(void **state) {
     gang_arena_release(&arena);
 }
 
+static void test_profile(void **state) {
+    (void)state;
+    struct gang_arena arena;
+    struct gang_pool pool;
+    gang_arena_init(&arena);
+    scratch_text(
+        "p.json",
+        "{\"version\": 1, \"device\": \"a laptop\", \"memory_bytes\": 8e9, \"peak_f32\": 5e11, \"peak_bf16\": 1e12, \"sustained_f32\": 4e11, "
+        "\"sustained_bf16\": 9e11, \"triad_bytes_per_s\": 4e10}");
+    const char *text = "sites:\n  - name: a\n    groups:\n      - {nodes: 1, devices: 1, device: p.json, nic: 1Gbps}\n";
+    assert_ok(gang_pool_read(scratch_text("c.yaml", text), &arena, &pool));
+    const struct gang_kind *kind = pool.groups[0]->kind;
+    assert_string_equal(kind->name, "a laptop");
+    assert_float_equal(kind->reach[GANG_MATH_F16], 0.9, 1e-12);
+    assert_int_equal(gang_kind_provenance(kind, "f16_reach"), GANG_MEASURED);
+    scratch_text("p.json", "{\"version\": 1}");
+    assert_fails(GANG_ERR_INPUT, "not a profile", gang_pool_read(scratch_text("c.yaml", text), &arena, &pool));
+    gang_arena_release(&arena);
+}
+
 static void test_refuses(void **state) {
     (void)state;
     static const struct {
@@ -134,7 +154,7 @@ static void test_mutations(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_builtin), cmocka_unit_test(test_reads), cmocka_unit_test(test_refuses),
-                                       cmocka_unit_test(test_mutations)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_builtin), cmocka_unit_test(test_reads), cmocka_unit_test(test_profile),
+                                       cmocka_unit_test(test_refuses), cmocka_unit_test(test_mutations)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
