@@ -181,7 +181,30 @@ def plan(build):
     record("validate.memory_error", summary["memory_mean_pct"], "%", "<= 5", summary["memory_mean_pct"] <= 5, f"{summary['memory_rows']} rows state a peak")
 
 
-AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan}
+def predict(build):
+    """A training step on this machine, predicted from its profile alone before it runs, in turn with the run itself."""
+    shape = MODELS["train"]
+    for kind in ("f32", "bf16"):
+        errors, notes = [], []
+        with tempfile.TemporaryDirectory() as work:
+            text(work)
+            with open(f"{work}/cluster.yaml", "w") as f:
+                f.write("sites:\n  - name: here\n    groups:\n      - {nodes: 1, devices: 1, device: probe.json}\n")
+            with open(f"{work}/plan.yaml", "w") as f:
+                f.write(f"model: config.json\ncluster: cluster.yaml\nsequence_length: {shape['seq']}\n"
+                        f"global_batch_tokens: {shape['seq'] * shape['batch']}\ncompute: {kind}\n")
+            for i in range(ROUNDS):
+                subprocess.run([f"{build}/gangline", "probe", "--threads", "2", "-o", f"{work}/probe.json"], env=own_environment(), check=True, capture_output=True)
+                measured = gangline_train(build, work, shape, kind, i)
+                out = subprocess.run([f"{build}/gangline", "simulate", f"{work}/plan.yaml", "--layout", f"mb={shape['batch']},zero=0", "--json"], check=True,
+                                     capture_output=True, text=True).stdout
+                errors.append(100 * (json.loads(out)["tokens_per_second"] / measured - 1))
+                notes.append(f"{errors[-1]:+.1f}")
+        value = statistics.median(errors)
+        record(f"predict.{kind}.error", value, "%", "within 15", abs(value) <= 15, "rounds " + ", ".join(notes))
+
+
+AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan, "predict": predict}
 
 
 def main():
