@@ -490,7 +490,8 @@ double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout 
     const struct gang_shape *shape = &task->shape;
     double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
     double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
-    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? C : 0;
+    // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one.
+    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? 3 * C : 0;
     double bytes = tokens * e * (4 * stream + gathered + F);
     // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; one f32 copy more where nothing is fused.
     double logits = tokens * (double)shape->vocab / tp * (l->fused ? 8 : 12), layer = tokens * e * (4 * stream + 4 * C / tp + F);

@@ -134,8 +134,8 @@ static void check_row(struct row *row, struct gang_case *c) {
     if (s->heads && s->hidden % s->heads) refuse(row, "hidden is not a multiple of heads");
     // Sources count dp with expert parallelism inside or beside it.
     if (dp && dp * one != c->devices && dp * one * l->ep != c->devices)
-        refuse(row,
-               gang_arena_printf(row->arena, "tp x pp x cp x dp is %lld: the row states %lld devices", (long long)(dp * one), (long long)c->devices));
+        refuse(row, gang_arena_printf(row->arena, "tp x pp x cp x dp is %lld: the row states %lld devices", (long long)dp * (long long)one,
+                                      (long long)c->devices));
     if (row->why_not || !*cell(row, "params_b")) return;
     double stated = 0;
     if (gang_parse_real("params_b", cell(row, "params_b"), 1e-6, 1e6, &stated)) {
