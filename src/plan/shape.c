@@ -78,8 +78,13 @@ static enum gang_status read_moe(struct moe_reader *in, const char *type, struct
     if (!out->layers || !out->hidden || !out->heads || !out->vocab || !out->qk_dim || !out->v_dim || !out->kv_heads || !out->experts ||
         !out->expert_ffn)
         return gang_fail(GANG_ERR_INPUT, "%s: a size is 0: expected layers, hidden, heads, experts and vocabulary above 0", in->path);
-    if (out->layers > 1024 || out->heads > 4096 || out->experts > 4096)
-        return gang_fail(GANG_ERR_INPUT, "%s: more than 1024 layers, 4096 heads or 4096 experts", in->path);
+    // Products of sizes must not overflow: layers x experts x hidden x ffn is the largest.
+    enum { MAX_LAYERS = 1 << 10, MAX_EXPERTS = 1 << 11, MAX_HIDDEN = 1 << 17, MAX_FFN = 1 << 20, MAX_HEADS = 1 << 12, MAX_DIM = 1 << 10 };
+    if (out->layers > MAX_LAYERS || out->heads > MAX_HEADS || out->experts > MAX_EXPERTS || out->hidden > MAX_HIDDEN || out->ffn > MAX_FFN ||
+        out->expert_ffn > MAX_FFN || out->shared_ffn > MAX_FFN || out->kv_heads > MAX_HEADS || out->qk_dim > MAX_DIM || out->v_dim > MAX_DIM ||
+        out->q_rank > MAX_HIDDEN || out->kv_rank > MAX_HIDDEN || out->rope_dim > out->qk_dim)
+        return gang_fail(GANG_ERR_INPUT, "%s: a size is beyond all sense: expected at most %d layers, %d experts, %d hidden, %d ffn, %d heads of %d",
+                         in->path, MAX_LAYERS, MAX_EXPERTS, MAX_HIDDEN, MAX_FFN, MAX_HEADS, MAX_DIM);
     if (out->experts_per_token < 1 || out->experts_per_token > out->experts)
         return gang_fail(GANG_ERR_INPUT, "%s: num_experts_per_tok: %lld of %lld experts", in->path, (long long)out->experts_per_token,
                          (long long)out->experts);

@@ -24,13 +24,24 @@ static void refuse(struct row *row, const char *why) {
     if (!row->why_not) row->why_not = why;
 }
 
-// A whole number; an empty cell is `fallback`, or a reason to give up where that is negative.
-static int64_t number(struct row *row, const char *column, int64_t fallback) {
+// Largest sizes and widths: no product of them overflows.
+enum {
+    MAX_LAYERS = 1 << 10,
+    MAX_HIDDEN = 1 << 17,
+    MAX_FFN = 1 << 20,
+    MAX_VOCAB = 1 << 22,
+    MAX_EXPERTS = 1 << 10,
+    MAX_WIDTH = 1 << 12,
+    MAX_DEVICES = 1 << 22
+};
+
+// A whole number from `min` on; an empty cell is `fallback`, or a reason to give up where that is negative. Always within bounds.
+static int64_t number(struct row *row, const char *column, int64_t fallback, int64_t min, int64_t max) {
     const char *text = cell(row, column);
     int64_t value = fallback;
     if (!*text && fallback < 0) refuse(row, gang_arena_printf(row->arena, "%s is not stated", column));
-    if (*text && gang_parse_int(column, text, 0, 1LL << 40, &value)) refuse(row, gang_arena_strdup(row->arena, gang_error()));
-    return value < 0 ? 1 : value;
+    if (*text && gang_parse_int(column, text, min, max, &value)) refuse(row, gang_arena_strdup(row->arena, gang_error()));
+    return value < min ? min : value > max ? max : value;
 }
 
 // The number right behind `words` in the notes; `fallback` where they do not stand there.
@@ -50,23 +61,26 @@ static double noted(const char *notes, const char *words, double fallback) {
 static void read_model(struct row *row, struct gang_case *out) {
     struct gang_shape *s = &out->task.shape;
     const char *notes = out->notes;
-    s->layers = number(row, "layers", -1);
-    s->hidden = number(row, "hidden", -1);
-    s->heads = number(row, "heads", -1);
-    s->kv_heads = number(row, "kv_heads", s->heads);
-    s->ffn = number(row, "ffn", 4 * s->hidden);
+    s->layers = number(row, "layers", -1, 1, MAX_LAYERS);
+    s->hidden = number(row, "hidden", -1, 1, MAX_HIDDEN);
+    s->heads = number(row, "heads", -1, 1, MAX_WIDTH);
+    s->kv_heads = number(row, "kv_heads", s->heads, 1, MAX_WIDTH);
+    s->ffn = number(row, "ffn", 4 * s->hidden, 1, MAX_FFN);
     // Megatron's GPT vocabulary, which the papers of rows without one name.
-    s->vocab = number(row, "vocab", 51200);
-    s->gated = number(row, "gated_mlp", 0) != 0;
-    s->qk_dim = s->v_dim = s->heads ? s->hidden / s->heads : 0;
+    s->vocab = number(row, "vocab", 51200, 1, MAX_VOCAB);
+    s->gated = number(row, "gated_mlp", 0, 0, 1) != 0;
+    s->qk_dim = s->v_dim = s->hidden / s->heads;
     if (strstr(notes, "MoE")) {
         s->experts = (int64_t)noted(notes, "MoE ", 0);
         s->experts_per_token = (int64_t)noted(notes, "top-", 0);
         s->expert_ffn = s->ffn;
-        if (!s->experts || !s->experts_per_token) refuse(row, "the number of experts is not stated");
+        if (s->experts < 1 || s->experts > MAX_EXPERTS || s->experts_per_token < 1 || s->experts_per_token > s->experts) {
+            refuse(row, "the number of experts is not stated");
+            s->experts = s->experts_per_token = 0;
+        }
     }
-    out->task.sequence_length = number(row, "seq", -1);
-    out->task.global_batch = number(row, "global_bs", -1);
+    out->task.sequence_length = number(row, "seq", -1, 1, 1 << 24);
+    out->task.global_batch = number(row, "global_bs", -1, 1, 1 << 24);
     const char *dtype = out->dtype;
     if (!strcmp(dtype, "bf16") || !strcmp(dtype, "fp16"))
         out->task.math = GANG_MATH_F16;
@@ -98,18 +112,14 @@ static void read_layout(struct row *row, struct gang_case *out) {
     struct gang_layout *l = &out->layout;
     const char *recompute = cell(row, "recompute");
     gang_layout_init(l);
-    l->tp = (int)number(row, "tp", 1);
-    l->pp = (int)number(row, "pp", 1);
-    l->vpp = (int)number(row, "vpp", 1);
-    l->cp = (int)number(row, "cp", 1);
-    l->ep = (int)number(row, "ep", 1);
-    l->sequence_parallel = number(row, "sp", l->tp > 1) != 0;
-    l->micro_batch = (int)number(row, "micro_bs", -1);
+    l->tp = (int)number(row, "tp", 1, 1, MAX_WIDTH);
+    l->pp = (int)number(row, "pp", 1, 1, MAX_WIDTH);
+    l->vpp = (int)number(row, "vpp", 1, 1, MAX_WIDTH);
+    l->cp = (int)number(row, "cp", 1, 1, MAX_WIDTH);
+    l->ep = (int)number(row, "ep", 1, 1, MAX_WIDTH);
+    l->sequence_parallel = number(row, "sp", l->tp > 1, 0, 1) != 0;
+    l->micro_batch = (int)number(row, "micro_bs", -1, 1, 1 << 16);
     read_software(out);
-    if (l->tp < 1 || l->pp < 1 || l->vpp < 1 || l->cp < 1 || l->ep < 1 || l->micro_batch < 1) {
-        refuse(row, "a width is 0");
-        return;
-    }
     int64_t one = (int64_t)l->tp * l->pp * l->cp;
     if (out->devices % one) refuse(row, "tp x pp x cp does not divide the devices");
     l->dp = (int)(out->devices / one);
@@ -130,10 +140,11 @@ static void read_layout(struct row *row, struct gang_case *out) {
 static void check_row(struct row *row, struct gang_case *c) {
     struct gang_shape *s = &c->task.shape;
     const struct gang_layout *l = &c->layout;
-    int64_t one = (int64_t)l->tp * l->pp * l->cp, dp = number(row, "dp", 0);
-    if (s->heads && s->hidden % s->heads) refuse(row, "hidden is not a multiple of heads");
+    int64_t one = (int64_t)l->tp * l->pp * l->cp, dp = number(row, "dp", 0, 0, MAX_DEVICES);
+    if (s->hidden % s->heads) refuse(row, "hidden is not a multiple of heads");
     // Sources count dp with expert parallelism inside or beside it.
-    if (dp && dp * one != c->devices && dp * one * l->ep != c->devices)
+    double stands = (double)dp * (double)one;
+    if (dp && stands != (double)c->devices && stands * l->ep != (double)c->devices)
         refuse(row, gang_arena_printf(row->arena, "tp x pp x cp x dp is %lld: the row states %lld devices", (long long)dp * (long long)one,
                                       (long long)c->devices));
     if (row->why_not || !*cell(row, "params_b")) return;
@@ -183,7 +194,7 @@ static void read_row(struct row *row, const struct gang_list *kinds, struct gang
     if (strstr(out->notes, "SUSPECT")) refuse(row, "the source contradicts itself: see notes");
     out->kind = gang_kind_find(kinds, out->device);
     if (!out->kind) refuse(row, gang_arena_printf(row->arena, "device '%s' is no known kind", out->device));
-    out->devices = number(row, "gpus", -1);
+    out->devices = number(row, "gpus", -1, 1, MAX_DEVICES);
     read_model(row, out);
     read_layout(row, out);
     check_row(row, out);
