@@ -145,28 +145,42 @@ static inline float max_lanes(gang_vf x) {
 #endif
 }
 
-// mask ? a : b, lane by lane; a mask is what a comparison gives.
-static inline gang_vf select_lanes(gang_vi mask, gang_vf a, gang_vf b) { return (gang_vf)((mask & (gang_vi)a) | (~mask & (gang_vi)b)); }
-static inline gang_vf max_vector(gang_vf a, gang_vf b) { return select_lanes(a > b, a, b); }
-
-// e^x to 2 ulp for x in [-87, 88], 0 below, e^88 above, NaN for NaN. Range reduction by ln 2 in two parts (Cody and Waite),
-// degree-6 polynomial.
-static inline gang_vf exp_vector(gang_vf x) {
-    const gang_vf zero = {0}, low = zero - 87.0f, high = zero + 88.0f;
-    gang_vi below = x < low;
-    x = select_lanes(below, low, x);
-    x = select_lanes(x > high, high, x);
-    gang_vf n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; // 1.5 * 2^23: the sum has no room for fractions
-    gang_vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+// The polynomial of exp_vector: e^r for |r| <= ln 2 / 2.
+static inline gang_vf exp_reduced(gang_vf r) {
     gang_vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    gang_vi exponent = (__builtin_convertvector(n, gang_vi) + 127) << 23;
-    return select_lanes(below, zero, p * (gang_vf)exponent);
+    return p * r * r + r + 1.0f;
 }
+
+// e^x to 2 ulp, 0 where that is below the smallest normal number or nearly so, infinity above 88.7, NaN for NaN. Range
+// reduction by ln 2 in two parts (Cody and Waite).
+#ifdef __AVX512F__
+static inline gang_vf max_vector(gang_vf a, gang_vf b) { return (gang_vf)_mm512_max_ps((__m512)a, (__m512)b); }
+
+static inline gang_vf exp_vector(gang_vf x) {
+    const gang_vf zero = {0};
+    x = max_vector(zero - 104.0f, x); // and the scaling underflows to 0
+    gang_vf n = (gang_vf)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
+    return (gang_vf)_mm512_scalef_ps((__m512)exp_reduced(x - n * 0.693359375f + n * 2.12194440e-4f), (__m512)n);
+}
+#else
+// mask ? a : b, lane by lane; a mask is what a comparison gives.
+static inline gang_vf select_lanes(gang_vi mask, gang_vf a, gang_vf b) { return (gang_vf)((mask & (gang_vi)a) | (~mask & (gang_vi)b)); }
+static inline gang_vf max_vector(gang_vf a, gang_vf b) { return select_lanes(a > b, a, b); }
+
+static inline gang_vf exp_vector(gang_vf x) {
+    const gang_vf zero = {0}, low = zero - 87.0f, high = zero + 88.0f;
+    gang_vi below = x<low, above = x> high;
+    x = select_lanes(below, low, select_lanes(above, high, x));
+    gang_vf n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; // 1.5 * 2^23: the sum has no room for fractions
+    gang_vi exponent = (__builtin_convertvector(n, gang_vi) + 127) << 23;
+    gang_vf e = exp_reduced(x - n * 0.693359375f + n * 2.12194440e-4f) * (gang_vf)exponent;
+    return select_lanes(below, zero, select_lanes(above, zero + INFINITY, e));
+}
+#endif
 
 static inline float exp_scalar(float x) { return exp_vector((gang_vf){x})[0]; }
 
