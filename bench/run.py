@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 ROUNDS = 3
 STEPS = 4  # of ours per round; the first is warm-up
@@ -149,7 +150,61 @@ def generate(build):
     record("generate.bandwidth_fraction", value, "of bound", ">= 0.8", value >= 0.8, notes[fractions.index(value)])
 
 
-AREAS = {"train": train, "memory": memory, "generate": generate}
+def timed(*command):
+    best, out = None, ""
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        seconds = time.perf_counter() - start
+        best = seconds if best is None else min(best, seconds)
+    return best, out
+
+
+def plan(build):
+    """The planner and the simulator: how fast, and how far off from runs that others measured."""
+    gangline, jobs = f"{build}/gangline", "examples/plan"
+    seconds, out = timed(gangline, "plan", f"{jobs}/llama405.yaml")
+    record("plan.llama405.seconds", seconds, "s", "< 10", seconds < 10, "best layout of 405 B parameters on 16,384 devices, whole command")
+    rate = float(out.split(" million a second")[0].rsplit("(", 1)[1]) * 1e6
+    record("plan.evaluations", rate, "/s and core", ">= 200000", rate >= 2e5, "layouts by closed form: time, memory, verdict (Calculon: 609)")
+    layout = ["--layout", "tp=8,pp=16,dp=128,vpp=4,recompute=selective"]
+    seconds, _ = timed(gangline, "simulate", f"{jobs}/llama405.yaml", *layout)
+    record("simulate.16384.seconds", seconds, "s", "< 1", seconds < 1, "a step of 16,384 devices, replicas folded, whole command")
+    seconds, _ = timed(gangline, "simulate", f"{jobs}/llama405.yaml", *layout, "--unfolded")
+    record("simulate.16384.unfolded", seconds, "s", "< 10", seconds < 10, "the same with every replica by itself: 2,048 programs")
+    seconds, _ = timed(gangline, "simulate", f"{jobs}/llama405.yaml", *layout, "--faults", f"{jobs}/faults-llama3.yaml")
+    record("faults.1000.seconds", seconds, "s", "< 10", seconds < 10, "1,000 trials of 54 days on 2,048 nodes, checkpoint interval sought")
+    summary = json.loads(timed(gangline, "validate", "data/cases/training_runs.csv", "--json")[1])["summary"]
+    record("validate.mean_error", summary["mean_pct"], "%", "<= 8", summary["mean_pct"] <= 8,
+           f"{summary['rows']} rows no calibration used; one constant MFU has {summary['null_mean_pct']:.1f}")
+    record("validate.kendall_tau", summary["kendall_tau"], "", ">= 0.9", summary["kendall_tau"] >= 0.9, f"{summary['tau_groups']} groups")
+    record("validate.memory_error", summary["memory_mean_pct"], "%", "<= 5", summary["memory_mean_pct"] <= 5, f"{summary['memory_rows']} rows state a peak")
+
+
+def predict(build):
+    """A training step on this machine, predicted from its profile alone before it runs, in turn with the run itself."""
+    shape = MODELS["train"]
+    for kind in ("f32", "bf16"):
+        errors, notes = [], []
+        with tempfile.TemporaryDirectory() as work:
+            text(work)
+            with open(f"{work}/cluster.yaml", "w") as f:
+                f.write("sites:\n  - name: here\n    groups:\n      - {nodes: 1, devices: 1, device: probe.json}\n")
+            with open(f"{work}/plan.yaml", "w") as f:
+                f.write(f"model: config.json\ncluster: cluster.yaml\nsequence_length: {shape['seq']}\n"
+                        f"global_batch_tokens: {shape['seq'] * shape['batch']}\ncompute: {kind}\n")
+            for i in range(ROUNDS):
+                subprocess.run([f"{build}/gangline", "probe", "--threads", "2", "-o", f"{work}/probe.json"], env=own_environment(), check=True, capture_output=True)
+                measured = gangline_train(build, work, shape, kind, i)
+                out = subprocess.run([f"{build}/gangline", "simulate", f"{work}/plan.yaml", "--layout", f"mb={shape['batch']},zero=0", "--json"], check=True,
+                                     capture_output=True, text=True).stdout
+                errors.append(100 * (json.loads(out)["tokens_per_second"] / measured - 1))
+                notes.append(f"{errors[-1]:+.1f}")
+        value = statistics.median(errors)
+        record(f"predict.{kind}.error", value, "%", "within 15", abs(value) <= 15, "rounds " + ", ".join(notes))
+
+
+AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan, "predict": predict}
 
 
 def main():

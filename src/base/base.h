@@ -138,6 +138,10 @@ bool gang_path_exists(const char *path);
 GANG_CHECK_RESULT enum gang_status gang_parse_int(const char *what, const char *text, int64_t min, int64_t max, int64_t *out);
 GANG_CHECK_RESULT enum gang_status gang_parse_real(const char *what, const char *text, double min, double max, double *out);
 
+// A number with a unit right behind it (a space between is fine). Limits and result are in the base unit.
+enum gang_unit { GANG_UNIT_BYTES, GANG_UNIT_RATE, GANG_UNIT_FLOPS, GANG_UNIT_TIME, GANG_UNIT_LENGTH };
+GANG_CHECK_RESULT enum gang_status gang_parse_quantity(const char *what, const char *text, enum gang_unit unit, double min, double max, double *out);
+
 // "12.3 GiB", "1.2 M": for people. `out` holds at least GANG_HUMAN_BYTES.
 enum { GANG_HUMAN_BYTES = 32 };
 const char *gang_human_bytes(double bytes, char *out);
@@ -170,7 +174,15 @@ enum gang_field_kind {
     GANG_FIELD_INT,     // int64_t
     GANG_FIELD_REAL,    // double
     GANG_FIELD_BOOL,    // bool
-    GANG_FIELD_ENUM,    // int: the index in `choices`
+    GANG_FIELD_ENUM,    // int: the index in `detail`'s choices
+    // Numbers that carry a unit; double, in the base unit.
+    GANG_FIELD_BYTES,  // bytes: 80GiB, 512MB
+    GANG_FIELD_RATE,   // bytes per second: 200Gbps (bits), 3.35TB/s (bytes)
+    GANG_FIELD_FLOPS,  // FLOP per second: 989TFLOPS
+    GANG_FIELD_TIME,   // seconds: 5ms, 20us
+    GANG_FIELD_LENGTH, // metres: 300km
+    // Nested mappings by the struct gang_schema in `detail`.
+    GANG_FIELD_MAPPINGS, // struct gang_list: a sequence of mappings
 };
 
 struct gang_strings {
@@ -178,21 +190,58 @@ struct gang_strings {
     char **items;
 };
 
+// A sequence of mappings, each bound to a struct of schema->bytes that begins with a struct gang_place.
+struct gang_list {
+    int count;
+    void *items;
+};
+
+// Where a mapping stands in its file, for messages about what its fields mean together.
+struct gang_place {
+    int line, column;
+};
+
 // One line of a schema. A field with neither `fallback` nor a value in the file is an error: it is required.
 struct gang_field {
     const char *name;
     enum gang_field_kind kind;
-    size_t offset;              // of the member in the bound struct
-    const char *fallback;       // text of the default, parsed like the file's; NULL: required
-    double min, max;            // for INT and REAL, inclusive
-    const char *const *choices; // for ENUM, ends with NULL
-    const char *help;           // one line, for --help and the guide
+    size_t offset;        // of the member in the bound struct
+    const char *fallback; // text of the default, parsed like the file's; NULL: required
+    double min, max;      // for INT, REAL and numbers with units (in the base unit), inclusive
+    const void *detail;   // for ENUM const char *const [], ends with NULL; for MAPPINGS struct gang_schema
+    const char *help;     // one line, for --help and the guide
+};
+
+struct gang_schema {
+    const struct gang_field *fields;
+    size_t count;
+    size_t bytes; // of the struct that a mapping is bound to
 };
 
 // Reads a YAML mapping into `out` by `fields` (`count` of them). Unknown, doubled, ill-typed, out-of-range and missing
 // fields are GANG_ERR_INPUT with "FILE:LINE: field: what is wrong: what was expected". Strings live in `arena`.
 GANG_CHECK_RESULT enum gang_status gang_yaml_bind(const char *path, const struct gang_field *fields, size_t count, void *out,
                                                   struct gang_arena *arena);
+
+// The same for files of nested mappings: the struct begins with a struct gang_place, and messages begin with
+// "FILE:LINE:COLUMN: field". `text` NULL: read from `path`; otherwise `path` is only the name in messages.
+GANG_CHECK_RESULT enum gang_status gang_yaml_bind_nested(const char *path, const struct gang_buffer *text, const struct gang_schema *schema,
+                                                         void *out, struct gang_arena *arena);
+
+// ---- CSV -----------------------------------------------------------------------------------------------------------
+
+// A table with a header line (RFC 4180: quotes, doubled quotes inside, line ends in quotes). Every row has as many fields as
+// the header; text lives in the arena.
+struct gang_csv {
+    int columns, rows;
+    char **names; // [columns]
+    char **cells; // [rows, columns]
+    int *lines;   // [rows] where each begins
+};
+// GANG_ERR_INPUT names file and line of what is no table; at most 64 columns and `max_bytes`.
+GANG_CHECK_RESULT enum gang_status gang_csv_read(const char *path, size_t max_bytes, struct gang_arena *arena, struct gang_csv *out);
+// The cell of the column of this name; NULL without such a column.
+const char *gang_csv_cell(const struct gang_csv *table, int row, const char *column);
 
 // ---- JSON ----------------------------------------------------------------------------------------------------------
 

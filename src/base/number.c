@@ -30,6 +30,61 @@ enum gang_status gang_parse_real(const char *what, const char *text, double min,
     return GANG_OK;
 }
 
+struct unit {
+    const char *name;
+    double factor; // to the base unit
+};
+
+struct unit_family {
+    const char *example;
+    struct unit units[20];
+};
+
+static const struct unit_family unit_families[] = {
+    [GANG_UNIT_BYTES] =
+        {"80GiB or 512MB",
+         {{"B", 1}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}}},
+    [GANG_UNIT_RATE] = {"200Gbps (bits) or 3.35TB/s (bytes)",
+                        {{"bps", 0.125},
+                         {"Kbps", 125},
+                         {"Mbps", 125e3},
+                         {"Gbps", 125e6},
+                         {"Tbps", 125e9},
+                         {"B/s", 1},
+                         {"KB/s", 1e3},
+                         {"MB/s", 1e6},
+                         {"GB/s", 1e9},
+                         {"TB/s", 1e12}}},
+    [GANG_UNIT_FLOPS] = {"989TFLOPS", {{"FLOPS", 1}, {"GFLOPS", 1e9}, {"TFLOPS", 1e12}, {"PFLOPS", 1e15}}},
+    [GANG_UNIT_TIME] = {"5ms", {{"ns", 1e-9}, {"us", 1e-6}, {"ms", 1e-3}, {"s", 1}, {"min", 60}, {"h", 3600}, {"d", 86400}}},
+    [GANG_UNIT_LENGTH] = {"300km", {{"m", 1}, {"km", 1e3}}},
+};
+
+enum gang_status gang_parse_quantity(const char *what, const char *text, enum gang_unit unit, double min, double max, double *out) {
+    enum { NUMBER = 40 };
+    const struct unit_family *family = &unit_families[unit];
+    // An exponent is part of the number only before a digit: 1e3km, but not 5EB.
+    size_t digits = strspn(text, "+-.0123456789");
+    if (text[digits] == 'e' && text[digits + 1] && strchr("+-0123456789", text[digits + 1])) digits += 1 + strspn(text + digits + 1, "+-0123456789");
+    const char *name = text + digits + strspn(text + digits, " ");
+    const struct unit *found = family->units;
+    while (found->name && strcmp(found->name, name) != 0) found++;
+    if (!digits || digits >= NUMBER || !found->name)
+        return gang_fail(GANG_ERR_INPUT, "%s: '%s' is not a number with a unit of its kind: expected for example %s", what, text, family->example);
+    char number[NUMBER];
+    memcpy(number, text, digits);
+    number[digits] = 0;
+    double value = 0;
+    enum gang_status status = gang_parse_real(what, number, -1e300, 1e300, &value);
+    if (status) return status;
+    value *= found->factor;
+    if (value < min || value > max)
+        return gang_fail(GANG_ERR_INPUT, "%s: '%s' is out of range: expected %g to %g %s", what, text, min / found->factor, max / found->factor,
+                         found->name);
+    *out = value;
+    return GANG_OK;
+}
+
 static const char *human(double value, double step, const char *const *units, int unit_count, char *out) {
     int unit = 0;
     while (fabs(value) >= step && unit + 1 < unit_count) {

@@ -1,8 +1,8 @@
-// YAML by schema: a mapping of scalars and lists of scalars, bound to a struct.
+// YAML by schema: a mapping of scalars, lists of scalars and lists of mappings, bound to a struct.
 //
 // A first pass over libyaml's events holds the file against our limits; then libyaml composes it into nodes that know their
-// line. An alias is the index of its node, nothing is expanded. We read two levels: the mapping at the root and its values.
-// Every value goes through one reader for its kind, the defaults of the schema too.
+// line. An alias is the index of its node, nothing is expanded. We read the mapping at the root and, where the schema has
+// lists of mappings, those by the same function. Every value goes through one reader for its kind, the defaults of the schema too.
 //
 // Scalars follow the YAML 1.2 core schema: only a plain (unquoted) scalar can be a number, a truth value or null, and the
 // truth values are `true` and `false`; `yes` and `no` are text.
@@ -33,7 +33,7 @@ static bool is_null(struct scalar value) {
 }
 
 // ---- One value into its member -------------------------------------------------------------------------------------
-// `where` is "FILE:LINE: field", the head of every message.
+// `where` is "FILE:LINE: field" or "FILE:LINE:COLUMN: field", the head of every message.
 
 static enum gang_status read_bool(const char *where, const char *text, bool *out) {
     static const char *const yes[] = {"true", "True", "TRUE", NULL}, *const no[] = {"false", "False", "FALSE", NULL};
@@ -56,7 +56,18 @@ static enum gang_status read_choice(const char *where, const char *text, const c
 }
 
 static const char *kind_name(enum gang_field_kind kind) {
-    static const char *const names[] = {"text", "text or a list of texts", "a whole number", "a number", "true or false", "a choice"};
+    static const char *const names[] = {"text",
+                                        "text or a list of texts",
+                                        "a whole number",
+                                        "a number",
+                                        "true or false",
+                                        "a choice",
+                                        "bytes such as 80GiB",
+                                        "a rate such as 200Gbps",
+                                        "a rate such as 989TFLOPS",
+                                        "a time such as 5ms",
+                                        "a length such as 300km",
+                                        "a list of mappings"};
     return names[kind];
 }
 
@@ -86,7 +97,15 @@ static enum gang_status read_scalar(const char *where, const struct gang_field *
     case GANG_FIELD_BOOL:
         return read_bool(where, value.text, member);
     case GANG_FIELD_ENUM:
-        return read_choice(where, value.text, field->choices, member);
+        return read_choice(where, value.text, field->detail, member);
+    case GANG_FIELD_BYTES:
+    case GANG_FIELD_RATE:
+    case GANG_FIELD_FLOPS:
+    case GANG_FIELD_TIME:
+    case GANG_FIELD_LENGTH:
+        return gang_parse_quantity(where, value.text, (enum gang_unit)(field->kind - GANG_FIELD_BYTES), field->min, field->max, member);
+    case GANG_FIELD_MAPPINGS:
+        return gang_fail(GANG_ERR_INPUT, "%s: '%s' is text: expected %s", where, value.text, kind_name(field->kind));
     }
     assert(!"field kind");
     return GANG_ERR_INPUT;
@@ -97,12 +116,20 @@ static enum gang_status read_scalar(const char *where, const struct gang_field *
 struct reader {
     const char *path;
     yaml_document_t *document;
-    const struct gang_field *fields;
-    size_t count;
+    bool columns; // messages say the column too, and structs begin with their place
     struct gang_arena *arena;
 };
 
 static size_t line_of(const yaml_node_t *node) { return node->start_mark.line + 1; }
+
+// "FILE:LINE" or "FILE:LINE:COLUMN" of a node.
+static const char *spot(const struct reader *reader, const yaml_node_t *node, char out[WHERE_BYTES]) {
+    if (reader->columns)
+        snprintf(out, WHERE_BYTES, "%.400s:%zu:%zu", reader->path, line_of(node), node->start_mark.column + 1);
+    else
+        snprintf(out, WHERE_BYTES, "%.400s:%zu", reader->path, line_of(node));
+    return out;
+}
 
 // The text of a scalar node; a node that is none, or holds a NUL, gives false.
 static bool scalar_of(const yaml_node_t *node, struct scalar *out) {
@@ -127,13 +154,29 @@ static enum gang_status read_list(const struct reader *reader, const char *where
     return GANG_OK;
 }
 
+static enum gang_status read_mapping(const struct reader *reader, const struct gang_schema *schema, const yaml_node_t *node, char *out);
+
+static enum gang_status read_mappings(const struct reader *reader, const char *where, const struct gang_schema *schema, const yaml_node_t *node,
+                                      struct gang_list *out) {
+    const yaml_node_item_t *start = node->data.sequence.items.start;
+    size_t count = (size_t)(node->data.sequence.items.top - start);
+    if (!count) return gang_fail(GANG_ERR_INPUT, "%s: the list is empty: expected at least one entry", where);
+    char *items = gang_arena_alloc(reader->arena, count * schema->bytes);
+    enum gang_status status = GANG_OK;
+    for (size_t i = 0; i < count && !status; i++)
+        status = read_mapping(reader, schema, yaml_document_get_node(reader->document, start[i]), items + i * schema->bytes);
+    *out = (struct gang_list){.count = (int)count, .items = items};
+    return status;
+}
+
 static enum gang_status read_value(const struct reader *reader, const struct gang_field *field, const yaml_node_t *key, const yaml_node_t *node,
                                    void *member) {
-    char where[WHERE_BYTES];
-    snprintf(where, sizeof where, "%s:%zu: %s", reader->path, line_of(key), field->name);
+    char where[WHERE_BYTES + MAX_NAME], at[WHERE_BYTES];
+    snprintf(where, sizeof where, "%s: %s", spot(reader, key, at), field->name);
     struct scalar value;
     if (scalar_of(node, &value)) return read_scalar(where, field, value, member, reader->arena);
     if (node->type == YAML_SEQUENCE_NODE && field->kind == GANG_FIELD_STRINGS) return read_list(reader, where, node, member);
+    if (node->type == YAML_SEQUENCE_NODE && field->kind == GANG_FIELD_MAPPINGS) return read_mappings(reader, where, field->detail, node, member);
     const char *what = node->type == YAML_SEQUENCE_NODE ? "a list" : node->type == YAML_MAPPING_NODE ? "a mapping" : "text with a zero byte";
     return gang_fail(GANG_ERR_INPUT, "%s: is %s: expected %s", where, what, kind_name(field->kind));
 }
@@ -156,72 +199,78 @@ static size_t edit_distance(const char *a, const char *b) {
     return row[width];
 }
 
-static enum gang_status fail_unknown(const struct reader *reader, size_t line, const char *name) {
+static enum gang_status fail_unknown(const struct reader *reader, const struct gang_schema *schema, const yaml_node_t *key, const char *name) {
     const char *near = NULL;
+    char at[WHERE_BYTES];
     size_t best = strlen(name) / 3 + 1;
-    for (size_t i = 0; i < reader->count && strlen(name) < MAX_NAME; i++) {
-        size_t distance = edit_distance(name, reader->fields[i].name);
+    for (size_t i = 0; i < schema->count && strlen(name) < MAX_NAME; i++) {
+        size_t distance = edit_distance(name, schema->fields[i].name);
         if (distance > best || (near && distance == best)) continue;
         best = distance;
-        near = reader->fields[i].name;
+        near = schema->fields[i].name;
     }
-    if (near) return gang_fail(GANG_ERR_INPUT, "%s:%zu: %s: unknown field: did you mean '%s'?", reader->path, line, name, near);
+    if (near) return gang_fail(GANG_ERR_INPUT, "%s: %s: unknown field: did you mean '%s'?", spot(reader, key, at), name, near);
     char list[640] = "";
-    for (size_t i = 0; i < reader->count; i++) {
+    for (size_t i = 0; i < schema->count; i++) {
         size_t len = strlen(list);
-        snprintf(list + len, sizeof list - len, "%s%s", i ? ", " : "", reader->fields[i].name);
+        snprintf(list + len, sizeof list - len, "%s%s", i ? ", " : "", schema->fields[i].name);
     }
-    return gang_fail(GANG_ERR_INPUT, "%s:%zu: %.*s: unknown field: expected one of: %s", reader->path, line, MAX_NAME, name, list);
+    return gang_fail(GANG_ERR_INPUT, "%s: %.*s: unknown field: expected one of: %s", spot(reader, key, at), MAX_NAME, name, list);
 }
 
-static enum gang_status read_pairs(const struct reader *reader, const yaml_node_t *root, char *out, bool *seen) {
+static enum gang_status read_pairs(const struct reader *reader, const struct gang_schema *schema, const yaml_node_t *root, char *out, bool *seen) {
+    char at[WHERE_BYTES];
     const yaml_node_pair_t *top = root->data.mapping.pairs.top;
     for (const yaml_node_pair_t *pair = root->data.mapping.pairs.start; pair < top; pair++) {
         const yaml_node_t *key = yaml_document_get_node(reader->document, pair->key);
         struct scalar name;
         if (!scalar_of(key, &name))
-            return gang_fail(GANG_ERR_INPUT, "%s:%zu: a field's name is not text: expected lines of the form 'field: value'", reader->path,
-                             line_of(key));
+            return gang_fail(GANG_ERR_INPUT, "%s: a field's name is not text: expected lines of the form 'field: value'", spot(reader, key, at));
         size_t i = 0;
-        while (i < reader->count && strcmp(reader->fields[i].name, name.text) != 0) i++;
-        if (i == reader->count) return fail_unknown(reader, line_of(key), name.text);
-        if (seen[i]) return gang_fail(GANG_ERR_INPUT, "%s:%zu: %s: given twice: expected one such line", reader->path, line_of(key), name.text);
+        while (i < schema->count && strcmp(schema->fields[i].name, name.text) != 0) i++;
+        if (i == schema->count) return fail_unknown(reader, schema, key, name.text);
+        if (seen[i]) return gang_fail(GANG_ERR_INPUT, "%s: %s: given twice: expected one such line", spot(reader, key, at), name.text);
         seen[i] = true;
         const yaml_node_t *value = yaml_document_get_node(reader->document, pair->value);
-        enum gang_status status = read_value(reader, &reader->fields[i], key, value, out + reader->fields[i].offset);
+        enum gang_status status = read_value(reader, &schema->fields[i], key, value, out + schema->fields[i].offset);
         if (status) return status;
     }
     return GANG_OK;
 }
 
-static enum gang_status read_document(const struct reader *reader, char *out) {
+// Defaults stand in the program, not in the file: one that does not parse is our bug.
+static void set_defaults(const struct gang_schema *schema, char *out, struct gang_arena *arena) {
+    assert(schema->count <= MAX_FIELDS);
+    for (size_t i = 0; i < schema->count; i++) {
+        const struct gang_field *field = &schema->fields[i];
+        assert(strlen(field->name) < MAX_NAME);
+        if (!field->fallback || field->kind == GANG_FIELD_MAPPINGS) continue; // no mappings: zeroed
+        // The empty text is a fine default for a string, and so not the plain scalar that means null.
+        bool text = field->kind == GANG_FIELD_STRING || field->kind == GANG_FIELD_STRINGS || field->kind == GANG_FIELD_ENUM;
+        struct scalar value = {.text = field->fallback, .plain = !text};
+        enum gang_status status = read_scalar("default", field, value, out + field->offset, arena);
+        assert(status == GANG_OK && "the schema's default does not fit its field");
+    }
+}
+
+// `node` NULL: an empty file, or one of comments only, is a mapping without fields.
+static enum gang_status read_mapping(const struct reader *reader, const struct gang_schema *schema, const yaml_node_t *node, char *out) {
     bool seen[MAX_FIELDS] = {false};
-    const yaml_node_t *root = yaml_document_get_root_node(reader->document);
-    // An empty file, or one of comments only, is a mapping without fields.
-    if (root && root->type != YAML_MAPPING_NODE)
-        return gang_fail(GANG_ERR_INPUT, "%s:%zu: not a mapping: expected lines of the form 'field: value'", reader->path, line_of(root));
-    enum gang_status status = root ? read_pairs(reader, root, out, seen) : GANG_OK;
-    for (size_t i = 0; !status && i < reader->count; i++) {
-        const struct gang_field *field = &reader->fields[i];
+    char at[WHERE_BYTES];
+    set_defaults(schema, out, reader->arena);
+    if (node && node->type != YAML_MAPPING_NODE)
+        return gang_fail(GANG_ERR_INPUT, "%s: not a mapping: expected lines of the form 'field: value'", spot(reader, node, at));
+    if (reader->columns && node) *(struct gang_place *)out = (struct gang_place){(int)line_of(node), (int)node->start_mark.column + 1};
+    enum gang_status status = node ? read_pairs(reader, schema, node, out, seen) : GANG_OK;
+    // The root's own place would say nothing: what is missing there is missing in the file.
+    const char *head = reader->columns && node ? spot(reader, node, at) : reader->path;
+    for (size_t i = 0; !status && i < schema->count; i++) {
+        const struct gang_field *field = &schema->fields[i];
         if (!seen[i] && !field->fallback)
-            status = gang_fail(GANG_ERR_INPUT, "%s: %s: missing: this field is required (%s)", reader->path, field->name,
+            status = gang_fail(GANG_ERR_INPUT, "%s: %s: missing: this field is required (%s)", head, field->name,
                                field->help ? field->help : kind_name(field->kind));
     }
     return status;
-}
-
-// Defaults stand in the program, not in the file: one that does not parse is our bug.
-static void set_defaults(const struct gang_field *fields, size_t count, char *out, struct gang_arena *arena) {
-    assert(count <= MAX_FIELDS);
-    for (size_t i = 0; i < count; i++) {
-        assert(strlen(fields[i].name) < MAX_NAME);
-        if (!fields[i].fallback) continue;
-        // The empty text is a fine default for a string, and so not the plain scalar that means null.
-        bool text = fields[i].kind == GANG_FIELD_STRING || fields[i].kind == GANG_FIELD_STRINGS || fields[i].kind == GANG_FIELD_ENUM;
-        struct scalar value = {.text = fields[i].fallback, .plain = !text};
-        enum gang_status status = read_scalar("default", &fields[i], value, out + fields[i].offset, arena);
-        assert(status == GANG_OK && "the schema's default does not fit its field");
-    }
 }
 
 // ---- The parser ----------------------------------------------------------------------------------------------------
@@ -306,30 +355,42 @@ static enum gang_status check_limits(const char *path, const struct gang_buffer 
     return status;
 }
 
-static enum gang_status bind_text(const char *path, const struct gang_buffer *text, const struct gang_field *fields, size_t count, void *out,
-                                  struct gang_arena *arena) {
-    enum gang_status status = check_limits(path, text);
+static enum gang_status bind_text(struct reader *reader, const struct gang_buffer *text, const struct gang_schema *schema, void *out) {
+    enum gang_status status = check_limits(reader->path, text);
     if (status) return status;
     yaml_parser_t parser;
-    status = parser_open(&parser, path, text);
+    status = parser_open(&parser, reader->path, text);
     if (status) return status;
     yaml_document_t document;
     if (!yaml_parser_load(&parser, &document)) {
-        status = fail_syntax(&parser, path, text);
+        status = fail_syntax(&parser, reader->path, text);
     } else {
-        struct reader reader = {.path = path, .document = &document, .fields = fields, .count = count, .arena = arena};
-        status = read_document(&reader, out);
+        reader->document = &document;
+        status = read_mapping(reader, schema, yaml_document_get_root_node(&document), out);
         yaml_document_delete(&document);
+        reader->document = NULL;
     }
     yaml_parser_delete(&parser);
     return status;
 }
 
-enum gang_status gang_yaml_bind(const char *path, const struct gang_field *fields, size_t count, void *out, struct gang_arena *arena) {
-    set_defaults(fields, count, out, arena);
+static enum gang_status bind_file(struct reader *reader, const struct gang_schema *schema, void *out) {
     struct gang_buffer text = {0};
-    enum gang_status status = gang_file_read(path, MAX_FILE_BYTES, &text);
-    if (!status) status = bind_text(path, &text, fields, count, out, arena);
+    enum gang_status status = gang_file_read(reader->path, MAX_FILE_BYTES, &text);
+    if (!status) status = bind_text(reader, &text, schema, out);
     gang_buffer_release(&text);
     return status;
+}
+
+enum gang_status gang_yaml_bind(const char *path, const struct gang_field *fields, size_t count, void *out, struct gang_arena *arena) {
+    struct reader reader = {.path = path, .arena = arena};
+    const struct gang_schema schema = {.fields = fields, .count = count};
+    set_defaults(&schema, out, arena); // also where the file cannot be read
+    return bind_file(&reader, &schema, out);
+}
+
+enum gang_status gang_yaml_bind_nested(const char *path, const struct gang_buffer *text, const struct gang_schema *schema, void *out,
+                                       struct gang_arena *arena) {
+    struct reader reader = {.path = path, .columns = true, .arena = arena};
+    return text ? bind_text(&reader, text, schema, out) : bind_file(&reader, schema, out);
 }

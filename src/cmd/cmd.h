@@ -14,7 +14,8 @@ struct gang_command {
     const char *help;                  // the rest of --help
 };
 
-extern const struct gang_command gang_command_train, gang_command_generate, gang_command_probe;
+extern const struct gang_command gang_command_train, gang_command_generate, gang_command_probe, gang_command_plan, gang_command_simulate,
+    gang_command_validate;
 
 // Options of a subcommand. `value` NULL: a flag, sets *seen. Otherwise the option takes a value.
 struct gang_option {

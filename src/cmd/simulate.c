@@ -1,0 +1,118 @@
+// gangline simulate: a step of a job in virtual time.
+#include "cmd/cmd.h"
+#include "cmd/show.h"
+
+#include <stdio.h>
+
+struct request {
+    const char *path, *cluster, *layout, *program, *run, *trace, *faults;
+    bool json, timeline, unfolded;
+};
+
+static enum gang_status write_files(const struct request *request, const struct gang_answer *answer) {
+    enum gang_status status = GANG_OK;
+    for (int trace = 0; trace < 2 && !status; trace++) {
+        const char *path = trace ? request->trace : request->program;
+        struct gang_buffer text = {0};
+        if (!path) continue;
+        if (trace)
+            gang_sim_trace(&answer->sim, &answer->program, &text);
+        else
+            gang_program_print(&answer->program, &text);
+        status = gang_file_publish(path, text.data, text.len);
+        gang_buffer_release(&text);
+    }
+    return status;
+}
+
+// Nodes that the layout uses, each counted whole.
+static int64_t nodes_of(const struct gang_pool *pool, const struct gang_answer *answer) {
+    int64_t left = answer->placement.devices_used, nodes = 0;
+    for (int g = 0; g < pool->group_count && left > 0; g++) {
+        int64_t here = pool->groups[g]->nodes * pool->groups[g]->devices, used = left < here ? left : here;
+        nodes += (used + pool->groups[g]->devices - 1) / pool->groups[g]->devices;
+        left -= used;
+    }
+    return nodes;
+}
+
+static void show_faults(const struct gang_faults *f, const struct gang_fault_result *r, const struct gang_summary *s) {
+    char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES], d[GANG_HUMAN_BYTES], e[GANG_HUMAN_BYTES];
+    printf("  faults  %s of %lld nodes, %lld trials: %.1f failures; %.2f %% of the time is useful (%.2f to %.2f)\n", gang_human_seconds(f->length, a),
+           (long long)r->nodes, (long long)f->trials, r->failures, 100 * r->availability, 100 * r->low, 100 * r->high);
+    printf("          a checkpoint every %s%s; lost since the last one %s, stopped %s, checkpoints %s\n", gang_human_seconds(r->interval, b),
+           f->checkpoint_interval > 0 ? "" : " (the best found)", gang_human_seconds(r->lost_seconds, c), gang_human_seconds(r->down_seconds, d),
+           gang_human_seconds(r->checkpoint_seconds, e));
+    printf("          effective compute %lld devices x %.1f %% MFU x %.2f %% = %.1f devices at their peak\n", (long long)s->devices, 100 * s->mfu,
+           100 * r->availability, (double)s->devices * s->mfu * r->availability);
+}
+
+static enum gang_status simulate(const struct request *request, struct gang_arena *arena) {
+    struct gang_task task;
+    struct gang_pool pool;
+    struct gang_layout layout;
+    struct gang_answer answer;
+    struct gang_faults faults;
+    struct gang_fault_result result;
+    bool spans = request->timeline || request->trace;
+    if (request->run && request->unfolded) return gang_fail(GANG_ERR_INPUT, "--run and --unfolded exclude each other: a program file is folded");
+    enum gang_status status = gang_task_read(request->path, request->cluster, arena, &task, &pool);
+    if (!status) status = gang_layout_parse(request->layout, &layout);
+    if (!status && request->faults) status = gang_faults_read(request->faults, arena, &faults);
+    int flags = (spans ? GANG_EVALUATE_SPANS : 0) | (request->unfolded ? GANG_EVALUATE_UNFOLDED : 0);
+    if (!status)
+        status = request->run ? gang_evaluate_program(&task, &pool, &layout, request->run, flags, arena, &answer)
+                              : gang_evaluate(&task, &pool, &layout, flags, arena, &answer);
+    if (!status) status = write_files(request, &answer);
+    if (status) return status;
+    if (request->faults) gang_faults_run(&faults, nodes_of(&pool, &answer), &result);
+    if (request->json) {
+        gang_show_json(&answer, request->faults ? &result : NULL, arena);
+        printf("\n");
+        return GANG_OK;
+    }
+    gang_show_task(&task, &pool);
+    gang_show_answer(&task, &pool, &answer);
+    if (request->faults) show_faults(&faults, &result, &answer.summary);
+    if (request->timeline) gang_show_timeline(&answer);
+    return GANG_OK;
+}
+
+static int run_simulate(int argc, char **argv) {
+    struct request r = {.layout = ""};
+    const struct gang_option options[] = {{"--layout", &r.layout, NULL},     {"--cluster", &r.cluster, NULL},   {"--program", &r.program, NULL},
+                                          {"--run", &r.run, NULL},           {"--trace", &r.trace, NULL},       {"--faults", &r.faults, NULL},
+                                          {"--timeline", NULL, &r.timeline}, {"--unfolded", NULL, &r.unfolded}, {"--json", NULL, &r.json}};
+    int code = gang_options(&gang_command_simulate, argc, argv, options, 9, 1, 1, &r.path);
+    if (code >= 0) return code;
+    struct gang_arena arena;
+    gang_arena_init(&arena);
+    code = gang_report(simulate(&r, &arena));
+    gang_arena_release(&arena);
+    return code;
+}
+
+const struct gang_command gang_command_simulate = {
+    .name = "simulate",
+    .arguments = "JOB.yaml --layout L",
+    .summary = "Run a step of a job in virtual time, without devices",
+    .run = run_simulate,
+    .help = "  --layout L       how the work is split, such as tp=8,pp=16,dp=64,vpp=2,mb=1. Fields: tp, pp, dp, vpp, cp, ep, mb,\n"
+            "                   zero (0 to 3), sp, tp_overlap, dp_overlap, fused (0 or 1), gradients (f32, bf16), attention\n"
+            "                   (fused, fused1, unfused), recompute (none, selective, alternate, full), place\n"
+            "                   (stages, replicas: what lies outermost over the pool), schedule (auto, 1f1b, interleaved,\n"
+            "                   zero-bubble, list), layers (of each chunk, 10/11/11)\n"
+            "  --cluster FILE   instead of the job's cluster\n"
+            "  --unfolded       simulate every replica by itself instead of one for each kind of replica; the figures are the same\n"
+            "  --timeline       a picture of the step, up to 16 stages\n"
+            "  --trace FILE     write the step as a trace for Perfetto or chrome://tracing\n"
+            "  --faults FILE    also months of such steps with faults drawn by the file's statistics; its fields: length, trials,\n"
+            "                   seed, node_mtbf, weibull_shape, offender_share, offender_factor, domain_nodes, domain_mtbf,\n"
+            "                   slow_mtbf, slow_speed, slow_detect, link_mtbf, link_outage, detect, restart, spare_nodes, repair,\n"
+            "                   checkpoint_interval, checkpoint_cost\n"
+            "  --program FILE   write the verified program that was run\n"
+            "  --run FILE       run this program instead of making one; it is verified first\n"
+            "  --json           one JSON object, nothing else\n\n"
+            "A job for planning names model, cluster, sequence_length, global_batch_tokens and compute (bf16, f8, f32).\n\n"
+            "example: gangline simulate examples/plan/node8.yaml --layout tp=2,pp=4,mb=1 --timeline\n",
+};

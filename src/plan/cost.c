@@ -1,0 +1,518 @@
+// What a chunk of layers costs: a roofline per operator, exchanges by size and tier, memory by kind.
+//
+// Every operator of a layer is priced by itself: a product by gang_matmul_seconds, attention at the fused kernel's rate,
+// everything else (norms, residual, rotation, activation, casts) by the bytes it moves. A device's own figures come from
+// its kind; the constants below hold for all kinds and are named with where they come from.
+#include "plan/plan.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+// Bus bandwidth of large NCCL all-reduces: 360 to 370 of 450 GB/s over NVSwitch, 44 to 46 of 50 GB/s over 400 Gbit/s NICs (nccl-tests).
+static const double fast_reach = 0.80, nic_reach = 0.88;
+// Seconds a hop adds to a ring inside the high-bandwidth domain, and that a kernel's start adds between two kernels of one queue.
+static const double fast_latency = 1.5e-6, kernel_gap = 1.5e-6;
+// Fraction of its speed that computing loses while an exchange runs beside it: NCCL's kernels hold 16 to 24 of 132 cores and bandwidth.
+static const double exchange_steals = 0.12;
+// Backward of fused attention makes the scores again: 5 products for the forward's 2 (FlashAttention-2, arXiv:2307.08691 section 3.1).
+static const double attention_backward = 2.5;
+
+// The first generation of fused attention reaches 25 to 40 % of A100's peak where the second reaches 50 to 73 % (same paper, abstract).
+static const double first_generation = 0.53;
+
+enum { ELEMENT = 2 }; // bytes of an activation or a weight in use; f32: see element_of
+
+static double gradient_element(const struct gang_layout *l) { return l->gradients == GANG_GRADIENTS_BF16 ? 2 : 4; }
+
+static double element_of(const struct gang_task *task) { return task->math == GANG_MATH_F32 ? 4 : ELEMENT; }
+
+double gang_time_sum(const struct gang_time *t) { return t->matmul + t->attention + t->vector + t->tensor + t->expert + t->context + t->gather; }
+
+// ---- Exchanges -----------------------------------------------------------------------------------------------------
+
+double gang_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency) {
+    return n < 2 ? 0 : (double)(n - 1) * (bytes / (double)n / bandwidth + latency);
+}
+double gang_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency) {
+    return 2 * gang_ring_reduce_scatter(n, bytes, bandwidth, latency);
+}
+double gang_all_to_all(int64_t n, double bytes, double bandwidth, double latency) {
+    return n < 2 ? 0 : (double)(n - 1) / (double)n * bytes / bandwidth + latency;
+}
+
+// Bandwidth of one device into a group of `members` whose neighbours are `stride` devices apart: the fast network when all lie
+// in one domain; otherwise rings that leave the domain by the NICs of the members in it.
+struct tier {
+    double bandwidth, latency;
+    int64_t local; // members inside one fast domain
+};
+
+static struct tier tier_of(const struct gang_group *group, int64_t members, int64_t stride) {
+    struct tier tier = {.local = group->fast_domain / stride};
+    if (tier.local < 1) tier.local = 1;
+    if (tier.local > members) tier.local = members;
+    double fast = group->fast_bandwidth * fast_reach;
+    if (tier.local == members) {
+        tier.bandwidth = fast;
+        tier.latency = fast_latency;
+        return tier;
+    }
+    double nic = group->nic_bandwidth * nic_reach;
+    // Beyond a leaf switch, its uplinks are shared.
+    if (group->leaf_nodes && members * stride > group->leaf_nodes * group->devices) nic /= group->oversubscription;
+    tier.bandwidth = fmin(fast, nic * (double)tier.local);
+    tier.latency = group->nic_latency / (double)tier.local + fast_latency;
+    return tier;
+}
+
+// ---- Operators -----------------------------------------------------------------------------------------------------
+
+double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K) {
+    // Tiles that libraries choose from, with the share of the inner loop's speed each keeps.
+    static const struct { double m, n, speed; } tiles[] = {{128, 256, 1}, {128, 128, 0.92}, {64, 128, 0.75}};
+    double use = 1;
+    if (kind->cores) {
+        use = 0;
+        for (int i = 0; i < 3; i++) {
+            double rows = ceil(M / tiles[i].m), columns = ceil(N / tiles[i].n), count = rows * columns;
+            double waves = ceil(count / (double)kind->cores) * (double)kind->cores;
+            double whole = M * N / (waves * tiles[i].m * tiles[i].n);
+            use = fmax(use, whole * tiles[i].speed);
+        }
+    }
+    double bytes = (math == GANG_MATH_F32 ? 4 : math == GANG_MATH_F8 ? 1 : 2) * (M * K + N * K) + (math == GANG_MATH_F32 ? 4 : 2) * M * N;
+    double compute = 2 * M * N * K / (kind->peak[math] * kind->reach[math] * use);
+    return fmax(compute, bytes / (kind->memory_bandwidth * kind->memory_reach)) + kernel_gap;
+}
+
+// All that pricing a layer needs, worked out once.
+struct pricing {
+    const struct gang_task *task;
+    const struct gang_layout *l;
+    const struct gang_group *group;
+    const struct gang_kind *kind;
+    double M, element, memory; // tokens on one device; bytes of an element; bytes/s
+    double stream;             // the part of the residual stream a device holds: 1 or 1 / tp
+};
+
+static struct pricing pricing_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group) {
+    return (struct pricing){.task = task,
+                            .l = l,
+                            .group = group,
+                            .kind = group->kind,
+                            .M = (double)l->micro_batch * (double)task->sequence_length / l->cp,
+                            .element = element_of(task),
+                            .memory = group->kind->memory_bandwidth * group->kind->memory_reach,
+                            .stream = l->sequence_parallel ? 1.0 / l->tp : 1.0};
+}
+
+// A product that is cut by tensor parallelism, and by expert parallelism its rows: forward, and the two of backward.
+static void price_matrix(const struct pricing *p, const struct gang_matrix *m, struct gang_chunk_cost *out) {
+    double N = (double)m->out, K = (double)m->in, rows = p->M * (double)m->active, copies = 1;
+    if (m->cut == GANG_CUT_OUT) N /= p->l->tp;
+    if (m->cut == GANG_CUT_IN) K /= p->l->tp;
+    if (m->expert) { // a grouped product: each expert here sees its part of the rows
+        copies = (double)m->stored / p->l->ep;
+        rows /= copies;
+    }
+    out->forward.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, rows, N, K);
+    out->input.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, rows, K, N);
+    out->weight.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, N, K, rows);
+    if (p->task->math == GANG_MATH_F8) {
+        // Casts: each operand is read in two bytes and written in one, twice (as it is and transposed).
+        out->forward.vector += copies * rows * K * 4 / p->memory;
+        out->input.vector += copies * rows * N * 4 / p->memory;
+    }
+}
+
+static void price_attention(const struct pricing *p, struct gang_chunk_cost *out) {
+    const struct gang_shape *s = &p->task->shape;
+    enum gang_math math = p->task->math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
+    // The causal half of 2 T (qk_dim + v_dim) per head and token.
+    double flops = p->M * (double)p->task->sequence_length * (double)(s->heads * (s->qk_dim + s->v_dim)) / p->l->tp;
+    double rate = p->kind->peak[math] * p->kind->attention_reach * (p->l->attention == GANG_ATTENTION_FIRST ? first_generation : 1);
+    double seconds = flops / rate + kernel_gap;
+    if (p->l->attention == GANG_ATTENTION_UNFUSED) {
+        // Two batched products over the whole square, and its scores through memory: written, read and written by softmax and by dropout,
+        // read again: 13 bytes in two-byte numbers.
+        double scores = p->M * (double)p->task->sequence_length * (double)s->heads / p->l->tp;
+        seconds = 2 * flops / (p->kind->peak[math] * p->kind->reach[math]) + 6.5 * p->element * scores / p->memory + 4 * kernel_gap;
+        out->forward.attention += seconds;
+        out->input.attention += 2 * seconds + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? seconds : 0);
+        return;
+    }
+    out->forward.attention += seconds;
+    out->input.attention += attention_backward * seconds;
+    if (p->l->cp > 1) { // keys and values go round a ring behind the blocks already there
+        double bytes = p->M * (double)(s->kv_heads * (s->qk_dim + s->v_dim)) / p->l->tp * p->element;
+        struct tier tier = tier_of(p->group, p->l->cp, p->l->tp);
+        double ring = (p->l->cp - 1) * (bytes / tier.bandwidth + tier.latency);
+        out->forward.context += fmax(0, ring - seconds * (p->l->cp - 1) / p->l->cp);
+        out->input.context += fmax(0, 2 * ring - attention_backward * seconds * (p->l->cp - 1) / p->l->cp);
+    }
+}
+
+// Bytes a token moves in norms, residual additions, rotation and the feed-forward activation of one layer's forward pass.
+static double vector_bytes(const struct pricing *p, bool moe) {
+    const struct gang_shape *s = &p->task->shape;
+    double tp = p->l->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
+    double norms = 2 * (2 * C + 3 * C) * p->stream; // read and write; the addition reads two and writes one
+    double rotation = s->positions ? 0 : 2 * (double)((s->heads + s->kv_heads) * s->qk_dim) / tp;
+    double activation = (s->gated ? 3 : 2) * F / tp;
+    if (!p->l->fused) {
+        // Norms go through f32 and back (8 bytes more an element than the 4 of one pass), every product's result is read and written
+        // once more for its bias or its new order, the residual addition is a pass of its own.
+        double results = (double)(s->heads * s->qk_dim + s->kv_heads * (s->qk_dim + s->v_dim)) / tp + (s->gated ? 2 : 1) * F / tp + 2 * C * p->stream;
+        norms = 2 * (2 * C + 4 * C + 3 * C) * p->stream;
+        activation += s->gated ? 2 * F / tp : 0;
+        rotation *= 3;
+        norms += 2 * results + 2 * (double)(s->heads * (s->qk_dim + s->v_dim)) / tp;
+    }
+    double routing = moe ? 4 * C * (double)s->experts_per_token * p->stream : 0; // permute there and back
+    return p->element * (norms + rotation + activation + routing);
+}
+
+// An exchange beside products of `seconds`: whole before or after them, or in tp pieces behind them.
+static double exposed(const struct pricing *p, double exchange, double seconds) {
+    if (!p->l->tp_overlap) return exchange;
+    double piece = fmin(exchange, seconds) / p->l->tp;
+    return fmax(exchange - seconds * (1 - exchange_steals), 0) + piece + fmin(exchange, seconds) * exchange_steals;
+}
+
+static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
+    const struct gang_shape *s = &p->task->shape;
+    const struct gang_layout *l = p->l;
+    if (l->tp > 1) {
+        struct tier tier = tier_of(p->group, l->tp, 1);
+        double bytes = p->M * (double)s->hidden * p->element;
+        // Attention and feed-forward; experts that are cut exchange every copy of a token.
+        double copies = moe ? (double)s->experts_per_token : 1;
+        double both = gang_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency) +
+                      gang_ring_all_reduce(l->tp, copies * bytes, tier.bandwidth, tier.latency);
+        out->forward.tensor += exposed(p, both, out->forward.matmul);
+        out->input.tensor += exposed(p, both, out->input.matmul);
+        // With sequence parallelism the inputs are gathered once more for the weights' gradients, behind the input's product.
+        if (l->sequence_parallel) out->weight.tensor += fmax(0, both / 2 - out->weight.matmul);
+    }
+    if (moe && l->ep > 1) {
+        struct tier tier = tier_of(p->group, l->ep, l->tp * l->cp);
+        double bytes = p->M * (double)(s->experts_per_token * s->hidden) * p->element * p->stream;
+        // No ring here: what leaves the domain leaves by the device's own NIC.
+        double away = (double)(l->ep - tier.local) / l->ep * bytes / (p->group->nic_bandwidth * nic_reach);
+        double near = (double)(tier.local - 1) / l->ep * bytes / (p->group->fast_bandwidth * fast_reach);
+        double both = 2 * (fmax(away, near) + tier.latency * (double)(l->ep - 1));
+        out->forward.expert += both;
+        out->input.expert += both;
+    }
+}
+
+// ---- Memory and parameters -----------------------------------------------------------------------------------------
+
+static double parameters_on_device(const struct pricing *p, bool moe, double *expert) {
+    struct gang_matrix matrices[GANG_MAX_MATRICES];
+    int n = gang_shape_matrices(&p->task->shape, moe, matrices);
+    double sum = 2 * (double)p->task->shape.hidden;
+    *expert = 0;
+    for (int i = 0; i < n; i++) {
+        double count = (double)(matrices[i].stored * matrices[i].out) * (double)matrices[i].in / (matrices[i].cut == GANG_CUT_NONE ? 1 : p->l->tp);
+        if (matrices[i].expert)
+            *expert += count / p->l->ep;
+        else
+            sum += count;
+    }
+    return sum;
+}
+
+// Bytes one layer keeps for the backward pass; fused attention keeps one number a row and head. Korthikanti et al. 2022
+// (arXiv:2205.05198) count the same tensors without dropout, with unfused attention beside them.
+static double kept_bytes(const struct pricing *p, bool moe) {
+    const struct gang_shape *s = &p->task->shape;
+    double tp = p->l->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
+    double stream = C * p->element * p->stream; // one tensor of the residual stream
+    if (p->l->recompute == GANG_RECOMPUTE_FULL) return p->M * stream;
+    double heads = (double)(s->heads * (s->qk_dim + s->v_dim) + s->kv_heads * (s->qk_dim + s->v_dim)) / tp * p->element;
+    double sums = 4.0 * (double)s->heads / tp;
+    double up = (s->gated ? 2 : 1) * F / tp * p->element, down = F / tp * p->element;
+    double routed = moe ? C * (double)s->experts_per_token * p->element * p->stream : 0;
+    double again = 2 * stream + down; // norms' results and the activation's: made again when selective
+    if (p->l->attention == GANG_ATTENTION_UNFUSED && p->l->recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
+        sums += (2 * p->element + 1) * (double)p->task->sequence_length * (double)s->heads / tp;
+    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * (3 * stream + (heads + up) / 2 + sums + routed);
+    return p->M * (2 * stream + heads + sums + up + routed + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
+}
+
+// ---- A layer, the ends, a chunk ------------------------------------------------------------------------------------
+
+static void scale_time(struct gang_time *to, const struct gang_time *from, double by) {
+    double *a = (double *)to;
+    const double *b = (const double *)from;
+    for (size_t i = 0; i < sizeof *to / sizeof *a; i++) a[i] += by * b[i];
+}
+
+// What sharding exchanges in every micro-batch: gradients (zero=2), and weights for each pass (zero=3), beside the neighbours' computing.
+// What is longer than the computing shows; what is hidden still steals from it.
+static void price_sharding(const struct pricing *p, double parameters, struct gang_chunk_cost *layer) {
+    const struct gang_layout *l = p->l;
+    if (l->zero < 2 || l->dp < 2) return;
+    struct tier tier = tier_of(p->group, l->dp, (int64_t)l->tp * l->cp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1));
+    // Hops of a ring inside a node, of a tree between nodes.
+    double hops = tier.latency * ((double)tier.local + 2 * log2((double)l->dp / (double)tier.local)), part = (double)(l->dp - 1) / l->dp;
+    double gather = part * parameters * ELEMENT / tier.bandwidth + hops, reduce = part * parameters * gradient_element(l) / tier.bandwidth + hops;
+    double forward = gang_time_sum(&layer->forward), backward = gang_time_sum(&layer->input) + gang_time_sum(&layer->weight);
+    if (l->zero < 3) gather = 0;
+    layer->forward.gather += fmax(gather * exchange_steals, gather - forward);
+    layer->input.gather += fmax((gather + reduce) * exchange_steals, gather + reduce - backward);
+}
+
+static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
+    struct gang_matrix matrices[GANG_MAX_MATRICES];
+    int n = gang_shape_matrices(&p->task->shape, moe, matrices);
+    double expert = 0;
+    *out = (struct gang_chunk_cost){.layers = 1};
+    for (int i = 0; i < n; i++) price_matrix(p, &matrices[i], out);
+    price_attention(p, out);
+    double vector = p->M * vector_bytes(p, moe) / p->memory + 6 * kernel_gap;
+    out->forward.vector += vector;
+    out->input.vector += 2 * vector; // reads what the forward wrote, and its gradient
+    price_exchanges(p, moe, out);
+    struct gang_time forward = out->forward;
+    if (p->l->recompute == GANG_RECOMPUTE_SELECTIVE || p->l->recompute == GANG_RECOMPUTE_ALTERNATE) out->input.vector += vector;
+    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) out->input.matmul += forward.matmul / 2;
+    if (p->l->recompute == GANG_RECOMPUTE_FULL) scale_time(&out->input, &forward, 1);
+    out->parameters = parameters_on_device(p, moe, &expert) + expert;
+    out->expert_parameters = expert;
+    out->activation_bytes = kept_bytes(p, moe);
+    price_sharding(p, out->parameters, out);
+}
+
+// The embedding on the first chunk, the head and the loss on the last.
+static void price_ends(const struct pricing *p, struct gang_chunk_cost *first, struct gang_chunk_cost *last) {
+    const struct gang_shape *s = &p->task->shape;
+    double C = (double)s->hidden, V = (double)s->vocab / p->l->tp, stream = p->M * C * p->element * p->stream;
+    *first = (struct gang_chunk_cost){.parameters = V * C + (double)s->positions * C};
+    first->forward.vector = 2 * stream / p->memory;
+    first->weight.vector = 3 * stream / p->memory;
+    enum gang_math math = p->task->math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
+    *last = (struct gang_chunk_cost){.parameters = C + V * C, .activation_bytes = stream + p->M * V * 4};
+    last->forward.matmul = gang_matmul_seconds(p->kind, math, p->M, V, C);
+    last->input.matmul = gang_matmul_seconds(p->kind, math, p->M, C, V);
+    last->weight.matmul = gang_matmul_seconds(p->kind, math, V, C, p->M);
+    // Logits are made f32, read for the sum, and become their own gradient; every step by itself where nothing is fused.
+    last->forward.vector = p->M * V * (p->l->fused ? 10 : 22) / p->memory;
+    last->input.vector = p->M * V * (p->l->fused ? 6 : 18) / p->memory;
+    if (p->l->tp > 1) {
+        struct tier tier = tier_of(p->group, p->l->tp, 1);
+        double both = gang_ring_all_reduce(p->l->tp, p->M * C * p->element, tier.bandwidth, tier.latency);
+        last->forward.tensor = both / 2;
+        last->input.tensor = both / 2;
+    }
+}
+
+// Bytes of weights, gradients and optimizer on one device: mixed precision keeps 2 + 4 + 12 a parameter (ZeRO,
+// arXiv:1910.02054, with gradients summed in f32), f32 keeps 4 + 4 + 8.
+static void weigh(const struct gang_task *task, const struct gang_layout *l, struct gang_chunk_cost *out) {
+    bool mixed = task->math != GANG_MATH_F32;
+    int zero = l->zero;
+    // An expert's copies are fewer by ep, and so are those that share its state.
+    double width = (double)l->dp * l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * l->ep / width;
+    out->parameter_bytes = (zero >= 3 ? sharded : out->parameters) * (mixed ? 2 : 4);
+    out->gradient_bytes = (zero >= 2 ? sharded : out->parameters) * gradient_element(l);
+    out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
+}
+
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, struct gang_price *out) {
+    struct pricing p = pricing_of(task, l, group);
+    *out = (struct gang_price){0};
+    if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, &out->layer[0]);
+    if (task->shape.experts) price_layer(&p, true, &out->layer[1]);
+    price_ends(&p, &out->first, &out->last);
+}
+
+static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *from, double n) {
+    scale_time(&to->forward, &from->forward, n);
+    scale_time(&to->input, &from->input, n);
+    scale_time(&to->weight, &from->weight, n);
+    to->parameters += n * from->parameters;
+    to->expert_parameters += n * from->expert_parameters;
+    to->activation_bytes += n * from->activation_bytes;
+}
+
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int64_t dense, int64_t moe,
+                      bool first, bool last, struct gang_chunk_cost *out) {
+    *out = (struct gang_chunk_cost){.layers = (int)(dense + moe)};
+    if (dense) add_cost(out, &price->layer[0], (double)dense);
+    if (moe) add_cost(out, &price->layer[1], (double)moe);
+    if (first) add_cost(out, &price->first, 1);
+    if (last) add_cost(out, &price->last, 1);
+    // On one stage a tied head is the embedding; on another it is a copy.
+    if (first && last && task->shape.tied) out->parameters -= (double)task->shape.vocab / l->tp * (double)task->shape.hidden;
+    weigh(task, l, out);
+}
+
+void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
+                   struct gang_chunk_cost *out) {
+    int64_t first = 0, n = l->layers[chunk], dense = n;
+    if (task->shape.experts) {
+        for (int c = 0; c < chunk; c++) first += l->layers[c];
+        dense = task->shape.dense_layers - first;
+        dense = dense < 0 ? 0 : dense > n ? n : dense;
+    }
+    gang_price_chunk(task, l, price, dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
+}
+
+// ---- Exchanges of gradients and weights ----------------------------------------------------------------------------
+
+// Whether the replicas of a stage lie in more than one site, and how many of them each link's far side counts.
+static int sites_of(const struct gang_pool *pool, const struct gang_placement *placement, int stage, int64_t members[GANG_MAX_SITES]) {
+    int sites = 0;
+    memset(members, 0, GANG_MAX_SITES * sizeof *members);
+    for (int c = 0; c < placement->class_count; c++) {
+        int site = pool->groups[placement->classes[c].groups[stage]]->site;
+        sites += members[site] == 0;
+        members[site] += placement->classes[c].replicas;
+    }
+    return sites;
+}
+
+// One direction of a hierarchical exchange: scatter inside each site, the shards once around over the long links, gather.
+// `bytes`: of one member's device. Over a link goes, for every device of a cell, its whole buffer once per neighbour on the ring of sites.
+static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int stage, double bytes,
+                           int passes, struct gang_exchange *out) {
+    int64_t members[GANG_MAX_SITES], n = (int64_t)l->dp * l->cp, stride = (int64_t)l->tp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1);
+    int sites = sites_of(pool, placement, stage, members);
+    *out = (struct gang_exchange){.bytes = bytes};
+    if (n < 2 || bytes <= 0) return;
+    double slowest = INFINITY;
+    for (int c = 0; c < placement->class_count; c++) {
+        const struct gang_group *group = pool->groups[placement->classes[c].groups[stage]];
+        int64_t here = members[group->site] * l->cp;
+        struct tier tier = tier_of(group, here, stride);
+        slowest = fmin(slowest, tier.bandwidth);
+        // Trees over nodes: hops grow with the logarithm (NCCL).
+        out->latency = fmax(out->latency, tier.latency * (double)(tier.local - 1) + 2 * group->nic_latency * log2((double)here / (double)tier.local));
+        if (here > tier.local) out->nic_bytes = fmax(out->nic_bytes, passes * bytes * (double)(here - 1) / (double)here / (double)tier.local);
+    }
+    out->fast_seconds = passes * bytes * (double)(n - 1) / (double)n / slowest + out->latency;
+    double crossing = 0;
+    if (sites < 2) return;
+    // Sites on a line in the file's order; each crossing carries the site's sum once in each direction.
+    double all = bytes * (double)(l->tp), delay = 0;
+    for (int s = 0, before = -1; s < pool->sites.count; s++) {
+        if (!members[s]) continue;
+        if (before >= 0) {
+            const struct gang_route *route = gang_pool_route(pool, before, s);
+            for (int i = 0; i < route->count; i++) {
+                out->link_bytes[route->links[i]] += passes / 2.0 * all;
+                crossing += passes / 2.0 * all / gang_pool_link(pool, route->links[i])->bandwidth;
+            }
+            delay += route->delay;
+        }
+        before = s;
+    }
+    out->latency += passes * delay;
+    out->fast_seconds += passes * delay;
+    // In buckets behind the backward pass one bucket crosses while the next is summed inside; whole, one comes after the other.
+    if (!l->dp_overlap) out->fast_seconds += crossing;
+}
+
+void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
+                         const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather) {
+    int stage = chunk % l->pp;
+    *reduce = *gather = (struct gang_exchange){0};
+    if (l->zero < 2) exchange_price(pool, l, placement, stage, cost->parameters * gradient_element(l), l->zero ? 1 : 2, reduce);
+    if (l->zero && l->zero < 3) exchange_price(pool, l, placement, stage, cost->parameters * ELEMENT, 1, gather);
+}
+
+void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index,
+                      int from_stage, int to_stage, struct gang_hop *out) {
+    const int *groups = placement->classes[class_index].groups;
+    const struct gang_group *from = pool->groups[groups[from_stage]], *to = pool->groups[groups[to_stage]];
+    int64_t g = placement->cell_devices, apart = l->place == GANG_PLACE_STAGES ? (int64_t)l->dp * g : g;
+    int distance = from_stage < to_stage ? to_stage - from_stage : from_stage - to_stage;
+    *out = (struct gang_hop){.route = gang_pool_route(pool, from->site, to->site)};
+    out->fast = groups[from_stage] == groups[to_stage] && (distance * apart + g) <= from->fast_domain;
+    double lanes = (double)g; // every device of the cell sends its part
+    if (out->fast) {
+        out->bandwidth = lanes * from->fast_bandwidth * fast_reach;
+        out->delay = fast_latency;
+        return;
+    }
+    out->bandwidth = lanes * fmin(from->nic_bandwidth, to->nic_bandwidth) * nic_reach;
+    out->delay = fmax(from->nic_latency, to->nic_latency) + out->route->delay;
+}
+
+// ---- All of it -----------------------------------------------------------------------------------------------------
+
+static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class,
+                       const struct gang_price *price, int c, int s, struct gang_costs *out) {
+    const struct gang_group *group = pool->groups[class->groups[s]];
+    double optimizer = 0, fixed = 0, state = 0;
+    for (int chunk = s; chunk < out->chunks; chunk += l->pp) {
+        struct gang_chunk_cost *cost = &out->chunk[c * out->chunks + chunk];
+        gang_chunk_of(task, l, price, chunk, cost);
+        fixed += cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes;
+        state += cost->optimizer_bytes;
+    }
+    // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
+    // for each of which the state takes 12 (8 in f32).
+    optimizer = state / (task->math == GANG_MATH_F32 ? 8 : 12) * 30 / (group->kind->memory_bandwidth * group->kind->memory_reach) + 20 * kernel_gap;
+    out->optimizer_seconds[c * out->stages + s] = optimizer;
+    out->fixed_bytes[c * out->stages + s] = fixed;
+    out->device_bytes[c * out->stages + s] = group->kind->memory_bytes;
+}
+
+void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
+                     struct gang_arena *arena, struct gang_costs *out) {
+    *out = (struct gang_costs){.classes = placement->class_count, .chunks = l->layer_count, .stages = l->pp};
+    size_t cells = (size_t)out->classes * (size_t)out->stages;
+    out->chunk = gang_arena_alloc(arena, (size_t)out->classes * (size_t)out->chunks * sizeof *out->chunk);
+    out->reduce = gang_arena_alloc(arena, (size_t)out->chunks * sizeof *out->reduce);
+    out->gather = gang_arena_alloc(arena, (size_t)out->chunks * sizeof *out->gather);
+    out->optimizer_seconds = gang_arena_alloc(arena, cells * sizeof(double));
+    out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
+    out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
+    out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
+    struct gang_price price = {0};
+    int priced = -1; // group
+    for (int c = 0; c < out->classes; c++)
+        for (int s = 0; s < out->stages; s++) {
+            int group = placement->classes[c].groups[s];
+            if (group != priced) gang_price_fill(task, l, pool->groups[group], &price);
+            priced = group;
+            fill_stage(task, pool, l, &placement->classes[c], &price, c, s, out);
+        }
+    for (int chunk = 0; chunk < out->chunks; chunk++)
+        gang_chunk_exchange(pool, l, placement, chunk, gang_costs_chunk(out, 0, chunk), &out->reduce[chunk], &out->gather[chunk]);
+}
+
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, double layer_parameters) {
+    const struct gang_shape *shape = &task->shape;
+    double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
+    double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
+    // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one.
+    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? 3 * C : 0;
+    double bytes = tokens * e * (4 * stream + gathered + F);
+    // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; one f32 copy more where nothing is fused.
+    double logits = tokens * (double)shape->vocab / tp * (l->fused ? 8 : 12), layer = tokens * e * (4 * stream + 4 * C / tp + F);
+    bytes = fmax(bytes, tokens * e * 2 * stream + logits);
+    if (l->recompute == GANG_RECOMPUTE_FULL) bytes += layer; // one layer's tensors, made again
+    if (l->pp > 1) bytes += 4 * tokens * (double)task->shape.hidden * e / l->tp;
+    if (l->zero >= 3) bytes += 2 * layer_parameters * ELEMENT;
+    return bytes;
+}
+
+void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_costs *costs, int class_index, int stage,
+                    double activation_bytes, struct gang_memory_use *out) {
+    *out = (struct gang_memory_use){.activations = activation_bytes, .limit = costs->device_bytes[class_index * costs->stages + stage]};
+    double largest = 0;
+    for (int chunk = stage; chunk < costs->chunks; chunk += costs->stages) {
+        const struct gang_chunk_cost *cost = gang_costs_chunk(costs, class_index, chunk);
+        out->weights += cost->parameter_bytes;
+        out->gradients += cost->gradient_bytes;
+        out->optimizer += cost->optimizer_bytes;
+        if (cost->layers) largest = fmax(largest, cost->parameters / cost->layers);
+    }
+    out->buffers = gang_buffer_bytes(task, l, largest);
+    out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
+}

@@ -1,0 +1,394 @@
+// Layouts: their text, and how the cells of one lie on the pool.
+//
+// The pool's devices form one line, in the file's order. A cell is tp * cp neighbours on it and holds one stage of one
+// replica. Cells follow each other by stage (place=stages: all replicas of stage 0, then of stage 1, ...; the pipeline
+// crosses what lies between groups) or by replica (place=replicas: data parallelism crosses).
+#include "plan/plan.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *const gang_recompute_names[] = {"none", "selective", "alternate", "full", NULL};
+const char *const gang_place_names[] = {"stages", "replicas", NULL};
+const char *const gang_gradient_names[] = {"f32", "bf16", NULL};
+const char *const gang_attention_names[] = {"fused", "fused1", "unfused", NULL};
+const char *const gang_schedule_names[] = {"auto", "1f1b", "interleaved", "zero-bubble", "list", NULL};
+
+struct layout_field {
+    const char *name;
+    size_t offset;
+    int64_t min, max, standard;
+    const char *const *choices; // NULL: a number
+    const char *help;
+};
+
+#define FIELD(member) offsetof(struct gang_layout, member)
+static const struct layout_field layout_fields[] = {
+    {"tp", FIELD(tp), 1, 4096, 1, NULL, "tensor-parallel width"},
+    {"pp", FIELD(pp), 1, GANG_MAX_STAGES, 1, NULL, "pipeline stages"},
+    {"dp", FIELD(dp), 0, 1 << 20, 0, NULL, "replicas; 0: what the pool leaves"},
+    {"vpp", FIELD(vpp), 1, 64, 1, NULL, "chunks of layers on a stage"},
+    {"cp", FIELD(cp), 1, 1024, 1, NULL, "context-parallel width"},
+    {"ep", FIELD(ep), 1, 4096, 1, NULL, "expert-parallel width, inside dp"},
+    {"mb", FIELD(micro_batch), 1, 1 << 16, 1, NULL, "sequences of a micro-batch"},
+    {"zero", FIELD(zero), 0, 3, 1, NULL, "sharding over dp"},
+    {"sp", FIELD(sequence_parallel), 0, 1, 1, NULL, "sequence parallel beside tp"},
+    {"tp_overlap", FIELD(tp_overlap), 0, 1, 0, NULL, "tensor exchange behind products"},
+    {"dp_overlap", FIELD(dp_overlap), 0, 1, 1, NULL, "gradient exchange behind the backward pass"},
+    {"fused", FIELD(fused), 0, 1, 1, NULL, "0: every element-wise operation by itself"},
+    {"attention", FIELD(attention), 0, 0, 0, gang_attention_names, "fused, fused1, unfused"},
+    {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
+    {"recompute", FIELD(recompute), 0, 0, 0, gang_recompute_names, "none, selective, alternate, full"},
+    {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
+    {"schedule", FIELD(schedule), 0, 0, 0, gang_schedule_names, "auto, 1f1b, interleaved, zero-bubble, list"},
+};
+enum { LAYOUT_FIELDS = sizeof layout_fields / sizeof *layout_fields, TEXT_BYTES = 64 };
+
+static int *member_of(struct gang_layout *layout, const struct layout_field *field) { return (int *)((char *)layout + field->offset); }
+
+void gang_layout_init(struct gang_layout *layout) {
+    *layout = (struct gang_layout){0};
+    for (int i = 0; i < LAYOUT_FIELDS; i++) *member_of(layout, &layout_fields[i]) = (int)layout_fields[i].standard;
+}
+
+static enum gang_status parse_layers(const char *text, struct gang_layout *out) {
+    for (;;) {
+        char number[TEXT_BYTES];
+        size_t len = strcspn(text, "/");
+        if (len >= sizeof number || out->layer_count == GANG_MAX_CHUNKS)
+            return gang_fail(GANG_ERR_INPUT, "layout: layers=: expected at most %d numbers with / between", GANG_MAX_CHUNKS);
+        memcpy(number, text, len);
+        number[len] = 0;
+        int64_t value = 0;
+        enum gang_status status = gang_parse_int("layout: layers", number, 0, 4096, &value);
+        if (status) return status;
+        out->layers[out->layer_count++] = (int)value;
+        if (!text[len]) return GANG_OK;
+        text += len + 1;
+    }
+}
+
+static enum gang_status parse_field(const char *name, const char *value, bool *seen, struct gang_layout *out) {
+    char what[TEXT_BYTES * 2];
+    int f = 0;
+    while (f < LAYOUT_FIELDS && strcmp(layout_fields[f].name, name) != 0) f++;
+    if (f == LAYOUT_FIELDS && strcmp(name, "layers") != 0) {
+        char list[256] = "layers";
+        for (int i = 0; i < LAYOUT_FIELDS; i++) snprintf(list + strlen(list), sizeof list - strlen(list), ", %s", layout_fields[i].name);
+        return gang_fail(GANG_ERR_INPUT, "layout: '%s' is no field: expected one of %s", name, list);
+    }
+    if (seen[f]) return gang_fail(GANG_ERR_INPUT, "layout: '%s' is given twice", name);
+    seen[f] = true;
+    if (f == LAYOUT_FIELDS) return parse_layers(value, out);
+    const struct layout_field *field = &layout_fields[f];
+    if (field->choices) {
+        for (int i = 0; field->choices[i]; i++)
+            if (!strcmp(field->choices[i], value)) {
+                *member_of(out, field) = i;
+                return GANG_OK;
+            }
+        return gang_fail(GANG_ERR_INPUT, "layout: %s=%s: expected %s", name, value, field->help);
+    }
+    snprintf(what, sizeof what, "layout: %.60s", name);
+    int64_t number = 0;
+    enum gang_status status = gang_parse_int(what, value, field->min, field->max, &number);
+    if (!status) *member_of(out, field) = (int)number;
+    return status;
+}
+
+enum gang_status gang_layout_parse(const char *text, struct gang_layout *out) {
+    bool seen[LAYOUT_FIELDS + 1] = {false};
+    gang_layout_init(out);
+    while (*text) {
+        char part[4 * GANG_MAX_CHUNKS];
+        size_t len = strcspn(text, ",");
+        if (len >= sizeof part) return gang_fail(GANG_ERR_INPUT, "layout: a field is longer than %zu characters", sizeof part - 1);
+        memcpy(part, text, len);
+        part[len] = 0;
+        char *equals = strchr(part, '=');
+        if (!equals || equals == part || equals - part >= TEXT_BYTES)
+            return gang_fail(GANG_ERR_INPUT, "layout: '%.40s': expected fields of the form tp=8, with commas between", part);
+        *equals = 0;
+        enum gang_status status = parse_field(part, equals + 1, seen, out);
+        if (status) return status;
+        text += len;
+        if (*text == ',' && !*++text) return gang_fail(GANG_ERR_INPUT, "layout: a comma at the end: expected another field");
+    }
+    return GANG_OK;
+}
+
+// What does not divide goes to the chunks in the middle: the ends hold the embedding and the head too.
+static int even_layers(int64_t layers, int chunks, int chunk) {
+    int64_t extra = layers % chunks, from = (chunks - extra) / 2;
+    return (int)(layers / chunks + (chunk >= from && chunk < from + extra));
+}
+
+char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *arena) {
+    struct gang_buffer text = {0};
+    for (int i = 0; i < LAYOUT_FIELDS; i++) {
+        const struct layout_field *field = &layout_fields[i];
+        int value = *member_of((struct gang_layout *)layout, field);
+        if (i > 2 && value == field->standard) continue; // tp, pp and dp always stand there
+        if (field->choices)
+            gang_buffer_printf(&text, ",%s=%s", field->name, field->choices[value]);
+        else
+            gang_buffer_printf(&text, ",%s=%d", field->name, value);
+    }
+    bool uneven = false;
+    int64_t sum = 0;
+    for (int i = 0; i < layout->layer_count; i++) sum += layout->layers[i];
+    for (int i = 0; i < layout->layer_count; i++) uneven |= layout->layers[i] != even_layers(sum, layout->layer_count, i);
+    for (int i = 0; i < layout->layer_count && uneven; i++) gang_buffer_printf(&text, "%s%d", i ? "/" : ",layers=", layout->layers[i]);
+    char *copy = gang_arena_strdup(arena, text.data + 1);
+    gang_buffer_release(&text);
+    return copy;
+}
+
+// ---- The task ------------------------------------------------------------------------------------------------------
+
+struct task_file {
+    char *model, *cluster;
+    int64_t sequence_length, global_batch_tokens;
+    int compute;
+};
+
+static const char *const computes[] = {"bf16", "f8", "f32", NULL};
+#define AT(member) offsetof(struct task_file, member)
+static const struct gang_field task_fields[] = {
+    {"model", GANG_FIELD_STRING, AT(model), NULL, 0, 0, NULL, "config.json, or a Hugging Face directory that holds one"},
+    {"cluster", GANG_FIELD_STRING, AT(cluster), "", 0, 0, NULL, "cluster.yaml: what there is"},
+    {"sequence_length", GANG_FIELD_INT, AT(sequence_length), NULL, 1, 1 << 24, NULL, "tokens of a sample"},
+    {"global_batch_tokens", GANG_FIELD_INT, AT(global_batch_tokens), NULL, 1, 1LL << 40, NULL, "tokens of an optimizer step"},
+    {"compute", GANG_FIELD_ENUM, AT(compute), "bf16", 0, 0, computes, "type of the products"},
+};
+
+static char *beside(struct gang_arena *arena, const char *file, char *path) {
+    const char *slash = strrchr(file, '/');
+    return *path == '/' || !slash ? path : gang_arena_printf(arena, "%.*s/%s", (int)(slash - file), file, path);
+}
+
+enum gang_status gang_task_read(const char *path, const char *cluster, struct gang_arena *arena, struct gang_task *task, struct gang_pool *pool) {
+    struct task_file file = {0};
+    *task = (struct gang_task){0};
+    enum gang_status status = gang_yaml_bind(path, task_fields, sizeof task_fields / sizeof *task_fields, &file, arena);
+    if (status) return status;
+    if (!cluster && !*file.cluster) return gang_fail(GANG_ERR_INPUT, "%s: cluster: missing: name a cluster file, or give --cluster", path);
+    if (file.global_batch_tokens % file.sequence_length)
+        return gang_fail(GANG_ERR_INPUT, "%s: global_batch_tokens %lld is not a multiple of sequence_length %lld: choose for example %lld", path,
+                         (long long)file.global_batch_tokens, (long long)file.sequence_length,
+                         (long long)((file.global_batch_tokens / file.sequence_length + 1) * file.sequence_length));
+    static const enum gang_math maths[] = {GANG_MATH_F16, GANG_MATH_F8, GANG_MATH_F32};
+    task->sequence_length = file.sequence_length;
+    task->global_batch = file.global_batch_tokens / file.sequence_length;
+    task->math = maths[file.compute];
+    status = gang_shape_read(beside(arena, path, file.model), &task->shape);
+    if (!status) status = gang_pool_read(cluster ? cluster : beside(arena, path, file.cluster), arena, pool);
+    return status;
+}
+
+// ---- Does it divide ------------------------------------------------------------------------------------------------
+
+#define REFUSE(...) gang_fail(GANG_ERR_INPUT, "layout: " __VA_ARGS__)
+
+static enum gang_status check_widths(const struct gang_task *task, const struct gang_layout *l) {
+    const struct gang_shape *s = &task->shape;
+    if (s->heads % l->tp) return REFUSE("tp=%d does not divide the model's %lld heads", l->tp, (long long)s->heads);
+    if (s->ffn % l->tp || (s->experts && s->expert_ffn % l->tp)) return REFUSE("tp=%d does not divide the feed-forward width", l->tp);
+    if (task->sequence_length % ((int64_t)l->cp * l->tp) && l->sequence_parallel)
+        return REFUSE("cp=%d times tp=%d does not divide the sequence of %lld", l->cp, l->tp, (long long)task->sequence_length);
+    if (task->sequence_length % l->cp) return REFUSE("cp=%d does not divide the sequence of %lld", l->cp, (long long)task->sequence_length);
+    if (l->vpp > 1 && l->pp == 1) return REFUSE("vpp=%d needs more than one stage", l->vpp);
+    if (l->ep > 1 && !s->experts) return REFUSE("ep=%d: the model has no experts", l->ep);
+    if (l->ep > 1 && s->experts % l->ep) return REFUSE("ep=%d does not divide the %lld experts", l->ep, (long long)s->experts);
+    return GANG_OK;
+}
+
+static enum gang_status settle_layers(const struct gang_task *task, struct gang_layout *l) {
+    int chunks = l->pp * l->vpp;
+    int64_t layers = task->shape.layers, sum = 0;
+    if (chunks > GANG_MAX_CHUNKS) return REFUSE("pp=%d times vpp=%d: more than %d chunks", l->pp, l->vpp, GANG_MAX_CHUNKS);
+    if (!l->layer_count) {
+        if (layers < chunks)
+            return REFUSE("pp=%d times vpp=%d makes %d chunks of %lld layers: choose at most %lld", l->pp, l->vpp, chunks, (long long)layers,
+                          (long long)layers);
+        for (int c = 0; c < chunks; c++) l->layers[c] = even_layers(layers, chunks, c);
+        l->layer_count = chunks;
+    }
+    if (l->layer_count != chunks) return REFUSE("layers= names %d chunks: expected pp * vpp = %d", l->layer_count, chunks);
+    for (int c = 0; c < chunks; c++) sum += l->layers[c];
+    if (sum != layers) return REFUSE("layers= adds up to %lld: the model has %lld", (long long)sum, (long long)layers);
+    return GANG_OK;
+}
+
+static enum gang_status settle_width(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *l) {
+    int64_t one = (int64_t)l->tp * l->cp * l->pp;
+    if (one > pool->devices)
+        return REFUSE("tp=%d x cp=%d x pp=%d needs %lld devices, the pool has %lld", l->tp, l->cp, l->pp, (long long)one, (long long)pool->devices);
+    if (!l->dp) l->dp = (int)(pool->devices / one);
+    if (one * l->dp > pool->devices)
+        return REFUSE("tp=%d x cp=%d x pp=%d x dp=%d needs %lld devices, the pool has %lld: dp at most %lld", l->tp, l->cp, l->pp, l->dp,
+                      (long long)(one * l->dp), (long long)pool->devices, (long long)(pool->devices / one));
+    if (l->dp % l->ep) return REFUSE("ep=%d does not divide dp=%d", l->ep, l->dp);
+    if (task->global_batch % l->micro_batch)
+        return REFUSE("mb=%d does not divide the batch of %lld sequences", l->micro_batch, (long long)task->global_batch);
+    if (task->global_batch / l->micro_batch < l->dp)
+        return REFUSE("dp=%d replicas for %lld micro-batches of mb=%d: choose dp at most %lld, or a smaller mb", l->dp,
+                      (long long)(task->global_batch / l->micro_batch), l->micro_batch, (long long)(task->global_batch / l->micro_batch));
+    return GANG_OK;
+}
+
+// ---- Where the cells lie -------------------------------------------------------------------------------------------
+
+// The group that holds devices [at, at + count) of the line, or -1 where they lie in two.
+static int group_at(const struct gang_pool *pool, int64_t at, int64_t count) {
+    for (int g = 0; g < pool->group_count; g++) {
+        int64_t size = pool->groups[g]->nodes * pool->groups[g]->devices;
+        if (at < size) return at + count <= size ? g : -1;
+        at -= size;
+    }
+    return -1;
+}
+
+static int compare_replicas(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+// The replicas at which the groups under the stages change, sorted, with 0 in front and dp behind; between two of them all are alike.
+static int find_changes(const struct gang_pool *pool, const struct gang_layout *l, int64_t cell_devices, int64_t *out) {
+    int count = 0;
+    int64_t edge = 0;
+    out[count++] = 0;
+    out[count++] = l->dp;
+    for (int g = 0; g < pool->group_count; g++) {
+        edge += pool->groups[g]->nodes * pool->groups[g]->devices;
+        // Cells before, at and behind the edge, and the replicas that hold them.
+        for (int64_t cell = edge / cell_devices; cell <= (edge + cell_devices - 1) / cell_devices; cell++)
+            for (int behind = 0; behind < 2; behind++) {
+                int64_t r = l->place == GANG_PLACE_STAGES ? (cell + behind) % l->dp : (cell + behind) / l->pp;
+                if (r > 0 && r < l->dp) out[count++] = r;
+                if (l->place == GANG_PLACE_REPLICAS && r + 1 < l->dp) out[count++] = r + 1;
+            }
+    }
+    qsort(out, (size_t)count, sizeof *out, compare_replicas);
+    return count;
+}
+
+static enum gang_status find_classes(const struct gang_pool *pool, const struct gang_layout *l, struct gang_arena *arena,
+                                     struct gang_placement *out) {
+    int *groups = gang_arena_alloc(arena, (size_t)l->pp * sizeof *groups);
+    int64_t *changes = gang_arena_alloc(arena, (size_t)(2 + 8 * pool->group_count) * sizeof *changes);
+    int change_count = find_changes(pool, l, out->cell_devices, changes);
+    for (int i = 0; i + 1 < change_count; i++) {
+        int64_t r = changes[i], alike = changes[i + 1] - r;
+        if (!alike) continue;
+        for (int s = 0; s < l->pp; s++) {
+            int64_t cell = l->place == GANG_PLACE_STAGES ? (int64_t)s * l->dp + r : r * l->pp + s;
+            groups[s] = group_at(pool, cell * out->cell_devices, out->cell_devices);
+            if (groups[s] < 0)
+                return REFUSE("the tp x cp = %lld devices of replica %lld, stage %d would lie in two groups of unlike nodes: choose widths that "
+                              "divide the groups",
+                              (long long)out->cell_devices, (long long)r, s);
+        }
+        int c = 0;
+        while (c < out->class_count && memcmp(out->classes[c].groups, groups, (size_t)l->pp * sizeof *groups) != 0) c++;
+        if (c == GANG_MAX_CLASSES / 2) return REFUSE("more than %d kinds of replicas: choose place=replicas, or widths that divide the groups", c);
+        if (c == out->class_count) {
+            out->classes[out->class_count++] = (struct gang_class){.groups = groups};
+            groups = gang_arena_alloc(arena, (size_t)l->pp * sizeof *groups);
+        }
+        out->classes[c].replicas += alike;
+    }
+    return GANG_OK;
+}
+
+// Seconds of one micro-batch on a class's slowest stage.
+static double class_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class) {
+    double slowest = 0;
+    struct gang_price price = {0};
+    for (int s = 0; s < l->pp; s++) {
+        double sum = 0;
+        if (!s || class->groups[s] != class->groups[s - 1]) gang_price_fill(task, l, pool->groups[class->groups[s]], &price);
+        for (int c = s; c < l->layer_count; c += l->pp) {
+            struct gang_chunk_cost cost;
+            gang_chunk_of(task, l, &price, c, &cost);
+            sum += gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
+        }
+        slowest = fmax(slowest, sum);
+    }
+    return slowest;
+}
+
+// Whole micro-batches for every class so that they end together as nearly as whole numbers allow, and add up exactly: the
+// shares by speed are rounded down, then whoever would end first takes one more; a class that cannot take one more each
+// is split in two.
+static void share_batches(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_placement *out) {
+    int64_t all = task->global_batch / l->micro_batch, left = all;
+    double seconds[GANG_MAX_CLASSES] = {0}, speed = 0;
+    bool alike = true;
+    for (int g = 1; g < pool->group_count; g++) alike &= pool->groups[g]->kind == pool->groups[0]->kind;
+    for (int c = 0; c < out->class_count; c++) {
+        seconds[c] = alike ? 1 : class_seconds(task, pool, l, &out->classes[c]);
+        speed += (double)out->classes[c].replicas / seconds[c];
+    }
+    for (int c = 0; c < out->class_count; c++) {
+        int64_t share = (int64_t)((double)all / speed / seconds[c]);
+        out->classes[c].micro_batches = share < 1 ? 1 : share;
+        left -= out->classes[c].micro_batches * out->classes[c].replicas;
+    }
+    while (left < 0) { // the least share of one was too much: take from the largest
+        int most = 0;
+        for (int c = 1; c < out->class_count; c++)
+            if (out->classes[c].micro_batches > out->classes[most].micro_batches) most = c;
+        out->classes[most].micro_batches--;
+        left += out->classes[most].replicas;
+    }
+    while (left > 0) {
+        int best = -1;
+        for (int c = 0; c < out->class_count; c++) {
+            double end = (double)(out->classes[c].micro_batches + 1) * seconds[c];
+            if (best < 0 || end < (double)(out->classes[best].micro_batches + 1) * seconds[best]) best = c;
+        }
+        struct gang_class *class = &out->classes[best];
+        if (left < class->replicas) {
+            assert(out->class_count < GANG_MAX_CLASSES);
+            seconds[out->class_count] = seconds[best];
+            out->classes[out->class_count] = *class;
+            out->classes[out->class_count++].replicas = class->replicas - left;
+            class->replicas = left;
+        }
+        class->micro_batches++;
+        left -= class->replicas;
+    }
+}
+
+enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena,
+                                   struct gang_placement *out) {
+    *out = (struct gang_placement){.cell_devices = (int64_t)layout->tp * layout->cp};
+    enum gang_status status = check_widths(task, layout);
+    if (!status) status = settle_layers(task, layout);
+    if (!status) status = settle_width(task, pool, layout);
+    if (status) return status;
+    out->classes = gang_arena_alloc(arena, GANG_MAX_CLASSES * sizeof *out->classes);
+    out->devices_used = out->cell_devices * layout->pp * layout->dp;
+    status = find_classes(pool, layout, arena, out);
+    if (status) return status;
+    for (int c = 0; c < out->class_count; c++)
+        for (int s = 0; s < layout->pp; s++) {
+            const struct gang_kind *kind = pool->groups[out->classes[c].groups[s]]->kind;
+            if (!(kind->peak[task->math] > 0)) return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
+            if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0))
+                return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
+        }
+    for (int s = 0; s < layout->pp && layout->zero >= 2; s++)
+        for (int c = 1; c < out->class_count; c++)
+            if (pool->groups[out->classes[c].groups[s]]->site != pool->groups[out->classes[0].groups[s]]->site)
+                return REFUSE("zero=%d would exchange over a long link in every micro-batch: choose zero=1, or place=%s so that a stage's replicas "
+                              "share a site",
+                              layout->zero, layout->place == GANG_PLACE_STAGES ? "replicas with fewer stages" : "stages");
+    share_batches(task, pool, layout, out);
+    return GANG_OK;
+}

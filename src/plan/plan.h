@@ -1,0 +1,309 @@
+// plan: from what there is and what is to be trained to one program per rank. Model arithmetic, layouts, costs, memory,
+// schedules, programs and their verifier.
+//
+// Units are SI (seconds, bytes, FLOP). Letters: M tokens of a micro-batch on one device, C hidden, F ffn, V vocabulary,
+// t tensor-parallel width, d data-parallel width. Everything a function returns lives in the arena it was given; nothing
+// here keeps state, so any thread may call with its own arguments.
+#ifndef GANG_PLAN_H
+#define GANG_PLAN_H
+
+#include "model/model.h"
+#include "pool/pool.h"
+
+// ---- The model as arithmetic: plan/shape.c -------------------------------------------------------------------------
+
+// A decoder by its sizes. Every matrix of a layer follows from these: see gang_shape_matrices.
+struct gang_shape {
+    int64_t layers, hidden, heads, kv_heads, qk_dim, v_dim; // qk_dim, v_dim: of one head
+    int64_t ffn, vocab;
+    bool gated;                                     // SwiGLU: two matrices in; otherwise one (GPT)
+    bool tied;                                      // the head is the embedding
+    bool biases;                                    // GPT: a vector beside every matrix and norm
+    int64_t positions;                              // learned position embeddings; 0: rotary
+    int64_t experts, experts_per_token, expert_ffn; // experts 0: dense
+    int64_t shared_ffn;                             // experts that every token takes, as one of this width
+    int64_t dense_layers;                           // the first layers that are dense although others have experts
+    int64_t q_rank, kv_rank, rope_dim;              // multi-head latent attention (DeepSeek); kv_rank 0: plain
+};
+
+enum gang_cut { GANG_CUT_OUT, GANG_CUT_IN, GANG_CUT_NONE }; // how tensor parallelism cuts a matrix
+
+struct gang_matrix {
+    const char *name;
+    int64_t out, in; // [out, in]
+    int64_t stored;  // copies in memory: experts
+    int64_t active;  // copies that a token passes through
+    enum gang_cut cut;
+    bool expert; // shared out by expert parallelism
+};
+enum { GANG_MAX_MATRICES = 12 };
+
+void gang_shape_from_config(const struct gang_config *config, struct gang_shape *out);
+// A Hugging Face config.json or its directory: what gang_config_read takes, and for planning alone also the shapes of
+// mixtral, qwen2_moe, qwen3_moe and deepseek_v3. Errors as gang_config_read.
+GANG_CHECK_RESULT enum gang_status gang_shape_read(const char *path, struct gang_shape *out);
+
+// The matrices of layer kind `moe` (false: dense); returns their number.
+int gang_shape_matrices(const struct gang_shape *shape, bool moe, struct gang_matrix out[GANG_MAX_MATRICES]);
+static inline bool gang_shape_is_moe(const struct gang_shape *shape, int64_t layer) { return shape->experts && layer >= shape->dense_layers; }
+// Parameters: of one layer (norms included), of everything, and those a token passes through (embedding included).
+int64_t gang_shape_layer_parameters(const struct gang_shape *shape, bool moe);
+int64_t gang_shape_parameters(const struct gang_shape *shape);
+int64_t gang_shape_active_parameters(const struct gang_shape *shape);
+// FLOP of a forward pass for one token at sequence length T: 2 per weight of every matrix, 2 T heads (qk_dim + v_dim) for
+// attention counted in full (PaLM's convention, arXiv:2204.02311 appendix B), the head once. A step needs three times this.
+double gang_shape_layer_flops(const struct gang_shape *shape, bool moe, int64_t T);
+double gang_shape_flops(const struct gang_shape *shape, int64_t T);
+
+// ---- What is to be done: plan/layout.c -----------------------------------------------------------------------------
+
+struct gang_task {
+    struct gang_shape shape;
+    int64_t sequence_length, global_batch; // tokens, sequences
+    enum gang_math math;                   // of the layers' products; attention and head stay in f16 where this is f8
+};
+
+// job.yaml as the planner reads it: model, cluster, sequence_length, global_batch_tokens, compute. Paths are relative to the
+// file. `cluster` (may be NULL) overrides the field of that name.
+GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *cluster, struct gang_arena *arena, struct gang_task *task,
+                                                  struct gang_pool *pool);
+
+// Made again on the way back: nothing; norms and activations; those and every second product (torchtitan's selective); all of a layer.
+enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL };
+enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_ATTENTION_UNFUSED }; // second generation, first, T x T in memory
+enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
+enum gang_place_by { GANG_PLACE_STAGES, GANG_PLACE_REPLICAS }; // which index is outermost over the pool's devices
+enum gang_schedule { GANG_SCHEDULE_AUTO, GANG_SCHEDULE_1F1B, GANG_SCHEDULE_INTERLEAVED, GANG_SCHEDULE_ZERO_BUBBLE, GANG_SCHEDULE_LIST };
+extern const char *const gang_recompute_names[],
+    *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[], *const gang_attention_names[]; // end with NULL
+
+enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024 };
+
+// How the work is split. A chunk is a run of layers; stage s holds chunks s, s + pp, s + 2 pp, ...
+struct gang_layout {
+    int tp, pp, dp, vpp, cp, ep; // ep shares a layer's experts out inside dp
+    int micro_batch;             // sequences
+    int zero;                    // 0 nothing sharded, 1 optimizer, 2 and gradients, 3 and weights
+    int sequence_parallel;       // norms and residual stream cut by tp too
+    int tp_overlap;              // tensor-parallel exchange in pieces behind the products
+    int dp_overlap;              // reduce-scatter behind the last backward, all-gather behind the first forward
+    int fused;                   // 0: a framework that runs every element-wise operation by itself (eager PyTorch)
+    int attention;               // enum gang_attention_kernel
+    int gradients;               // enum gang_gradients: type they are summed and exchanged in
+    int recompute;               // enum gang_recompute
+    int place;                   // enum gang_place_by
+    int schedule;                // enum gang_schedule
+    int layer_count;             // of `layers` given; 0: even
+    int layers[GANG_MAX_CHUNKS]; // of each chunk, in the model's order
+};
+
+// "tp=8,pp=16,dp=64,vpp=2,mb=1,...": fields that are not named keep their defaults (1; zero=1, sp=1 where tp > 1,
+// dp_overlap=1). dp=0 or absent: what the pool leaves. Unknown fields, doubled ones and impossible values are ERR_INPUT.
+GANG_CHECK_RESULT enum gang_status gang_layout_parse(const char *text, struct gang_layout *out);
+char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *arena); // parses back to the same
+void gang_layout_init(struct gang_layout *layout);
+
+// Replicas that look the same: the same group under every stage, the same number of micro-batches.
+struct gang_class {
+    int64_t replicas, micro_batches; // micro_batches: of one replica in a step
+    const int *groups;               // [pp] index of the pool's group under each stage
+};
+
+struct gang_placement {
+    int64_t cell_devices; // tp * cp: what holds one stage of one replica
+    int class_count;
+    struct gang_class *classes;
+    int64_t devices_used;
+};
+
+// Checks that the layout fits the task and the pool, fills in dp and layers where they are not given, places the cells on the
+// pool in its order, and shares the micro-batches out by the classes' speed, exactly. Errors say what does not divide and the
+// nearest thing that does.
+GANG_CHECK_RESULT enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout,
+                                                     struct gang_arena *arena, struct gang_placement *out);
+
+// ---- Costs: plan/cost.c --------------------------------------------------------------------------------------------
+
+// Seconds by what they are spent on.
+struct gang_time {
+    double matmul, attention, vector; // products; attention; norms, activations and other work at memory speed
+    double tensor, expert, context;   // exposed exchange of tensor, expert and context parallelism
+    double gather;                    // exposed gathering of sharded weights (ZeRO-3)
+};
+double gang_time_sum(const struct gang_time *time);
+
+// What one chunk costs one cell for one micro-batch, and what it holds. Bytes are of one device.
+struct gang_chunk_cost {
+    struct gang_time forward, input, weight; // backward's two halves; recomputation is in `input`
+    double activation_bytes;                 // kept from forward to backward
+    double parameters, expert_parameters;    // of one device, after tensor and expert parallelism; experts' are part of all
+    double parameter_bytes, gradient_bytes, optimizer_bytes;
+    int layers;
+};
+
+// Seconds that `bytes` (the whole buffer on each of n members) take as ring all-reduce, reduce-scatter, all-gather, all-to-all
+// at `bandwidth` a member and `latency` a hop. Thakur, Rabenseifner, Gropp 2005 (doi 10.1177/1094342005051521).
+double gang_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency);
+double gang_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency); // and all-gather
+double gang_all_to_all(int64_t n, double bytes, double bandwidth, double latency);
+
+// Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
+double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);
+
+// What one layer of each kind and the two ends cost on devices of a group: all that chunks are made of. Depends on the layout's widths,
+// micro-batch and options, and on dp only with zero=3; not on pp, vpp and layers.
+struct gang_price {
+    struct gang_chunk_cost layer[2], first, last; // layer[1]: with experts
+};
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, struct gang_price *out);
+// A chunk of `dense` and `moe` layers, with the embedding and the head as told.
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe,
+                      bool first, bool last, struct gang_chunk_cost *out);
+// The layout's chunk of this number.
+void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
+                   struct gang_chunk_cost *out);
+
+// How an exchange inside a data-parallel group uses the network; for one chunk, all members together.
+struct gang_exchange {
+    double bytes;                      // buffer of one member's device
+    double fast_seconds;               // least time by the fast network inside nodes, latency included
+    double nic_bytes;                  // through one device's NIC, each direction
+    double link_bytes[GANG_MAX_SITES]; // over each of the pool's long links, a direction
+    double latency;                    // seconds
+};
+// The reduce-scatter (or all-reduce) of a chunk's gradients at the end of the step, and the all-gather of its parameters (none without
+// sharding). With zero=2 gradients, with zero=3 weights too are exchanged layer by layer in every micro-batch, inside the passes.
+void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int chunk,
+                         const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather);
+
+enum { GANG_MAX_CLASSES = 16 };
+
+// Everything the schedule, the verifier and the simulator need to know about times and sizes.
+struct gang_costs {
+    int classes, chunks, stages;
+    struct gang_chunk_cost *chunk;         // [classes, chunks]
+    double message_bytes;                  // between stages, of a whole cell, one micro-batch
+    struct gang_exchange *reduce, *gather; // [chunks]
+    double *optimizer_seconds;             // [classes, stages]
+    double *fixed_bytes;                   // [classes, stages] weights, gradients, optimizer, temporary: all but activations in flight
+    double *device_bytes;                  // [classes, stages] what the device has
+};
+static inline const struct gang_chunk_cost *gang_costs_chunk(const struct gang_costs *costs, int class_index, int chunk) {
+    return &costs->chunk[class_index * costs->chunks + chunk];
+}
+void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                     const struct gang_placement *placement, struct gang_arena *arena, struct gang_costs *out);
+
+// One way between the cells of two stages of a class: seconds of delay, bytes/s of a whole cell, whether it uses the NICs, and the
+// route between their sites.
+struct gang_hop {
+    double delay, bandwidth;
+    bool fast;
+    const struct gang_route *route;
+};
+void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int class_index,
+                      int from_stage, int to_stage, struct gang_hop *out);
+
+// Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, double layer_parameters);
+// Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations.
+struct gang_memory_use {
+    double weights, gradients, optimizer, activations, buffers, total, limit;
+};
+void gang_memory_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_costs *costs, int class_index, int stage,
+                    double activation_bytes, struct gang_memory_use *out);
+
+// ---- Programs: plan/program.c, plan/verify.c -----------------------------------------------------------------------
+
+enum gang_op {
+    GANG_OP_FORWARD,
+    GANG_OP_BACKWARD,        // both halves
+    GANG_OP_BACKWARD_INPUT,  // the half the stage before waits for
+    GANG_OP_BACKWARD_WEIGHT, // the half that only the optimizer waits for
+    GANG_OP_SEND,            // of an activation (after a forward) or its gradient (after a backward)
+    GANG_OP_RECEIVE,
+    GANG_OP_GATHER, // all-gather of the chunk's weights, before its first forward
+    GANG_OP_REDUCE, // reduce-scatter or all-reduce of the chunk's gradients, streamed out of its last backward
+    GANG_OP_OPTIMIZER,
+    GANG_OPS,
+};
+
+enum gang_operands { GANG_TAKES_NOTHING, GANG_TAKES_CHUNK, GANG_TAKES_MICRO, GANG_TAKES_PEER };
+struct gang_op_info {
+    const char *name;
+    enum gang_operands takes; // each kind takes what those before it take
+    bool compute;             // runs on the device's own lane
+};
+extern const struct gang_op_info gang_ops[GANG_OPS];
+
+struct gang_instruction {
+    uint8_t op;       // enum gang_op
+    uint8_t gradient; // send and receive: 1 for a gradient, 0 for an activation
+    int16_t chunk;
+    int32_t micro, peer; // peer: rank
+};
+
+// A rank of a program is one cell: a stage of a replica; its tensor-parallel devices run in step.
+struct gang_rank_program {
+    int count;
+    struct gang_instruction *items;
+};
+
+// rank = replica * stages + stage. A replica of the program stands for `copies` identical ones.
+struct gang_program {
+    int stages, chunks, replicas;
+    int buffers;                     // messages that a rank may have under way to another of each direction before a send waits
+    int64_t *copies;                 // [replicas]
+    int64_t *micro_batches;          // [replicas]
+    struct gang_rank_program *ranks; // [replicas * stages]
+};
+
+// Orders the work of every rank by the layout's schedule (auto: the best of all that apply, by their time with these costs and
+// the memory limits) and builds the program; `fold`: one replica per class, otherwise every replica by itself.
+GANG_CHECK_RESULT enum gang_status gang_program_build(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                      const struct gang_placement *placement, const struct gang_costs *costs, bool fold,
+                                                      struct gang_arena *arena, struct gang_program *out, enum gang_schedule *used);
+
+void gang_program_print(const struct gang_program *program, struct gang_buffer *out);
+// Reads the text form; `name` stands in messages, which carry the line. Anything that is not a program is ERR_FORMAT.
+GANG_CHECK_RESULT enum gang_status gang_program_parse(const char *name, const char *text, size_t bytes, struct gang_arena *arena,
+                                                      struct gang_program *out);
+
+// What the verifier finds out about a correct program.
+struct gang_program_facts {
+    int64_t instructions, messages;
+    int buffers_needed;       // least `buffers` under which it runs through
+    double *activation_bytes; // [replicas * stages] peak in flight on one device; only with costs
+};
+// Proves: every send has its receive and the other way round; no deadlock under the program's buffers; every chunk and
+// micro-batch forward once, then backward once (whole or in two halves); every chunk reduced once, with its last backward; the
+// optimizer last. ERR_FORMAT names rank, instruction and what is wrong. `costs` may be NULL.
+GANG_CHECK_RESULT enum gang_status gang_program_verify(const struct gang_program *program, const struct gang_costs *costs, struct gang_arena *arena,
+                                                       struct gang_program_facts *out);
+
+// ---- Schedules: plan/schedule.c ------------------------------------------------------------------------------------
+
+// Stage times for ordering. `forward`, `input`, `weight` are [chunks]; delay[s] from stage s to the next (and back), the last
+// entry from the last stage to the first; limit[s]: micro-batches x chunks whose activations stage s can hold.
+struct gang_timing {
+    int stages, chunks;
+    int64_t micro_batches;
+    const double *forward, *input, *weight, *delay;
+    const int64_t *limit;
+};
+
+struct gang_order {
+    int count;                      // of each stage: 2 or 3 for each chunk and micro-batch
+    struct gang_instruction *items; // compute instructions only
+};
+
+// One order for every stage ([stages]). ERR_UNSUPPORTED where the schedule does not apply (interleaved: micro-batches not a multiple of
+// stages). Auto never returns an order slower than any of the others.
+GANG_CHECK_RESULT enum gang_status gang_schedule_make(const struct gang_timing *timing, enum gang_schedule schedule, struct gang_arena *arena,
+                                                      struct gang_order *out, enum gang_schedule *used);
+// Seconds until every stage has finished these orders; INFINITY if they deadlock. Messages cost `delay` only.
+double gang_schedule_seconds(const struct gang_timing *timing, const struct gang_order *orders);
+// The most chunk activations stage s holds at once.
+int64_t gang_schedule_in_flight(const struct gang_order *order);
+
+#endif

@@ -1,0 +1,106 @@
+// pool: what there is. Sites, groups of like nodes, the links between sites, and what a device of each kind can do.
+//
+// A pool is read once from cluster.yaml and never changes; everything in it lives in the arena it was read into and may be
+// read from any thread. Units are SI: bytes, bytes per second and direction, FLOP per second, seconds, metres.
+#ifndef GANG_POOL_H
+#define GANG_POOL_H
+
+#include "base/base.h"
+
+// The type that matrix products compute in.
+enum gang_math { GANG_MATH_F16, GANG_MATH_F8, GANG_MATH_F32, GANG_MATHS };
+extern const char *const gang_math_names[]; // ends with NULL; f16 stands for fp16 and bf16
+
+enum gang_provenance { GANG_SPECIFICATION, GANG_CALIBRATED, GANG_MEASURED };
+const char *gang_provenance_name(enum gang_provenance provenance);
+
+// A kind of device. Fields as data/devices.yaml explains them.
+struct gang_kind {
+    struct gang_place place;
+    char *name;
+    double memory_bytes, memory_bandwidth;
+    double memory_reach;      // of the bandwidth, by kernels that stream
+    double peak[GANG_MATHS];  // FLOP/s; 0: not supported
+    double reach[GANG_MATHS]; // of the peak, by large products
+    double attention_reach;   // of the f16 peak (f32 where the math is f32)
+    double fast_bandwidth, nic_bandwidth;
+    double power_watt;
+    int64_t cores, fast_domain;
+    struct gang_strings measured, calibrated; // names of fields
+    struct gang_strings calibrated_on;        // ids of the published rows that they were fitted to
+};
+
+// Where a field's figure comes from.
+enum gang_provenance gang_kind_provenance(const struct gang_kind *kind, const char *field);
+
+// Like nodes under one network of a site.
+struct gang_group {
+    struct gang_place place;
+    char *name, *device;
+    const struct gang_kind *kind;
+    int site;               // index into the pool's sites
+    int64_t nodes, devices; // devices: per node
+    int64_t fast_domain;    // devices that share the high-bandwidth network; divides or is a multiple of `devices`
+    double fast_bandwidth, nic_bandwidth;
+    double nic_latency;      // seconds, one way, inside the site
+    int64_t leaf_nodes;      // nodes under one leaf switch; 0: one flat network
+    double price;            // of one device for an hour, in whatever money the file counts; 0: not stated
+    double oversubscription; // of the leaf's uplinks: 1 is none, 3 is 3:1
+};
+
+struct gang_site {
+    struct gang_place place;
+    char *name;
+    struct gang_list groups; // of struct gang_group, as in the file
+};
+
+struct gang_link {
+    struct gang_place place;
+    struct gang_strings between; // two names of sites
+    int a, b;                    // their indices
+    double bandwidth;            // all planes together, each direction
+    double distance_m, rtt;      // one of the two is given
+    double delay;                // one way, seconds
+};
+
+enum { GANG_MAX_SITES = 32, GANG_MAX_ROUTE = 8 };
+
+// The way from one site to another: links by index, and the sum of their delays. count 0 within a site.
+struct gang_route {
+    int count;
+    int links[GANG_MAX_ROUTE];
+    double delay;
+};
+
+struct gang_pool {
+    struct gang_place place;
+    char *path, *name;
+    struct gang_list sites, links, kinds; // struct gang_site, gang_link, gang_kind (the user's own)
+    int group_count;
+    struct gang_group **groups; // of all sites, in the file's order
+    int64_t devices;
+    struct gang_route *routes; // [sites * sites]
+};
+
+static inline const struct gang_site *gang_pool_site(const struct gang_pool *pool, int i) { return (const struct gang_site *)pool->sites.items + i; }
+static inline const struct gang_link *gang_pool_link(const struct gang_pool *pool, int i) { return (const struct gang_link *)pool->links.items + i; }
+static inline const struct gang_route *gang_pool_route(const struct gang_pool *pool, int from, int to) {
+    return &pool->routes[from * pool->sites.count + to];
+}
+
+// The built-in kinds, parsed once per call into `arena`; struct gang_kind.
+void gang_kinds_builtin(struct gang_arena *arena, struct gang_list *out);
+// By name among `kinds`; NULL if there is none.
+const struct gang_kind *gang_kind_find(const struct gang_list *kinds, const char *name);
+
+// A group's device whose name ends in .json is a profile that `gangline probe` wrote, its path relative to the file.
+// Reads a cluster file. GANG_ERR_INPUT with file, line and column for unknown names and fields, wrong units, impossible values, links that
+// leave a site apart.
+GANG_CHECK_RESULT enum gang_status gang_pool_read(const char *path, struct gang_arena *arena, struct gang_pool *out);
+// A pool of one site and one group: `devices` of `kind` in nodes of `per_node`.
+void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t per_node, struct gang_arena *arena, struct gang_pool *out);
+
+// The smallest bandwidth on a route, bytes/s; INFINITY for none.
+double gang_route_bandwidth(const struct gang_pool *pool, const struct gang_route *route);
+
+#endif

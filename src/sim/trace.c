@@ -1,0 +1,34 @@
+// Spans as Chrome's trace events.
+#include "sim/sim.h"
+
+void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, struct gang_buffer *out) {
+    gang_buffer_printf(out, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
+    for (int r = 0; r < sim->ranks; r++) {
+        int replica = r / program->stages, stage = r % program->stages;
+        if (!stage)
+            gang_buffer_printf(out, "{\"ph\": \"M\", \"name\": \"process_name\", \"pid\": %d, \"args\": {\"name\": \"replica %d (%lld alike)\"}},\n",
+                               replica, replica, (long long)program->copies[replica]);
+        gang_buffer_printf(out, "{\"ph\": \"M\", \"name\": \"thread_name\", \"pid\": %d, \"tid\": %d, \"args\": {\"name\": \"stage %d\"}},\n",
+                           replica, 2 * stage, stage);
+        gang_buffer_printf(out,
+                           "{\"ph\": \"M\", \"name\": \"thread_name\", \"pid\": %d, \"tid\": %d, \"args\": {\"name\": \"stage %d exchanges\"}},\n",
+                           replica, 2 * stage + 1, stage);
+    }
+    for (size_t i = 0; i < sim->span_count; i++) {
+        const struct gang_span *s = &sim->spans[i];
+        int replica = s->rank / program->stages, stage = s->rank % program->stages;
+        bool exchange = s->op == GANG_OP_GATHER || s->op == GANG_OP_REDUCE;
+        const char *name = gang_ops[s->op].name;
+        if (s->op != GANG_OP_SEND) {
+            gang_buffer_printf(out,
+                               "{\"ph\": \"X\", \"name\": \"%s c%d m%d\", \"cat\": \"%s\", \"pid\": %d, \"tid\": %d, \"ts\": %.3f, \"dur\": %.3f},\n",
+                               name, s->chunk, s->micro, name, replica, 2 * stage + exchange, s->start * 1e6, (s->end - s->start) * 1e6);
+            continue;
+        }
+        for (int end = 0; end < 2; end++)
+            gang_buffer_printf(
+                out, "{\"ph\": \"%s\", \"name\": \"send c%d m%d\", \"cat\": \"send\", \"id\": %zu, \"pid\": %d, \"tid\": %d, \"ts\": %.3f},\n",
+                end ? "e" : "b", s->chunk, s->micro, i, replica, 2 * stage + 1, (end ? s->end : s->start) * 1e6);
+    }
+    gang_buffer_printf(out, "{\"ph\": \"M\", \"name\": \"end\", \"pid\": 0, \"args\": {}}\n]}\n");
+}

@@ -1,0 +1,416 @@
+// The search: every layout of a space by closed form, the most promising by simulation.
+//
+// The space: tp over the powers of two inside the high-bandwidth domain, cp where the sequence is long, ep over the powers of two
+// that divide the experts, pp over every number of stages, vpp, micro-batch, recomputation, and sharding 1 to 3; on a pool of
+// unlike groups both placements, with as many layers on a stage as its devices' speed and memory allow. What the layout does not
+// fix (order of work, micro-batches of each replica) follows by gang_layout_place and the list scheduler.
+//
+// The closed form of a pipeline: the slowest stage works through all micro-batches; before and behind it the others fill and
+// drain, one part in vpp of their work, less where the weights' halves fill the gap; exchanges add what one backward or forward
+// pass cannot hide. It is not trusted: it only says whom to simulate. Where the space is small all of it is simulated, so the
+// answer is the best there is in it.
+#include "study/study.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { KEPT = 128, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
+// Layouts whose closed form is beyond the best simulated by this factor are not simulated any more.
+static const double hopeless = 1.10;
+
+// ---- Closed form ---------------------------------------------------------------------------------------------------
+
+// Stages that look the same.
+struct stage_sum {
+    int count;
+    double forward, input, weight; // of one micro-batch
+    double fixed, activation;      // bytes: states; of one chunk in flight, the largest
+    double reduce, gather;         // seconds of the exchanges, over the stage's chunks
+    double layers, limit;          // limit: bytes of the device
+    double layer_parameters;
+};
+
+static double seconds_of(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {
+    double seconds = x->fast_seconds;
+    for (int l = 0; l < pool->links.count; l++)
+        if (x->link_bytes[l] > 0) seconds = fmax(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
+    return seconds;
+}
+
+static void add_chunk(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
+                      const struct gang_chunk_cost *cost, double times, struct stage_sum *sum) {
+    struct gang_exchange reduce, gather;
+    gang_chunk_exchange(pool, l, placement, chunk, cost, &reduce, &gather);
+    sum->forward += times * gang_time_sum(&cost->forward);
+    sum->input += times * gang_time_sum(&cost->input);
+    sum->weight += times * gang_time_sum(&cost->weight);
+    sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
+    sum->activation = fmax(sum->activation, cost->activation_bytes);
+    sum->reduce += times * seconds_of(pool, &reduce, l->pp);
+    sum->gather += times * seconds_of(pool, &gather, l->pp);
+    sum->layers += times * cost->layers;
+    if (cost->layers) sum->layer_parameters = fmax(sum->layer_parameters, cost->parameters / cost->layers);
+}
+
+// Chunks that a stage has in flight by the usual schedule; `from_end`: stages behind it.
+static double in_flight(const struct gang_layout *l, double m, int from_end) {
+    double chunks = l->vpp == 1 ? from_end + 1 : 2 * from_end + (l->vpp - 1) * l->pp + 1;
+    return fmin(chunks, m * l->vpp);
+}
+
+static double combine(const struct gang_task *task, const struct gang_layout *l, const struct stage_sum *stages, int count, double m, double delay,
+                      double *memory_used) {
+    double slowest = 0, fill = 0, exchange = 0, fill_slowest = 0;
+    int before = 0;
+    for (int i = 0; i < count; i++) {
+        const struct stage_sum *s = &stages[i];
+        double work = s->forward + s->input + s->weight, whole = work / l->vpp;
+        // What one stage adds to filling and draining: all of it, or what the weights' halves leave (ZB-H1).
+        double part = l->vpp == 1 ? fmax(s->forward + s->input - s->weight, 0) : whole;
+        if (work > slowest) slowest = work, fill_slowest = part;
+        fill += s->count * part;
+        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / fmax(s->layers, 1);
+        double shown = fmax(tail, s->reduce - hidden), head = fmax(s->gather / fmax(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
+        exchange = fmax(exchange, shown + head);
+        double bytes = s->fixed + in_flight(l, m, l->pp - 1 - before) * s->activation + gang_buffer_bytes(task, l, s->layer_parameters);
+        *memory_used = fmax(*memory_used, bytes / (s->limit * (1 - gang_memory_margin)));
+        before += s->count;
+    }
+    return m * slowest + (fill - fill_slowest) + 2 * (l->pp - 1) * delay + exchange;
+}
+
+static double hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                          const struct gang_placement *placement) {
+    double sum = 0,
+           bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * (task->math == GANG_MATH_F32 ? 4 : 2);
+    bool alike = pool->group_count == 1;
+    for (int s = 0; s + 1 < l->pp; s++) {
+        struct gang_hop hop;
+        gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
+        double one = hop.delay + bytes / fmin(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)placement->classes[0].replicas);
+        if (alike) return one;
+        sum += one / (l->pp - 1);
+    }
+    return sum;
+}
+
+// One group: only the first chunk, the last, and one from the middle are unlike.
+static double estimate_alike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                             const struct gang_placement *placement, const struct gang_price *price, double *memory_used) {
+    const struct gang_shape *shape = &task->shape;
+    int chunks = l->pp * l->vpp;
+    int64_t n = (shape->layers + chunks - 1) / chunks, least = shape->layers / chunks;
+    int64_t dense = shape->experts ? (shape->dense_layers < least ? shape->dense_layers : least) : least;
+    struct gang_chunk_cost first, middle, last;
+    struct stage_sum stages[3] = {{.count = 1}, {.count = l->pp - 2}, {.count = 1}};
+    bool one = chunks == 1;
+    gang_price_chunk(task, l, price, one && !shape->experts ? n : dense, least - dense, true, one, &first);
+    gang_price_chunk(task, l, price, shape->experts ? 0 : n, shape->experts ? n : 0, false, false, &middle);
+    gang_price_chunk(task, l, price, shape->experts ? 0 : least, shape->experts ? least : 0, false, true, &last);
+    for (int i = 0; i < 3; i++) stages[i].limit = pool->groups[0]->kind->memory_bytes;
+    add_chunk(pool, l, placement, 0, &first, 1, &stages[0]);
+    if (one) return combine(task, l, stages, 1, (double)placement->classes[0].micro_batches, 0, memory_used);
+    if (l->vpp > 1) add_chunk(pool, l, placement, 0, &middle, l->vpp - 1, &stages[0]);
+    if (l->pp > 2) add_chunk(pool, l, placement, 1, &middle, l->vpp, &stages[1]);
+    add_chunk(pool, l, placement, chunks - 1, &last, 1, &stages[2]);
+    if (l->vpp > 1) add_chunk(pool, l, placement, l->pp - 1, &middle, l->vpp - 1, &stages[2]);
+    double delay = hop_seconds(task, pool, l, placement);
+    if (l->pp == 2) stages[1] = stages[2];
+    return combine(task, l, stages, l->pp == 2 ? 2 : 3, (double)placement->classes[0].micro_batches, delay, memory_used);
+}
+
+double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
+                     struct gang_arena *arena, double *memory_used) {
+    *memory_used = 0;
+    if (pool->group_count == 1 && placement->class_count == 1) {
+        struct gang_price price;
+        gang_price_fill(task, l, pool->groups[0], &price);
+        return estimate_alike(task, pool, l, placement, &price, memory_used);
+    }
+    struct gang_costs costs;
+    double slowest = 0, delay = hop_seconds(task, pool, l, placement);
+    gang_costs_fill(task, pool, l, placement, arena, &costs);
+    struct stage_sum *stages = gang_arena_alloc(arena, (size_t)l->pp * sizeof *stages);
+    for (int c = 0; c < costs.classes; c++) {
+        for (int s = 0; s < l->pp; s++) {
+            stages[s] = (struct stage_sum){.count = 1, .limit = costs.device_bytes[c * l->pp + s]};
+            for (int chunk = s; chunk < costs.chunks; chunk += l->pp)
+                add_chunk(pool, l, placement, chunk, gang_costs_chunk(&costs, c, chunk), 1, &stages[s]);
+        }
+        slowest = fmax(slowest, combine(task, l, stages, l->pp, (double)placement->classes[c].micro_batches, delay, memory_used));
+    }
+    return slowest;
+}
+
+// ---- The space -----------------------------------------------------------------------------------------------------
+
+struct search {
+    const struct gang_task *task;
+    const struct gang_pool *pool;
+    enum gang_objective objective;
+    struct gang_arena scratch; // of one layout; emptied after each
+    int *zeros;                // [GANG_MAX_STAGES] the only group, under every stage
+    struct gang_price price;   // of the only group
+    int kept;
+    struct gang_found *best;  // [KEPT] by estimate
+    struct gang_found hungry; // the least hungry of those that do not fit
+    struct gang_search *out;
+};
+
+const char *const gang_objective_names[] = {"time", "energy", "price", NULL};
+
+// What a second of one device of the group costs by the objective, where that is not the time itself.
+static double rate_of(const struct search *s, const struct gang_group *group) {
+    return s->objective == GANG_OBJECTIVE_ENERGY ? group->kind->power_watt : group->price / 3600;
+}
+
+static double score_of(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double seconds) {
+    double rate = 0;
+    if (s->objective == GANG_OBJECTIVE_TIME) return seconds;
+    for (int c = 0; c < placement->class_count; c++)
+        for (int i = 0; i < l->pp; i++)
+            rate += (double)(placement->classes[c].replicas * placement->cell_devices) * rate_of(s, s->pool->groups[placement->classes[c].groups[i]]);
+    return seconds * rate;
+}
+
+static void keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
+    s->out->considered++;
+    if (memory_used > 1) {
+        if (s->hungry.memory_used == 0 || memory_used < s->hungry.memory_used)
+            s->hungry = (struct gang_found){.layout = *l, .memory_used = memory_used};
+        return;
+    }
+    s->out->fitting++;
+    double score = score_of(s, l, placement, estimate);
+    if (s->kept == KEPT && score >= s->best[KEPT - 1].score) return;
+    int at = s->kept < KEPT ? s->kept++ : KEPT - 1;
+    for (; at && s->best[at - 1].score > score; at--) s->best[at] = s->best[at - 1];
+    s->best[at] = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
+}
+
+static void consider_alike(struct search *s, struct gang_layout *l) {
+    int64_t batches = s->task->global_batch / l->micro_batch;
+    struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .groups = s->zeros};
+    if (l->vpp > 1 && class.micro_batches % l->pp) return; // interleaving wants whole groups
+    const struct gang_placement placement = {
+        .cell_devices = (int64_t)l->tp * l->cp, .class_count = 1, .classes = &class, .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
+    double memory_used = 0;
+    if (l->zero > 1) gang_price_fill(s->task, l, s->pool->groups[0], &s->price);
+    double estimate = estimate_alike(s->task, s->pool, l, &placement, &s->price, &memory_used);
+    keep(s, l, &placement, estimate, memory_used);
+}
+
+// Layers one after another to the stage that would then be done first, where its device has room for them.
+static bool share_layers(struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
+    double seconds[GANG_MAX_STAGES], load[GANG_MAX_STAGES], room[GANG_MAX_STAGES], each[GANG_MAX_STAGES];
+    struct gang_price price = {0};
+    for (int i = 0; i < l->pp; i++) {
+        const int *groups = placement->classes[0].groups;
+        const struct gang_group *group = s->pool->groups[groups[i]];
+        struct gang_chunk_cost one, ends;
+        if (!i || groups[i] != groups[i - 1]) gang_price_fill(s->task, l, group, &price);
+        bool moe = s->task->shape.experts > 0;
+        gang_price_chunk(s->task, l, &price, !moe, moe, false, false, &one);
+        gang_price_chunk(s->task, l, &price, 0, 0, i == 0, i == l->pp - 1, &ends);
+        seconds[i] = gang_time_sum(&one.forward) + gang_time_sum(&one.input) + gang_time_sum(&one.weight);
+        load[i] = gang_time_sum(&ends.forward) + gang_time_sum(&ends.input) + gang_time_sum(&ends.weight);
+        double flight = in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
+        each[i] = one.parameter_bytes + one.gradient_bytes + one.optimizer_bytes + flight * one.activation_bytes;
+        room[i] = group->kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, one.parameters) - ends.parameter_bytes -
+                  ends.gradient_bytes - ends.optimizer_bytes - flight * ends.activation_bytes;
+        l->layers[i] = 0;
+    }
+    for (int64_t n = 0; n < s->task->shape.layers; n++) {
+        int best = -1;
+        for (int i = 0; i < l->pp; i++)
+            if (room[i] >= each[i] && (best < 0 || load[i] + seconds[i] < load[best] + seconds[best])) best = i;
+        if (best < 0) return false;
+        load[best] += seconds[best];
+        room[best] -= each[best];
+        l->layers[best]++;
+    }
+    l->layer_count = l->pp;
+    return true;
+}
+
+static void consider_unlike(struct search *s, const struct gang_layout *wanted) {
+    bool same = wanted->pp == 1 || wanted->dp == 1; // both placements are one
+    for (int place = 0; place < (same ? 1 : 2); place++) {
+        struct gang_placement placement;
+        struct gang_layout even = *wanted, uneven;
+        double memory_used = 0;
+        even.place = place;
+        gang_arena_release(&s->scratch);
+        gang_arena_init(&s->scratch);
+        if (gang_layout_place(s->task, s->pool, &even, &s->scratch, &placement)) continue;
+        double estimate = gang_estimate(s->task, s->pool, &even, &placement, &s->scratch, &memory_used);
+        keep(s, &even, &placement, estimate, memory_used);
+        uneven = even;
+        if (wanted->vpp > 1 || !share_layers(s, &uneven, &placement) || !memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers))
+            continue;
+        if (gang_layout_place(s->task, s->pool, &uneven, &s->scratch, &placement)) continue;
+        estimate = gang_estimate(s->task, s->pool, &uneven, &placement, &s->scratch, &memory_used);
+        keep(s, &uneven, &placement, estimate, memory_used);
+    }
+}
+
+static void each_depth(struct search *s, struct gang_layout *l, const struct gang_price *price) {
+    int64_t layers = s->task->shape.layers;
+    bool whole = s->task->global_batch / l->micro_batch % l->dp == 0;
+    for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
+        for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
+            s->price = *price;
+            if (s->pool->group_count == 1 && whole)
+                consider_alike(s, l);
+            else
+                consider_unlike(s, l);
+        }
+}
+
+static void each_stage_count(struct search *s, struct gang_layout *l) {
+    int64_t cells = s->pool->devices / ((int64_t)l->tp * l->cp);
+    bool alike = s->pool->group_count == 1;
+    if (alike) {
+        l->zero = 1;
+        l->dp = 1;
+        gang_price_fill(s->task, l, s->pool->groups[0], &s->price);
+    }
+    const struct gang_price price = s->price;
+    int64_t batches = s->task->global_batch / l->micro_batch;
+    for (int pp = 1; pp <= s->task->shape.layers && pp <= cells && pp <= GANG_MAX_STAGES; pp++) {
+        if (alike && cells % pp) continue;
+        l->pp = pp;
+        l->dp = (int)(cells / pp < batches ? cells / pp : batches);
+        // Fewer devices never save time, but may save energy or money.
+        for (bool more = true; more; l->dp /= 2) {
+            more = s->objective != GANG_OBJECTIVE_TIME && l->dp % 2 == 0;
+            if (l->dp % l->ep == 0) each_depth(s, l, &price);
+        }
+    }
+}
+
+static void each_width(struct search *s) {
+    const struct gang_shape *shape = &s->task->shape;
+    int64_t domain = MAX_WIDTH;
+    for (int g = 0; g < s->pool->group_count; g++)
+        if (s->pool->groups[g]->fast_domain < domain) domain = s->pool->groups[g]->fast_domain;
+    struct gang_layout l;
+    gang_layout_init(&l);
+    for (l.tp = 1; l.tp <= domain; l.tp *= 2) {
+        if (shape->heads % l.tp || shape->ffn % l.tp || (shape->experts && shape->expert_ffn % l.tp)) continue;
+        for (l.cp = 1; l.cp <= s->task->sequence_length / 8192 || l.cp == 1; l.cp *= 2) {
+            if (s->pool->devices < (int64_t)l.tp * l.cp || (s->pool->group_count == 1 && s->pool->devices % ((int64_t)l.tp * l.cp))) break;
+            for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2)
+                for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2)
+                    for (l.recompute = GANG_RECOMPUTE_NONE; l.recompute <= GANG_RECOMPUTE_FULL; l.recompute++) {
+                        if (s->task->global_batch % l.micro_batch || s->task->sequence_length % ((int64_t)l.cp * l.tp)) continue;
+                        each_stage_count(s, &l);
+                    }
+        }
+    }
+}
+
+// ---- The answer ----------------------------------------------------------------------------------------------------
+
+static void rates_of(const struct gang_kind *k, enum gang_math math, enum gang_math soft, double out[3]) {
+    out[0] = k->peak[math] * k->reach[math];
+    out[1] = k->peak[soft] * k->reach[soft];
+    out[2] = k->peak[soft] * k->attention_reach;
+}
+
+// T sum_d max_i (r_id / u_i) >= sum_i F_i / u_i holds for any split of works F_i over devices d with rates r_id and any units u; each
+// kind's own rates are tried as units, and the largest bound counts.
+static double lower_bound(const struct gang_task *task, const struct gang_pool *pool) {
+    const struct gang_shape *s = &task->shape;
+    double tokens = (double)task->global_batch * (double)task->sequence_length, T = (double)task->sequence_length;
+    enum gang_math math = task->math, soft = math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
+    double scores = 2 * T * (double)(s->heads * (s->qk_dim + s->v_dim)) * (double)s->layers, head = 2 * (double)s->vocab * (double)s->hidden;
+    // Works: the layers' products, the head's, attention (causal half; backward 2.5 times forward).
+    double work[3] = {3 * tokens * (gang_shape_flops(s, task->sequence_length) - scores - head), 3 * tokens * head, 3.5 * tokens * scores / 2};
+    double best = 0;
+    for (int reference = 0; reference < pool->group_count; reference++) {
+        double left = 0, right = 0, unit[3];
+        rates_of(pool->groups[reference]->kind, math, soft, unit);
+        for (int g = 0; g < pool->group_count; g++) {
+            double rate[3], most = 0;
+            rates_of(pool->groups[g]->kind, math, soft, rate);
+            for (int i = 0; i < 3; i++) most = fmax(most, rate[i] / unit[i]);
+            right += most * (double)(pool->groups[g]->nodes * pool->groups[g]->devices);
+        }
+        for (int i = 0; i < 3; i++) left += work[i] / unit[i];
+        best = fmax(best, left / right);
+    }
+    return best;
+}
+
+static void enter_found(struct gang_search *out, int top, const struct gang_found *found) {
+    if (out->count == top && found->score >= out->found[top - 1].score) return;
+    int at = out->count < top ? out->count++ : top - 1;
+    for (; at && out->found[at - 1].score > found->score; at--) out->found[at] = out->found[at - 1];
+    out->found[at] = *found;
+}
+
+static void simulate_best(struct search *s, int top) {
+    struct gang_search *out = s->out;
+    bool all = out->fitting <= KEPT;
+    for (int i = 0; i < s->kept; i++) {
+        struct gang_found *f = &s->best[i];
+        struct gang_answer answer;
+        if (!all && out->count == top && out->simulated >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
+        if (!all && out->simulated >= 2 * SIMULATE_LEAST) break;
+        gang_arena_release(&s->scratch);
+        gang_arena_init(&s->scratch);
+        out->simulated++;
+        if (gang_evaluate(s->task, s->pool, &f->layout, 0, &s->scratch, &answer)) continue; // does not fit after all
+        f->summary = answer.summary;
+        f->schedule = answer.schedule;
+        f->memory_used = answer.memory_used;
+        f->layout = answer.layout;
+        f->score = score_of(s, &f->layout, &answer.placement, f->summary.step_seconds);
+        enter_found(out, top, f);
+    }
+}
+
+static enum gang_status explain(struct search *s) {
+    struct gang_answer answer;
+    if (!s->hungry.memory_used) // not one could even be placed: say why of the plainest
+        return gang_evaluate(s->task, s->pool, &(struct gang_layout){.tp = 1, .pp = 1, .vpp = 1, .cp = 1, .ep = 1, .micro_batch = 1, .zero = 1}, 0,
+                             &s->scratch, &answer);
+    enum gang_status status = gang_evaluate(s->task, s->pool, &s->hungry.layout, 0, &s->scratch, &answer);
+    if (status) return status;
+    return gang_fail(GANG_ERR_MEMORY, "no layout of the %lld looked at fits the devices' memory", (long long)s->out->considered);
+}
+
+enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
+                                 struct gang_arena *arena, struct gang_search *out) {
+    struct search s = {.task = task, .pool = pool, .objective = objective, .out = out};
+    enum gang_status status = GANG_OK;
+    for (int g = 0; g < pool->group_count && objective != GANG_OBJECTIVE_TIME; g++)
+        if (!(rate_of(&s, pool->groups[g]) > 0))
+            return gang_fail(GANG_ERR_INPUT, "objective %s: group '%s' does not state its %s", gang_objective_names[objective], pool->groups[g]->name,
+                             objective == GANG_OBJECTIVE_ENERGY ? "kind's power" : "price");
+    *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};
+    gang_arena_init(&s.scratch);
+    s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
+    s.best = gang_arena_alloc(arena, (KEPT + 1) * sizeof *s.best);
+    double start = gang_seconds();
+    each_width(&s);
+    out->estimate_seconds = gang_seconds() - start;
+    simulate_best(&s, top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top);
+    if (!out->count) status = explain(&s);
+    gang_arena_release(&s.scratch);
+    return status;
+}
+
+double gang_sum_of_parts(const struct gang_task *task, const struct gang_pool *pool, struct gang_arena *arena) {
+    double sum = 0;
+    for (int g = 0; g < pool->group_count; g++) {
+        struct gang_search alone;
+        struct gang_pool part = *pool;
+        part.groups = &pool->groups[g];
+        part.group_count = 1;
+        part.devices = pool->groups[g]->nodes * pool->groups[g]->devices;
+        if (!gang_search_run(task, &part, GANG_OBJECTIVE_TIME, 1, arena, &alone)) sum += alone.found[0].summary.tokens_per_second;
+    }
+    return sum;
+}

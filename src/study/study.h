@@ -1,0 +1,131 @@
+// study: questions asked of the planner and the simulator. What does a layout cost, which is best, how far off are the answers.
+//
+// Stands above sim, so that the search chooses by simulating the very programs that would run. No state; any thread.
+#ifndef GANG_STUDY_H
+#define GANG_STUDY_H
+
+#include "sim/sim.h"
+
+// ---- One layout: study/evaluate.c ----------------------------------------------------------------------------------
+
+struct gang_answer {
+    struct gang_layout layout; // with everything filled in
+    struct gang_placement placement;
+    struct gang_costs costs;
+    struct gang_program program; // one replica per class, or every replica by itself
+    struct gang_program_facts facts;
+    enum gang_schedule schedule; // that was used
+    struct gang_sim sim;
+    struct gang_summary summary;
+    struct gang_memory_use *memory; // [classes, stages]
+    double memory_used;             // the largest share of a device's memory, margin counted as used
+    int tightest_class, tightest_stage;
+};
+
+// Flags: memory is not checked; spans are kept; every replica is simulated by itself instead of one for each class.
+enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2, GANG_EVALUATE_UNFOLDED = 4 };
+
+// Places, prices, orders, verifies and simulates. GANG_ERR_INPUT for a layout that does not fit the task or the pool,
+// GANG_ERR_MEMORY (unless GANG_EVALUATE_ANY_MEMORY) with what is missing where.
+GANG_CHECK_RESULT enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                 int flags, struct gang_arena *arena, struct gang_answer *out);
+
+// The same for a program that somebody wrote, in the text form: it must be one for this layout (its stages, chunks, replicas and
+// micro-batches, folded) and passes the verifier before it runs. GANG_ERR_FORMAT where it does not.
+GANG_CHECK_RESULT enum gang_status gang_evaluate_program(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                         const char *path, int flags, struct gang_arena *arena, struct gang_answer *out);
+
+// ---- The best layout: study/search.c -------------------------------------------------------------------------------
+
+enum gang_objective { GANG_OBJECTIVE_TIME, GANG_OBJECTIVE_ENERGY, GANG_OBJECTIVE_PRICE };
+extern const char *const gang_objective_names[]; // ends with NULL
+
+struct gang_found {
+    struct gang_layout layout;
+    double score;                // what the objective makes least: seconds, joules or money for a step
+    double estimate;             // seconds by closed form
+    struct gang_summary summary; // by simulation
+    enum gang_schedule schedule;
+    double memory_used;
+};
+
+enum { GANG_MAX_FOUND = 16 };
+
+struct gang_search {
+    int64_t considered, fitting, simulated; // layouts by closed form, those within memory, those simulated
+    double estimate_seconds;                // that the closed forms took
+    int count;
+    struct gang_found found[GANG_MAX_FOUND]; // the best first
+    // No layout can be faster on these devices: every product and every attention at its device's full reach, nothing else.
+    double bound_seconds;
+};
+
+// Seconds of a step and the share of memory by closed form; what the search sorts by. Layout placed and filled in, as
+// gang_layout_place leaves it.
+double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                     const struct gang_placement *placement, struct gang_arena *arena, double *memory_used);
+
+// Looks at every layout of the space (see the essay in search.c), simulates the most promising and returns the best `top` by the
+// objective; for energy and price also layouts on fewer devices. GANG_ERR_INPUT where the pool does not state what the objective
+// counts. GANG_ERR_MEMORY says what the least hungry layout lacks where none fits.
+GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
+                                                   struct gang_arena *arena, struct gang_search *out);
+
+// Tokens a second of the best layout of every group by itself, summed: what unlike devices would do without each other. Groups on
+// which the model does not fit count 0.
+double gang_sum_of_parts(const struct gang_task *task, const struct gang_pool *pool, struct gang_arena *arena);
+
+// The launch flags of a layout for another trainer, and as comments what that trainer cannot express of it: study/emit.c
+enum gang_trainer { GANG_MEGATRON, GANG_TORCHTITAN, GANG_DEEPSPEED };
+extern const char *const gang_trainer_names[]; // ends with NULL
+void gang_emit(enum gang_trainer trainer, const struct gang_task *task, const struct gang_answer *answer, struct gang_buffer *out);
+
+// ---- Published runs: study/cases.c, study/validate.c ---------------------------------------------------------------
+
+// A row of a table with the columns of data/cases/training_runs.csv, as the planner understands it.
+struct gang_case {
+    const char *id, *source, *model, *device, *dtype, *notes;
+    const char *why_not; // NULL, or why nothing is predicted
+    const struct gang_kind *kind;
+    struct gang_task task;
+    struct gang_layout layout;
+    int64_t devices;
+    double measured; // seconds of a step
+    double predicted;
+    double peak_bytes;        // predicted, of the fullest device
+    double stated_peak_bytes; // 0: not stated
+    bool calibrated_on;
+};
+
+// Error of a set of rows, as fractions of the measured value.
+struct gang_error_summary {
+    const char *device, *dtype, *source; // "" where all
+    int rows;
+    double mean, median, p95, largest;
+    double null_mean; // of one constant MFU for the device and type, its best
+    double bias;      // mean of the signed errors
+};
+
+struct gang_validation {
+    int count;
+    struct gang_case *cases;
+    struct gang_error_summary blind; // rows that no calibration used
+    int set_count;
+    struct gang_error_summary *sets; // by device, type and source
+    double tau;                      // Kendall's, mean over groups of rows that share model, device and device count
+    int tau_groups;
+    int memory_rows; // that state a peak, and the mean error of the predicted one
+    double memory_mean;
+};
+
+// Reads and predicts. Rows without enough data, or that their source contradicts, are kept with the reason.
+GANG_CHECK_RESULT enum gang_status gang_validate(const char *path, struct gang_arena *arena, struct gang_validation *out);
+GANG_CHECK_RESULT enum gang_status gang_cases_read(const char *path, const struct gang_list *kinds, struct gang_arena *arena, int *count,
+                                                   struct gang_case **out);
+// Kendall's tau-b of two lists.
+double gang_kendall(int count, const double *a, const double *b);
+
+// Part of a device's memory that plans leave alone.
+extern const double gang_memory_margin;
+
+#endif

@@ -1,0 +1,136 @@
+// How far off the predictions are: every published run simulated, and the errors summed up beside a null model.
+#include "study/study.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void predict(struct gang_case *c) {
+    struct gang_arena arena;
+    struct gang_pool pool;
+    struct gang_answer answer;
+    if (c->why_not) return;
+    gang_arena_init(&arena);
+    int64_t per_node = c->kind->fast_domain < c->devices ? c->kind->fast_domain : c->devices;
+    while (c->devices % per_node) per_node--;
+    gang_pool_uniform(c->kind, c->devices, per_node, &arena, &pool);
+    enum gang_status status = gang_evaluate(&c->task, &pool, &c->layout, GANG_EVALUATE_ANY_MEMORY, &arena, &answer);
+    if (!status) {
+        c->predicted = answer.summary.step_seconds;
+        c->peak_bytes = answer.memory[answer.tightest_stage].total;
+    }
+    gang_arena_release(&arena);
+}
+
+double gang_kendall(int count, const double *a, const double *b) {
+    double agree = 0, tied_a = 0, tied_b = 0, pairs = 0;
+    for (int i = 0; i < count; i++)
+        for (int j = i + 1; j < count; j++) {
+            double x = a[i] - a[j], y = b[i] - b[j];
+            pairs++;
+            tied_a += x == 0;
+            tied_b += y == 0;
+            agree += x * y > 0 ? 1 : x * y < 0 ? -1 : 0;
+        }
+    double base = sqrt((pairs - tied_a) * (pairs - tied_b));
+    return base > 0 ? agree / base : NAN;
+}
+
+static int compare(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static bool usable(const struct gang_case *c) { return !c->why_not; }
+static bool same_set(const struct gang_case *a, const struct gang_case *b, bool source) {
+    return !strcmp(a->device, b->device) && !strcmp(a->dtype, b->dtype) && (!source || !strcmp(a->source, b->source));
+}
+
+static double model_flops(const struct gang_case *c) {
+    return 3 * gang_shape_flops(&c->task.shape, c->task.sequence_length) * (double)c->task.global_batch * (double)c->task.sequence_length;
+}
+static double mfu_of(const struct gang_case *c) { return model_flops(c) / (c->measured * (double)c->devices * c->kind->peak[c->task.math]); }
+
+// The constant MFU that is best in hindsight for a device and type: the median of what was measured.
+static double null_mfu(const struct gang_validation *v, const struct gang_case *like, double *scratch) {
+    int n = 0;
+    for (int i = 0; i < v->count; i++)
+        if (usable(&v->cases[i]) && same_set(&v->cases[i], like, false)) scratch[n++] = mfu_of(&v->cases[i]);
+    qsort(scratch, (size_t)n, sizeof *scratch, compare);
+    return n ? (scratch[(n - 1) / 2] + scratch[n / 2]) / 2 : 1;
+}
+
+// Over the rows of `like`'s set, or all where it is NULL; rows that a calibration used are left out.
+static void summarise(const struct gang_validation *v, const struct gang_case *like, struct gang_arena *arena, struct gang_error_summary *out) {
+    double *errors = gang_arena_alloc(arena, (size_t)v->count * sizeof(double)),
+           *scratch = gang_arena_alloc(arena, (size_t)v->count * sizeof(double));
+    *out = (struct gang_error_summary){.device = like ? like->device : "", .dtype = like ? like->dtype : "", .source = like ? like->source : ""};
+    for (int i = 0; i < v->count; i++) {
+        const struct gang_case *c = &v->cases[i];
+        if (!usable(c) || c->calibrated_on || (like && !same_set(c, like, true))) continue;
+        double null_seconds = model_flops(c) / (null_mfu(v, c, scratch) * (double)c->devices * c->kind->peak[c->task.math]);
+        errors[out->rows++] = fabs(c->predicted / c->measured - 1);
+        out->bias += c->predicted / c->measured - 1;
+        out->null_mean += fabs(null_seconds / c->measured - 1);
+    }
+    if (!out->rows) return;
+    qsort(errors, (size_t)out->rows, sizeof *errors, compare);
+    for (int i = 0; i < out->rows; i++) out->mean += errors[i] / out->rows;
+    out->bias /= out->rows;
+    out->null_mean /= out->rows;
+    out->median = (errors[(out->rows - 1) / 2] + errors[out->rows / 2]) / 2;
+    out->p95 = errors[(int)ceil(0.95 * out->rows) - 1];
+    out->largest = errors[out->rows - 1];
+}
+
+static void rank_groups(struct gang_validation *v, struct gang_arena *arena) {
+    double *a = gang_arena_alloc(arena, (size_t)v->count * sizeof(double)), *b = gang_arena_alloc(arena, (size_t)v->count * sizeof(double)), sum = 0;
+    bool *done = gang_arena_alloc(arena, (size_t)v->count);
+    for (int i = 0; i < v->count; i++) {
+        const struct gang_case *first = &v->cases[i];
+        int n = 0;
+        if (done[i] || !usable(first)) continue;
+        for (int j = i; j < v->count; j++) {
+            const struct gang_case *c = &v->cases[j];
+            if (!usable(c) || c->devices != first->devices || strcmp(c->model, first->model) != 0 || strcmp(c->device, first->device) != 0) continue;
+            // Rates, so that rows of unlike batches can be ranked.
+            double tokens = (double)c->task.global_batch * (double)c->task.sequence_length;
+            done[j] = true;
+            a[n] = tokens / c->measured;
+            b[n++] = tokens / c->predicted;
+        }
+        double tau = n > 1 ? gang_kendall(n, a, b) : NAN;
+        if (isnan(tau)) continue;
+        sum += tau;
+        v->tau_groups++;
+    }
+    v->tau = v->tau_groups ? sum / v->tau_groups : NAN;
+}
+
+enum gang_status gang_validate(const char *path, struct gang_arena *arena, struct gang_validation *out) {
+    struct gang_list kinds;
+    *out = (struct gang_validation){0};
+    gang_kinds_builtin(arena, &kinds);
+    enum gang_status status = gang_cases_read(path, &kinds, arena, &out->count, &out->cases);
+    if (status) return status;
+    for (int i = 0; i < out->count; i++) {
+        predict(&out->cases[i]);
+        if (!out->cases[i].why_not && !(out->cases[i].predicted > 0)) out->cases[i].why_not = gang_arena_strdup(arena, gang_error());
+    }
+    out->sets = gang_arena_alloc(arena, (size_t)out->count * sizeof *out->sets);
+    for (int i = 0; i < out->count; i++) {
+        bool first = usable(&out->cases[i]);
+        for (int j = 0; j < i && first; j++) first = !usable(&out->cases[j]) || !same_set(&out->cases[i], &out->cases[j], true);
+        if (first) summarise(out, &out->cases[i], arena, &out->sets[out->set_count++]);
+    }
+    summarise(out, NULL, arena, &out->blind);
+    rank_groups(out, arena);
+    for (int i = 0; i < out->count; i++) {
+        const struct gang_case *c = &out->cases[i];
+        if (!usable(c) || !(c->stated_peak_bytes > 0)) continue;
+        out->memory_mean += fabs(c->peak_bytes / c->stated_peak_bytes - 1);
+        out->memory_rows++;
+    }
+    if (out->memory_rows) out->memory_mean /= out->memory_rows;
+    return GANG_OK;
+}

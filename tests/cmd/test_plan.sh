@@ -1,0 +1,86 @@
+#!/bin/sh
+# The planner's examples and its refusals, from the outside.
+set -u
+cd "$(dirname "$0")/../.."
+bad=0
+ok() { echo "[       OK ] $1"; }
+failed() { echo "[  FAILED  ] test_$1"; bad=1; }
+# run NAME ARGUMENTS...: must succeed and print a step.
+run() {
+    name=$1; shift
+    out=$("$GANGLINE" "$@" --json 2>&1) && echo "$out" | grep -q '"step_seconds": [0-9]' && ok "$name" || { echo "$out"; failed "$name"; }
+}
+# refuse NAME WORDS ARGUMENTS...: exit status 1 and these words.
+refuse() {
+    name=$1 words=$2; shift 2
+    out=$("$GANGLINE" "$@" 2>&1)
+    [ $? = 1 ] && echo "$out" | grep -qF "$words" && ok "$name" || { echo "$out"; failed "$name"; }
+}
+e=examples/plan
+run simulate_laptops simulate $e/laptops.yaml --layout pp=2,zero=0
+run simulate_node8 simulate $e/node8.yaml --layout tp=2,pp=4,mb=1 --timeline
+run simulate_mixed simulate $e/mixed.yaml --layout tp=8,pp=2,mb=2,layers=13/19
+run simulate_cities300 simulate $e/cities300.yaml --layout tp=8,pp=8
+run simulate_cities500 simulate $e/cities500.yaml --layout tp=8,pp=16
+run simulate_llama405 simulate $e/llama405.yaml --layout tp=8,pp=16,dp=128,mb=1
+run simulate_deepseek simulate $e/deepseek.yaml --layout pp=16,ep=64,recompute=full
+run plan_node8 plan $e/node8.yaml
+run plan_laptops plan $e/laptops.yaml
+run plan_mixed plan $e/mixed.yaml
+run plan_three_kinds plan $e/three-kinds.yaml
+run plan_cities300 plan $e/cities300.yaml
+run plan_llama405 plan $e/llama405.yaml
+run plan_deepseek plan $e/deepseek.yaml
+run plan_energy plan $e/three-kinds.yaml --objective energy
+refuse plan_price "does not state its price" plan $e/node8.yaml --objective price
+run plan_layout plan $e/node8.yaml --layout tp=2,pp=4
+refuse plan_fits_nowhere "on stage" plan $e/llama405.yaml --cluster $e/clusters/node8.yaml
+out=$("$GANGLINE" validate data/cases/training_runs.csv --json) && echo "$out" | python3 -c '
+import json, sys
+v = json.load(sys.stdin)
+rows, skipped, s = v["rows"], v["skipped"], v["summary"]
+table = open("data/cases/training_runs.csv").read().count("\n") - 1
+assert len(rows) + len(skipped) == table, "a row was dropped"
+assert all(r["predicted"] > 0 for r in rows) and all(x["why"] for x in skipped)
+assert s["rows"] == sum(not r["calibrated_on"] for r in rows) > 200
+assert s["mean_pct"] < 8 and s["mean_pct"] < s["null_mean_pct"] and s["kendall_tau"] > 0.9, s
+' && ok validate_accuracy || { echo "$out" | tail -c 300; failed validate_accuracy; }
+refuse validate_no_table "the column 'id' is missing" validate data/cases/faults.csv
+run simulate_faults simulate $e/llama405.yaml --layout tp=8,pp=16,dp=128,vpp=4,recompute=selective --faults $e/faults-llama3.yaml
+trace=$(mktemp)
+"$GANGLINE" simulate $e/node8.yaml --layout tp=2,pp=4 --trace "$trace" --json | grep -q step_seconds && python3 -c '
+import json, sys
+t = json.load(open(sys.argv[1]))["traceEvents"]
+assert sum(x["ph"] == "X" for x in t) >= 4 * 2 * 256
+assert sum(x["ph"] == "b" for x in t) == sum(x["ph"] == "e" for x in t) == 2 * 3 * 256
+' "$trace" && ok simulate_trace || failed simulate_trace
+rm -f "$trace"
+for trainer in megatron torchtitan deepspeed; do
+    "$GANGLINE" plan $e/llama405.yaml --layout tp=8,pp=16,vpp=4,recompute=selective --emit $trainer | grep -qi "$trainer" && ok emit_$trainer || failed emit_$trainer
+done
+refuse emit_unknown "expected megatron, torchtitan or deepspeed" plan $e/node8.yaml --layout dp=8 --emit jax
+folded=$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --json | cut -d, -f1-6)
+[ "$folded" = "$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --unfolded --json | cut -d, -f1-6)" ] && ok unfolded || failed unfolded
+# A program written out, run again, and spoiled.
+program=$(mktemp)
+l="--layout tp=2,pp=2,dp=2,vpp=2"
+a=$("$GANGLINE" simulate $e/node8.yaml $l --program "$program" --json | cut -d, -f8-20)
+b=$("$GANGLINE" simulate $e/node8.yaml $l --run "$program" --json | cut -d, -f8-20)
+[ -n "$a" ] && [ "$a" = "$b" ] && ok run_program || { echo "$a / $b"; failed run_program; }
+sed -i '0,/^send activation/{/^send activation/d}' "$program"
+refuse run_spoiled "deadlock" simulate $e/node8.yaml $l --run "$program"
+refuse run_other_layout "the layout has" simulate $e/node8.yaml --layout tp=4,pp=2 --run "$program"
+rm -f "$program"
+# What distance costs (data/cases/far_and_unlike.csv): far-pp-2 prints 0.13 %, far-dp-2 1.95 %; the same devices in one room against two.
+near=$(mktemp)
+sed 's/12.8Tbps/1000Tbps/; s/300km/1m/' $e/clusters/cities300.yaml >"$near"
+step() { "$GANGLINE" simulate $e/cities300.yaml --json "$@" | sed 's/.*"step_seconds": \([0-9.]*\).*/\1/'; }
+for crossing in stages replicas,dp_overlap=0; do
+    far=$(step --layout tp=8,pp=8,place=$crossing) room=$(step --layout tp=8,pp=8,place=$crossing --cluster "$near")
+    awk "BEGIN { loss = 100 * ($far / $room - 1); exit !(loss > -0.2 && loss < 1.13) }" && ok far_$crossing || { echo "$far $room"; failed far; }
+done
+rm -f "$near"
+refuse simulate_too_big "needs " simulate $e/cities500.yaml --layout tp=2,pp=2
+refuse simulate_no_division "does not divide" simulate $e/node8.yaml --layout tp=3
+refuse simulate_no_cluster "nowhere.yaml" simulate $e/node8.yaml --cluster nowhere.yaml
+[ $bad = 0 ]

@@ -1,0 +1,216 @@
+// Programs: the text form there and back, what the verifier refuses, damaged texts.
+#include "../test.h"
+
+#include <math.h>
+
+#include "study/study.h"
+
+struct made {
+    struct gang_arena arena;
+    struct gang_task task;
+    struct gang_pool pool;
+    struct gang_answer answer;
+};
+
+static void make(const char *layout_text, int64_t devices, struct made *out) {
+    struct gang_list kinds;
+    struct gang_layout layout;
+    *out = (struct made){0};
+    gang_arena_init(&out->arena);
+    gang_kinds_builtin(&out->arena, &kinds);
+    gang_pool_uniform(gang_kind_find(&kinds, "H100-80GB"), devices, 8, &out->arena, &out->pool);
+    out->task = (struct gang_task){
+        .shape = {.layers = 16, .hidden = 1024, .heads = 16, .kv_heads = 16, .qk_dim = 64, .v_dim = 64, .ffn = 4096, .vocab = 32000, .gated = true},
+        .sequence_length = 1024,
+        .global_batch = 64};
+    assert_ok(gang_layout_parse(layout_text, &layout));
+    assert_ok(gang_evaluate(&out->task, &out->pool, &layout, 0, &out->arena, &out->answer));
+}
+
+static void test_round_trip(void **state) {
+    (void)state;
+    static const char *const layouts[] = {"pp=4,dp=2", "pp=2,vpp=4,tp=2", "dp=8", "pp=8,schedule=zero-bubble",
+                                          "pp=4,vpp=2,schedule=interleaved,mb=2"};
+    for (int i = 0; i < 5; i++) {
+        struct made m;
+        struct gang_program back;
+        struct gang_program_facts facts;
+        struct gang_buffer a = {0}, b = {0};
+        make(layouts[i], 8, &m);
+        gang_program_print(&m.answer.program, &a);
+        assert_ok(gang_program_parse("text", a.data, a.len, &m.arena, &back));
+        gang_program_print(&back, &b);
+        assert_string_equal(a.data, b.data);
+        assert_ok(gang_program_verify(&back, NULL, &m.arena, &facts));
+        assert_int_equal(facts.instructions, m.answer.facts.instructions);
+        gang_buffer_release(&a);
+        gang_buffer_release(&b);
+        gang_arena_release(&m.arena);
+    }
+}
+
+static const char good[] = "gangline-program 1\nstages 2 chunks 2 buffers 1\nreplica copies 3 micro-batches 2\nrank 0\n"
+                           "forward c0 m0\nsend activation c0 m0 r1\nforward c0 m1\nsend activation c0 m1 r1\n"
+                           "receive gradient c1 m0 r1\nbackward c0 m0\nreceive gradient c1 m1 r1\nreduce c0\nbackward c0 m1\noptimizer\n"
+                           "rank 1\ngather c1\nreceive activation c0 m0 r0\nforward c1 m0\nbackward c1 m0\nsend gradient c1 m0 r0\n"
+                           "receive activation c0 m1 r0\nforward c1 m1\nreduce c1\nbackward c1 m1\nsend gradient c1 m1 r0\noptimizer\nend\n";
+
+static enum gang_status check(const char *text, size_t bytes) {
+    struct gang_arena arena;
+    struct gang_program program;
+    struct gang_program_facts facts;
+    gang_arena_init(&arena);
+    enum gang_status status = gang_program_parse("p", text, bytes, &arena, &program);
+    if (!status) status = gang_program_verify(&program, NULL, &arena, &facts);
+    gang_arena_release(&arena);
+    return status;
+}
+
+static void test_refuses(void **state) {
+    (void)state;
+    static const struct {
+        const char *from, *to, *words;
+    } cases[] = {
+        {"reduce c0\nbackward c0 m1\n", "", "never backward"},
+        {"forward c1 m1\n", "forward c1 m0\n", "a second forward"},
+        {"send activation c0 m1 r1\n", "", "waits for ever: deadlock"},
+        {"receive activation c0 m1 r0\n", "", "its activation has not been received"},
+        {"receive gradient c1 m0 r1\n", "", "its gradient has not been received"},
+        {"send gradient c1 m1 r0\n", "send gradient c1 m0 r0\n", "sent twice"},
+        {"send activation c0 m0 r1", "send activation c0 m0 r0", "the peer is the wrong one"},
+        {"reduce c1\nbackward c1 m1", "backward c1 m1\nreduce c1", "right before the chunk's last backward"},
+        {"reduce c1\n", "", "gradients are never reduced"},
+        {"gather c1\nreceive activation c0 m0 r0\nforward c1 m0\n", "receive activation c0 m0 r0\nforward c1 m0\ngather c1\n",
+         "gathered after its first forward"},
+        {"gather c1\n", "gather c1\ngather c1\n", "gathered twice"},
+        {"backward c1 m1\nsend gradient c1 m1 r0\noptimizer", "backward c1 m1\noptimizer\nsend gradient c1 m1 r0", "the optimizer must come last"},
+        {"send gradient c1 m1 r0\noptimizer\n", "send gradient c1 m1 r0\n", "ends without the optimizer"},
+        {"forward c0 m0\n", "forward c1 m0\n", "another stage's"},
+        {"backward c1 m0\n", "backward-weight c1 m0\n", "weight half before the input half"},
+        {"forward c0 m0\nsend activation c0 m0 r1\n", "send activation c0 m0 r1\nforward c0 m0\n", "sent before it is made"},
+        {"program 1", "program 2", "not a program of version 1"},
+        {"chunks 2", "chunks 3", "a multiple of stages"},
+        {"rank 1", "rank 7", "expected a number from 1 to 1"},
+        {"forward c0 m1", "forward c0 m9", "p:7: 'm9': expected a number from 0 to 1"},
+        {"forward c0 m1", "forwrd c0 m1", "'forwrd' is no instruction"},
+        {"forward c0 m1", "forward c0 m1 r1", "words too many"},
+        {"end\n", "", "ends without 'end'"},
+        {"end\n", "end\nend\n", "text behind 'end'"},
+        {"micro-batches 2", "micro-batches 1000000", "fewer instructions than its work needs"},
+    };
+    assert_ok(check(good, strlen(good)));
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        char text[2048];
+        const char *at = strstr(good, cases[c].from);
+        assert_non_null(at);
+        snprintf(text, sizeof text, "%.*s%s%s", (int)(at - good), good, cases[c].to, at + strlen(cases[c].from));
+        enum gang_status status = check(text, strlen(text));
+        if (status != GANG_ERR_FORMAT || !strstr(gang_error(), cases[c].words))
+            fail_msg("case %zu: expected '%s', got %d '%s'", c, cases[c].words, status, gang_error());
+    }
+}
+
+static void test_buffers(void **state) {
+    (void)state;
+    // Both stages send before they receive: with room for it a program, without it a deadlock.
+    const char *text =
+        "gangline-program 1\nstages 2 chunks 2 buffers %d\nreplica copies 1 micro-batches 3\nrank 0\n"
+        "forward c0 m0\nsend activation c0 m0 r1\nforward c0 m1\nsend activation c0 m1 r1\nforward c0 m2\nsend activation c0 m2 r1\n"
+        "receive gradient c1 m2 r1\nbackward c0 m2\nreceive gradient c1 m1 r1\nbackward c0 m1\nreceive gradient c1 m0 r1\nbackward c0 m0\noptimizer\n"
+        "rank 1\nreceive activation c0 m2 r0\nforward c1 m2\nbackward c1 m2\nsend gradient c1 m2 r0\nreceive activation c0 m1 r0\nforward c1 m1\n"
+        "backward c1 m1\nsend gradient c1 m1 r0\nreceive activation c0 m0 r0\nforward c1 m0\nbackward c1 m0\nsend gradient c1 m0 "
+        "r0\noptimizer\nend\n";
+    char with[2048], without[2048];
+    snprintf(with, sizeof with, text, 3);
+    snprintf(without, sizeof without, text, 2);
+    assert_ok(check(with, strlen(with)));
+    assert_fails(GANG_ERR_FORMAT, "deadlock", check(without, strlen(without)));
+}
+
+static void test_thousand_ranks(void **state) {
+    (void)state;
+    struct made m;
+    struct gang_program program;
+    struct gang_program_facts facts;
+    enum gang_schedule used;
+    make("pp=16,dp=64", 1024, &m);
+    assert_ok(gang_program_build(&m.task, &m.pool, &m.answer.layout, &m.answer.placement, &m.answer.costs, false, &m.arena, &program, &used));
+    assert_int_equal(program.replicas * program.stages, 1024);
+    assert_ok(gang_program_verify(&program, NULL, &m.arena, &facts));
+    // One micro-batch a replica: 15 hops there and back each.
+    assert_int_equal(facts.messages, 64 * 2 * 15);
+    gang_arena_release(&m.arena);
+}
+
+static void test_mutations(void **state) {
+    (void)state;
+    // Damaged bytes: refused with a message, or a program that verifies; nothing else.
+    uint64_t seed = test_seed();
+    size_t bytes = strlen(good);
+    int accepted = 0;
+    for (uint64_t i = 0; i < 20000; i++) {
+        char text[sizeof good];
+        memcpy(text, good, sizeof good);
+        for (uint64_t k = 0; k <= gang_random_at(seed, i, 0) % 3; k++) {
+            uint64_t at = gang_random_at(seed, i, 2 * k + 1) % bytes, value = gang_random_at(seed, i, 2 * k + 2);
+            text[at] = value & 1 ? (char)(value >> 8) : good[(value >> 8) % bytes];
+        }
+        size_t cut = gang_random_at(seed, i, 99) % 8 ? bytes : gang_random_at(seed, i, 98) % bytes;
+        enum gang_status status = check(text, cut);
+        assert_true(status == GANG_OK || (status == GANG_ERR_FORMAT && gang_error()[0]));
+        accepted += status == GANG_OK;
+    }
+    assert_true(accepted < 5000);
+}
+
+static void test_layouts(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *words;
+    } parse[] = {
+        {"tp=8,qq=1", "'qq' is no field: expected one of layers, tp"},
+        {"tp=8,tp=4", "'tp' is given twice"},
+        {"tp", "expected fields of the form tp=8"},
+        {"tp=x", "'x' is not a whole number"},
+        {"tp=0", "out of range"},
+        {"recompute=some", "none, selective, alternate, full"},
+        {"tp=8,", "a comma at the end"},
+        {"layers=1/a", "'a' is not a whole number"},
+        {"zero=4", "out of range"},
+    };
+    struct gang_layout layout;
+    for (size_t i = 0; i < sizeof parse / sizeof *parse; i++) assert_fails(GANG_ERR_INPUT, parse[i].words, gang_layout_parse(parse[i].text, &layout));
+    static const struct {
+        const char *text, *words;
+    } place[] = {
+        {"tp=3", "tp=3 does not divide the model's 16 heads"},
+        {"pp=4,vpp=8", "makes 32 chunks of 16 layers"},
+        {"pp=4,layers=4/4/4", "names 3 chunks: expected pp * vpp = 4"},
+        {"pp=4,layers=4/4/4/5", "adds up to 17: the model has 16"},
+        {"tp=8,pp=2", "needs 16 devices, the pool has 8"},
+        {"dp=16", "needs 16 devices, the pool has 8: dp at most 8"},
+        {"mb=3", "mb=3 does not divide the batch of 64"},
+        {"dp=8,mb=64", "dp=8 replicas for 1 micro-batches"},
+        {"ep=2", "the model has no experts"},
+        {"vpp=2", "needs more than one stage"},
+        {"cp=3", "cp=3 times tp=1 does not divide"},
+    };
+    struct made m;
+    make("dp=8", 8, &m);
+    for (size_t i = 0; i < sizeof place / sizeof *place; i++) {
+        struct gang_answer answer;
+        assert_ok(gang_layout_parse(place[i].text, &layout));
+        assert_fails(GANG_ERR_INPUT, place[i].words, gang_evaluate(&m.task, &m.pool, &layout, 0, &m.arena, &answer));
+    }
+    struct gang_answer answer;
+    m.task.shape.hidden = 16384, m.task.shape.layers = 64, m.task.shape.ffn = 65536;
+    assert_ok(gang_layout_parse("dp=8", &layout));
+    assert_fails(GANG_ERR_MEMORY, "on stage 0 (weights, gradients and optimizer", gang_evaluate(&m.task, &m.pool, &layout, 0, &m.arena, &answer));
+    gang_arena_release(&m.arena);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refuses), cmocka_unit_test(test_buffers),
+                                       cmocka_unit_test(test_mutations),  cmocka_unit_test(test_layouts), cmocka_unit_test(test_thousand_ranks)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,128 @@
+// The search against exhaustive simulation on small pools, its closed form against the simulator, its bound, its refusals.
+#include "../test.h"
+
+#include <math.h>
+
+#include "study/study.h"
+
+struct made {
+    struct gang_arena arena;
+    struct gang_task task;
+    struct gang_pool pool;
+};
+
+static void make(uint64_t seed, bool unlike, struct made *out) {
+    static const char *const names[] = {"H100-80GB", "A100-40GB", "L40S", "H20-96GB"};
+    struct gang_list kinds;
+    uint64_t draw = 0;
+#define DRAW(n) (int)(gang_random_at(seed, 3, draw++) % (uint64_t)(n))
+    *out = (struct made){0};
+    gang_arena_init(&out->arena);
+    gang_kinds_builtin(&out->arena, &kinds);
+    gang_pool_uniform(gang_kind_find(&kinds, names[DRAW(4)]), 4, 4, &out->arena, &out->pool);
+    if (unlike) {
+        struct gang_pool other;
+        gang_pool_uniform(gang_kind_find(&kinds, names[DRAW(4)]), 4, 4, &out->arena, &other);
+        struct gang_group **groups = gang_arena_alloc(&out->arena, 2 * sizeof *groups);
+        groups[0] = out->pool.groups[0], groups[1] = other.groups[0];
+        out->pool.groups = groups, out->pool.group_count = 2, out->pool.devices = 8;
+    }
+    out->task = (struct gang_task){
+        .shape = {.layers = 6 + DRAW(6), .hidden = 1024 * (1 + DRAW(3)), .heads = 8, .kv_heads = 8, .vocab = 32000, .gated = true},
+        .sequence_length = 1024,
+        .global_batch = 16 << DRAW(2)};
+    out->task.shape.qk_dim = out->task.shape.v_dim = out->task.shape.hidden / 8;
+    out->task.shape.ffn = out->task.shape.hidden * 3;
+}
+
+// Simulates every layout of a grid of the same widths; returns the best time.
+static double exhaust(const struct made *m, int *agree, int *all) {
+    double best = INFINITY;
+    struct gang_layout l;
+    gang_layout_init(&l);
+    for (l.tp = 1; l.tp <= 4; l.tp *= 2)
+        for (l.pp = 1; l.pp <= 4; l.pp *= 2)
+            for (l.vpp = 1; l.vpp <= (l.pp > 1 ? 3 : 1); l.vpp++)
+                for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2)
+                    for (l.recompute = 0; l.recompute <= GANG_RECOMPUTE_FULL; l.recompute++)
+                        for (l.zero = 1; l.zero <= 3; l.zero++) {
+                            struct gang_arena arena;
+                            struct gang_answer answer;
+                            struct gang_layout wanted = l;
+                            double memory_used = 0;
+                            wanted.dp = (int)(m->pool.devices / (l.tp * l.pp));
+                            if (wanted.dp == 1 && l.zero > 1) continue;
+                            gang_arena_init(&arena);
+                            if (!gang_evaluate(&m->task, &m->pool, &wanted, 0, &arena, &answer)) {
+                                double estimate = gang_estimate(&m->task, &m->pool, &answer.layout, &answer.placement, &arena, &memory_used);
+                                *agree += fabs(estimate / answer.summary.step_seconds - 1) < 0.1;
+                                ++*all;
+                                best = fmin(best, answer.summary.step_seconds);
+                            }
+                            gang_arena_release(&arena);
+                        }
+    return best;
+}
+
+static void test_exhaustive(void **state) {
+    (void)state;
+    uint64_t seed = test_seed();
+    int agree = 0, all = 0;
+    for (uint64_t i = 0; i < 6; i++) {
+        struct made m;
+        struct gang_search search;
+        make(gang_random_at(seed, 0, i), i % 2, &m);
+        double best = exhaust(&m, &agree, &all);
+        assert_true(isfinite(best));
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        if (search.found[0].summary.step_seconds > best * (1 + 1e-9))
+            fail_msg("case %d: found %g, exhaustive %g", (int)i, search.found[0].summary.step_seconds, best);
+        assert_true(search.found[0].summary.step_seconds >= search.bound_seconds);
+        for (int k = 1; k < search.count; k++) assert_true(search.found[k].summary.step_seconds >= search.found[k - 1].summary.step_seconds);
+        gang_arena_release(&m.arena);
+    }
+    print_message("closed form within 10 %% of the simulator in %d of %d\n", agree, all);
+    assert_true(agree > 0.8 * all);
+}
+
+static void test_objectives(void **state) {
+    (void)state;
+    for (uint64_t i = 0; i < 4; i++) {
+        struct made m;
+        struct gang_search time, energy, price;
+        make(gang_random_at(9, 0, i), i % 2, &m);
+        assert_fails(GANG_ERR_INPUT, "does not state its price", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_PRICE, 1, &m.arena, &price));
+        for (int g = 0; g < m.pool.group_count; g++) m.pool.groups[g]->price = 2;
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 1, &m.arena, &time));
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_ENERGY, 1, &m.arena, &energy));
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_PRICE, 1, &m.arena, &price));
+        assert_true(time.found[0].summary.step_seconds <= energy.found[0].summary.step_seconds * (1 + 1e-9));
+        assert_true(energy.found[0].summary.tokens_per_joule >= time.found[0].summary.tokens_per_joule * (1 - 1e-9));
+        assert_true(price.found[0].summary.tokens_per_price >= time.found[0].summary.tokens_per_price * (1 - 1e-9));
+        gang_arena_release(&m.arena);
+    }
+}
+
+static void test_refuses(void **state) {
+    (void)state;
+    struct made m;
+    struct gang_search search;
+    make(1, false, &m);
+    m.task.shape.layers = 100, m.task.shape.hidden = 16384, m.task.shape.ffn = 65536, m.task.shape.qk_dim = m.task.shape.v_dim = 2048;
+    assert_fails(GANG_ERR_MEMORY, "on stage", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+    gang_arena_release(&m.arena);
+}
+
+static void test_kendall(void **state) {
+    (void)state;
+    const double a[] = {1, 2, 3, 4}, b[] = {1, 2, 4, 3}, c[] = {4, 3, 2, 1};
+    assert_float_equal(gang_kendall(4, a, a), 1, 1e-12);
+    assert_float_equal(gang_kendall(4, a, b), 4.0 / 6, 1e-12);
+    assert_float_equal(gang_kendall(4, a, c), -1, 1e-12);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_objectives), cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_kendall)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
