@@ -85,6 +85,7 @@ static double head_get(const struct gang_device *device, const void *qkv, const 
     int64_t D = a->dim, half = D / 2, W = (a->heads + 2 * a->kv_heads) * D, at = (b * a->length + t) * W + head * D;
     double x = act_get(device, qkv, at + d);
     if (!rotate) return x;
+    assert(half > 0);
     double c = (double)a->cos[t * half + d % half], s = (double)a->sin[t * half + d % half];
     return d < half ? x * c - act_get(device, qkv, at + d + half) * s : x * c + act_get(device, qkv, at + d - half) * s;
 }
