@@ -30,25 +30,70 @@ enum gang_status gang_parse_real(const char *what, const char *text, double min,
     return GANG_OK;
 }
 
-static const char *human(double value, double step, const char *const *units, int unit_count, char *out) {
+struct unit {
+    enum gang_quantity kind;
+    const char *name;
+    double scale;
+};
+
+static const struct unit units[] = {
+    {GANG_TIME, "ns", 1e-9},       {GANG_TIME, "us", 1e-6},      {GANG_TIME, "ms", 1e-3},      {GANG_TIME, "s", 1},
+    {GANG_TIME, "min", 60},        {GANG_TIME, "h", 3600},       {GANG_RATE, "bps", 1.0 / 8},  {GANG_RATE, "kbps", 1e3 / 8},
+    {GANG_RATE, "Mbps", 1e6 / 8},  {GANG_RATE, "Gbps", 1e9 / 8}, {GANG_RATE, "Tbps", 1e12 / 8}, {GANG_RATE, "B/s", 1},
+    {GANG_RATE, "kB/s", 1e3},      {GANG_RATE, "MB/s", 1e6},     {GANG_RATE, "GB/s", 1e9},     {GANG_RATE, "TB/s", 1e12},
+    {GANG_BYTES, "B", 1},          {GANG_BYTES, "kB", 1e3},      {GANG_BYTES, "MB", 1e6},      {GANG_BYTES, "GB", 1e9},
+    {GANG_BYTES, "TB", 1e12},      {GANG_BYTES, "KiB", 0x1p10},  {GANG_BYTES, "MiB", 0x1p20},  {GANG_BYTES, "GiB", 0x1p30},
+    {GANG_BYTES, "TiB", 0x1p40},   {GANG_LENGTH, "m", 1},        {GANG_LENGTH, "km", 1e3},
+};
+enum { UNITS = sizeof units / sizeof *units, NUMBER_CHARS = 64, NAMES_CHARS = 128 };
+
+static enum gang_status not_a_quantity(const char *what, const char *text, enum gang_quantity kind) {
+    char names[NAMES_CHARS] = "";
+    for (int i = 0; i < UNITS; i++)
+        if (units[i].kind == kind) snprintf(names + strlen(names), sizeof names - strlen(names), " %s", units[i].name);
+    return gang_fail(GANG_ERR_INPUT, "%s: '%s' is not a number with a unit: expected one of%s", what, text, names);
+}
+
+enum gang_status gang_parse_quantity(const char *what, const char *text, enum gang_quantity kind, double min, double max, double *out) {
+    // The unit is the longest tail that names one; "5e3 ms" and "5e-3s" keep their exponents.
+    size_t digits = strspn(text, "+-.0123456789");
+    if (text[digits] == 'e' && strspn(text + digits + 1, "+-0123456789")) digits += 1 + strspn(text + digits + 1, "+-0123456789");
+    const char *unit = text + digits + strspn(text + digits, " ");
+    char number[NUMBER_CHARS];
+    if (!digits || digits >= sizeof number) return not_a_quantity(what, text, kind);
+    memcpy(number, text, digits);
+    number[digits] = 0;
+    double value;
+    enum gang_status status = gang_parse_real(what, number, -1e300, 1e300, &value);
+    if (status) return status;
+    int i = 0;
+    while (i < UNITS && (units[i].kind != kind || strcmp(units[i].name, unit) != 0)) i++;
+    if (i == UNITS && !(value == 0 && !*unit)) return not_a_quantity(what, text, kind);
+    value *= i < UNITS ? units[i].scale : 1;
+    if (value < min || value > max) return gang_fail(GANG_ERR_INPUT, "%s: '%s' is out of range", what, text);
+    *out = value;
+    return GANG_OK;
+}
+
+static const char *human(double value, double step, const char *const *names, int unit_count, char *out) {
     int unit = 0;
     while (fabs(value) >= step && unit + 1 < unit_count) {
         value /= step;
         unit++;
     }
     int digits = unit == 0 || value >= 100 ? 0 : value >= 10 ? 1 : 2;
-    snprintf(out, GANG_HUMAN_BYTES, "%.*f%s", digits, value, units[unit]);
+    snprintf(out, GANG_HUMAN_BYTES, "%.*f%s", digits, value, names[unit]);
     return out;
 }
 
 const char *gang_human_bytes(double bytes, char *out) {
-    static const char *const units[] = {" B", " KiB", " MiB", " GiB", " TiB", " PiB"};
-    return human(bytes, 1024, units, 6, out);
+    static const char *const names[] = {" B", " KiB", " MiB", " GiB", " TiB", " PiB"};
+    return human(bytes, 1024, names, 6, out);
 }
 
 const char *gang_human_count(double count, char *out) {
-    static const char *const units[] = {"", " K", " M", " B", " T"};
-    return human(count, 1000, units, 5, out);
+    static const char *const names[] = {"", " K", " M", " B", " T"};
+    return human(count, 1000, names, 5, out);
 }
 
 const char *gang_human_seconds(double seconds, char *out) {
