@@ -104,7 +104,7 @@ enum gang_status gang_ack_decode(const uint8_t *payload, size_t bytes, struct ga
 }
 
 // Hello: version_min 4, version_max 4, from 4, to 4, cluster 8, session 8, epoch 4, plane 2, stream 2, planes 2, streams 2,
-// chunk_log2 1, zeros.
+// zeros.
 void gang_hello_encode(const struct gang_hello *hello, uint8_t p[WIRE_HELLO_BYTES]) {
     memset(p, 0, WIRE_HELLO_BYTES);
     put(p, hello->version_min, 4);
@@ -118,7 +118,6 @@ void gang_hello_encode(const struct gang_hello *hello, uint8_t p[WIRE_HELLO_BYTE
     put(p + 38, hello->stream, 2);
     put(p + 40, hello->planes, 2);
     put(p + 42, hello->streams, 2);
-    p[44] = hello->chunk_log2;
 }
 
 enum gang_status gang_hello_decode(const uint8_t p[WIRE_HELLO_BYTES], struct gang_hello *hello) {
@@ -134,7 +133,6 @@ enum gang_status gang_hello_decode(const uint8_t p[WIRE_HELLO_BYTES], struct gan
         .stream = (uint16_t)get(p + 38, 2),
         .planes = (uint16_t)get(p + 40, 2),
         .streams = (uint16_t)get(p + 42, 2),
-        .chunk_log2 = p[44],
     };
     if (hello->plane >= hello->planes || hello->stream >= hello->streams || !hello->session || !hello->epoch)
         return gang_fail(GANG_ERR_FORMAT, "hello: plane %u of %u, stream %u of %u: not possible", hello->plane, hello->planes, hello->stream, hello->streams);

@@ -66,7 +66,6 @@ struct gang_hello {
     uint64_t session;  // of the sender's process; 0 in no hello
     uint32_t epoch;
     uint16_t plane, stream, planes, streams;
-    uint8_t chunk_log2;
 };
 void gang_hello_encode(const struct gang_hello *hello, uint8_t payload[WIRE_HELLO_BYTES]);
 GANG_CHECK_RESULT enum gang_status gang_hello_decode(const uint8_t payload[WIRE_HELLO_BYTES], struct gang_hello *hello);

@@ -1,0 +1,93 @@
+// endpoint: between wire.c (threads, the calls of wire.h) and tcp.c (connections). Internal to src/wire; everything here
+// is touched only under wire->lock.
+#ifndef GANG_WIRE_ENDPOINT_H
+#define GANG_WIRE_ENDPOINT_H
+
+#include "wire/link.h"
+#include "wire/wire.h"
+
+#include <pthread.h>
+
+enum { WIRE_STRANGERS_MAX = 16, WIRE_GREETING_BYTES = WIRE_HEADER_BYTES + WIRE_BYE_MAX_BYTES, WIRE_EVENTS = 64 };
+
+enum gang_source { SOURCE_STREAM, SOURCE_STRANGER, SOURCE_LISTENER, SOURCE_KICK }; // first member of what epoll points to
+
+// How bytes move once a connection stands. TCP is the first carrier.
+struct gang_carrier {
+    const char *name;
+    ssize_t (*read)(int fd, const struct iovec *iov, int count);  // as readv
+    ssize_t (*write)(int fd, const struct iovec *iov, int count); // as writev, without a signal
+};
+extern const struct gang_carrier gang_carrier_tcp;
+
+// A greeting that is being received: one HELLO, or a BYE.
+struct gang_greeting {
+    uint8_t bytes[WIRE_GREETING_BYTES];
+    size_t got;
+};
+
+struct gang_stranger {
+    enum gang_source source;
+    int fd; // -1: free
+    int64_t deadline_ns;
+    struct gang_greeting greeting;
+};
+
+enum gang_conn_state { CONN_IDLE, CONN_CONNECTING, CONN_GREETING, CONN_UP };
+
+// The carrier of one stream.
+struct gang_conn {
+    enum gang_source source;
+    enum gang_conn_state state;
+    struct gang_wire_link *link;
+    int plane, stream, fd;
+    bool readable, refused;
+    uint32_t epoch;
+    int64_t deadline_ns, retry_ns, pause_ns;
+    struct gang_greeting greeting;
+};
+
+struct gang_wire_link {
+    struct gang_wire *wire;
+    struct gang_wire_link *next;
+    struct gang_link *core;
+    int peer, planes, streams;
+    bool connects, has_local[WIRE_PLANES_MAX];
+    struct gang_address local[WIRE_PLANES_MAX], remote[WIRE_PLANES_MAX];
+    size_t buffer_bytes;
+    uint64_t peer_session;
+    int outstanding; // operations that are not done
+    struct gang_conn conns[WIRE_PLANES_MAX][WIRE_STREAMS_MAX];
+};
+
+enum gang_driver { DRIVER_NONE, DRIVER_PROGRESS, DRIVER_USER };
+
+struct gang_wire {
+    pthread_mutex_t lock;
+    pthread_cond_t baton, park; // users wait for the baton, the progress thread parks
+    pthread_t thread;
+    bool thread_started, stop, again; // again: some connection has more to read
+    enum gang_driver driver;
+    int wanting;                          // users that wait for the baton
+    int64_t user_ns, next_ns, sleep_until_ns; // a user drove last; what is due next; the driver sleeps until
+    int rank;
+    uint64_t cluster, session;
+    struct gang_link_config config;
+    char address[GANG_ADDRESS_TEXT];
+    int epoll, kick, listener;
+    enum gang_source listener_source, kick_source;
+    struct gang_wire_link *links;
+    struct gang_stranger strangers[WIRE_STRANGERS_MAX];
+};
+
+// tcp.c
+void gang_tcp_event(struct gang_wire *wire, void *source, uint32_t events, int64_t now_ns);
+void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns);          // those that had more
+void gang_tcp_flush(struct gang_wire_link *link, int64_t now_ns);         // sends what can be sent
+int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns);       // connects; returns when it is due again
+int64_t gang_tcp_tick_strangers(struct gang_wire *wire, int64_t now_ns);
+void gang_tcp_close(struct gang_conn *conn, int64_t now_ns);
+void gang_tcp_reset(void *link, int plane, int stream);                   // the core's hook
+bool gang_epoll_add(struct gang_wire *wire, int fd, uint32_t events, void *source);
+
+#endif

@@ -1,0 +1,80 @@
+// wire: what crosses between ranks. A process opens one wire, joins links to other ranks, and sends and receives messages on
+// tags of a link; the wire brings every byte once and intact, over whatever planes of the link still work.
+//
+// Any thread may call anything here. A buffer belongs to the caller, but while its operation is under way nobody may
+// change (send) or look at (receive) it. Messages of one tag match in the order of the calls: the n-th send of one side
+// with the n-th receive of the other, whose sizes must be equal.
+//
+// When the peer dies, falls silent on all planes for dead_ms, or breaks the protocol, every operation on the link ends
+// with GANG_ERR_PEER and a text that names it. That is the only error an operation under way can have.
+#ifndef GANG_WIRE_H
+#define GANG_WIRE_H
+
+#include "base/base.h"
+
+struct gang_wire;
+struct gang_wire_link;
+
+enum { GANG_WIRE_PLANES = 8, GANG_WIRE_STREAMS = 8, GANG_WIRE_EAGER_BYTES = 8192, GANG_WIRE_PRIORITIES = 4 };
+
+struct gang_wire_options {
+    int rank;
+    const char *listen;   // "host:port"; port 0 lets the kernel pick
+    uint64_t cluster;     // both ends must name the same
+    int64_t heartbeat_ms; // 0: 4
+    int64_t hold_ms;      // 0: 100; silence on all planes after which the link is suspect
+    int64_t dead_ms;      // 0: 1000; and lost
+    int64_t connect_ms;   // 0: 10000; to come up the first time
+};
+
+// Opens the listening port and starts the progress thread.
+GANG_CHECK_RESULT enum gang_status gang_wire_open(const struct gang_wire_options *options, struct gang_wire **out);
+// Ends all links (the peers are told) and frees everything. Messages that were sent are delivered first, if the peers take
+// them within a second. No other call may be under way.
+void gang_wire_close(struct gang_wire *wire);
+// "host:port" that others connect to.
+const char *gang_wire_address(const struct gang_wire *wire);
+
+struct gang_wire_plane {
+    const char *local;  // address to leave from; NULL: any
+    const char *remote; // where the peer listens on this plane
+};
+
+struct gang_wire_link_options {
+    int peer;
+    int planes;  // of both ends the same
+    int streams; // per plane; 0: 1
+    const struct gang_wire_plane *plane; // `planes` of them on the side that connects; NULL on the side that is connected to
+    size_t buffer_bytes;                 // of each socket; 0: the system's. Twice bandwidth times delay over a long way
+};
+
+// Starts to connect, or to expect the peer. Messages may be sent and received at once; they wait.
+GANG_CHECK_RESULT enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_link_options *options, struct gang_wire_link **out);
+
+// An operation. The caller's, zeroed; it must stay in place until it is done.
+struct gang_wire_op {
+    struct gang_wire_link *link;
+    enum gang_status status;
+    bool done;
+};
+
+// Starts to send or receive. Waits only while too many operations are outstanding on the link. Priority 0 goes first.
+GANG_CHECK_RESULT enum gang_status gang_wire_send(struct gang_wire_link *link, uint32_t tag, int priority, const void *data, size_t bytes, struct gang_wire_op *op);
+GANG_CHECK_RESULT enum gang_status gang_wire_recv(struct gang_wire_link *link, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op);
+// Until the operation is done; its status. A send of at most GANG_WIRE_EAGER_BYTES may be done before the peer has it.
+GANG_CHECK_RESULT enum gang_status gang_wire_wait(struct gang_wire_op *op);
+bool gang_wire_done(struct gang_wire_op *op);
+
+struct gang_wire_plane_report {
+    bool up;
+    double rtt_s, bytes_per_s; // smoothed, measured on this link; 0 while unknown
+    uint64_t losses;           // times that it went down
+};
+struct gang_wire_report {
+    bool dead, suspect;
+    int planes;
+    struct gang_wire_plane_report plane[GANG_WIRE_PLANES];
+};
+void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out);
+
+#endif
