@@ -206,7 +206,11 @@ static void *echo(void *context) {
     struct receiver *r = context;
     uint8_t data[ROUND_TRIP_BYTES];
     struct gang_wire_op op;
-    while (!gang_wire_recv(r->link, 1, data, sizeof data, &op) && !gang_wire_wait(&op) && !gang_wire_send(r->link, 2, 0, data, sizeof data, &op) && !gang_wire_wait(&op)) {}
+    do {
+        r->status = gang_wire_recv(r->link, 1, data, sizeof data, &op);
+        if (!r->status) r->status = gang_wire_wait(&op);
+        if (!r->status) r->status = gang_wire_send(r->link, 2, 0, data, sizeof data, &op);
+    } while (!r->status && !data[0]);
     return NULL;
 }
 
@@ -254,8 +258,9 @@ static enum gang_status wire_round_trip(double seconds, double *each_s) {
     if (!status && pthread_create(&thread, NULL, echo, &receiver)) status = gang_fail_os("bench: cannot start a thread");
     if (status) return status;
     double start = gang_seconds(), rounds = 0;
-    for (; gang_seconds() - start < seconds && !status; rounds++) {
+    for (; !data[0] && !status; rounds++) {
         struct gang_wire_op out, in;
+        data[0] = gang_seconds() - start >= seconds; // the last one
         status = gang_wire_recv(ends.links[0], 2, data, sizeof data, &in);
         if (!status) status = gang_wire_send(ends.links[0], 1, 0, data, sizeof data, &out);
         if (!status) status = gang_wire_wait(&in);

@@ -77,4 +77,36 @@ struct gang_wire_report {
 };
 void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out);
 
+// ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
+//
+// It accepts TCP connections, connects each to `to`, and passes the bytes on late, at a rate, with outages. It works on
+// streams, not on packets: what it delays is data, not the set-up of a connection; a loss or a reordering is nothing it
+// can show. The rate is shared by all connections, each way its own. An outage or a cut holds everything back in silence.
+
+struct gang_relay;
+
+struct gang_relay_options {
+    const char *listen, *to; // "host:port"
+    double rtt_s;            // half of it each way
+    double jitter_s;         // up to so much more each way, drawn anew every so often; order is kept
+    double bytes_per_s;      // 0: as fast as it goes
+    double outage_s, outage_every_s; // 0: none
+    double cut_at_s, heal_at_s;      // after the start; 0: never
+    double flips;            // chance per bit to be flipped
+    uint64_t seed;
+};
+
+GANG_CHECK_RESULT enum gang_status gang_relay_open(const struct gang_relay_options *options, struct gang_relay **out); // starts its thread
+const char *gang_relay_address(const struct gang_relay *relay);
+void gang_relay_cut(struct gang_relay *relay, bool cut); // now, until healed; at any time, from any thread
+void gang_relay_close(struct gang_relay *relay);
+
+struct gang_relay_report {
+    uint64_t bytes[2];    // towards `to`, and back
+    double late_s;        // how much later than meant data left, on average by piece
+    double late_most_s;
+    uint64_t connections, flipped;
+};
+void gang_relay_report(struct gang_relay *relay, struct gang_relay_report *out);
+
 #endif

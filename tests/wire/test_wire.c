@@ -1,50 +1,10 @@
 // The wire over real sockets: messages of all sizes, strangers and garbage, refusals, peers that die or stop.
 #include "../test.h"
-#include "wire/wire.h"
+#include "pair.h"
 
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-struct pair {
-    struct gang_wire *wires[2];
-    struct gang_wire_link *links[2]; // 0 connects
-};
-
-static struct gang_wire *open_wire(int rank) {
-    struct gang_wire *wire;
-    assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = rank, .listen = "127.0.0.1:0", .cluster = 7}, &wire));
-    return wire;
-}
-
-static struct gang_wire_link *join_to(struct gang_wire *wire, int peer, const char *address, int planes, int streams) {
-    struct gang_wire_plane plane[GANG_WIRE_PLANES];
-    for (int p = 0; p < planes; p++) plane[p] = (struct gang_wire_plane){.remote = address};
-    struct gang_wire_link *link;
-    assert_ok(gang_wire_join(wire, &(struct gang_wire_link_options){.peer = peer, .planes = planes, .streams = streams, .plane = address ? plane : NULL}, &link));
-    return link;
-}
-
-static struct pair open_pair(int planes, int streams) {
-    struct pair pair;
-    for (int i = 0; i < 2; i++) pair.wires[i] = open_wire(i);
-    pair.links[1] = join_to(pair.wires[1], 0, NULL, planes, streams);
-    pair.links[0] = join_to(pair.wires[0], 1, gang_wire_address(pair.wires[1]), planes, streams);
-    return pair;
-}
-
-static void close_pair(struct pair *pair) {
-    gang_wire_close(pair->wires[0]);
-    gang_wire_close(pair->wires[1]);
-}
-
-static void fill(uint8_t *data, size_t bytes, uint64_t seed) {
-    uint64_t x = gang_random_at(seed, 9, 9) | 1;
-    for (size_t i = 0; i < bytes; i += 8) {
-        x = x * 6364136223846793005u + 1442695040888963407u;
-        memcpy(data + i, &x, bytes - i < 8 ? bytes - i : 8);
-    }
-}
 
 // ---- Messages ------------------------------------------------------------------------------------------------------
 
@@ -145,10 +105,10 @@ static void test_refusals_are_named(void **state) {
     struct gang_wire *one = open_wire(1), *other;
     join_to(one, 0, NULL, 2, 1);
     struct gang_wire *zero = open_wire(0);
-    expect_refusal(join_to(zero, 5, gang_wire_address(one), 2, 1), "here is rank 1, not rank 5");
-    expect_refusal(join_to(zero, 1, gang_wire_address(one), 3, 1), "rank 1 expects 2 planes of 1 streams, not 3 of 1");
+    expect_refusal(join_directly(zero, 5, gang_wire_address(one), 2, 1), "here is rank 1, not rank 5");
+    expect_refusal(join_directly(zero, 1, gang_wire_address(one), 3, 1), "rank 1 expects 2 planes of 1 streams, not 3 of 1");
     assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = 0, .listen = "127.0.0.1:0", .cluster = 8}, &other));
-    expect_refusal(join_to(other, 1, gang_wire_address(one), 2, 1), "rank 1 belongs to another cluster");
+    expect_refusal(join_directly(other, 1, gang_wire_address(one), 2, 1), "rank 1 belongs to another cluster");
     struct gang_wire *quick;
     assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = 9, .listen = "127.0.0.1:0", .connect_ms = 100}, &quick));
     expect_refusal(join_to(quick, 3, NULL, 1, 1), "no connection with rank 3 within 100 ms");
@@ -214,7 +174,7 @@ static pid_t start_sender(const char *address, size_t bytes) {
     assert_true(child >= 0);
     if (child) return child;
     struct gang_wire *wire = open_wire(1);
-    struct gang_wire_link *link = join_to(wire, 0, address, 2, 1);
+    struct gang_wire_link *link = join_directly(wire, 0, address, 2, 1);
     uint8_t *data = malloc(bytes);
     for (uint64_t i = 0;; i++) {
         struct gang_wire_op op;
