@@ -51,15 +51,18 @@ static void test_messages_of_all_sizes(void **state) {
 
 static void test_many_small_messages_before_any_receive(void **state) {
     (void)state;
-    enum { COUNT = 3000 };
+    enum { COUNT = 1000 };
     struct pair pair = open_pair(2, 1);
     static struct gang_wire_op sends[COUNT];
+    static uint32_t values[COUNT];
     struct gang_wire_op recv;
     uint32_t value = 77;
     // More than there is credit for, on a tag that nobody wants yet; then another tag, whose receive must not starve.
-    for (int i = 0; i < 900; i++) assert_ok(gang_wire_send(pair.links[0], 1, 0, &(uint32_t){(uint32_t)i}, 4, &sends[i]));
+    for (uint32_t i = 0; i < 900; i++) values[i] = i;
+    for (int i = 0; i < 900; i++) assert_ok(gang_wire_send(pair.links[0], 1, 0, &values[i], 4, &sends[i]));
     assert_ok(gang_wire_recv(pair.links[1], 2, &value, sizeof value, &recv));
-    assert_ok(gang_wire_send(pair.links[0], 2, 0, &(uint32_t){5}, 4, &sends[COUNT - 1]));
+    values[COUNT - 1] = 5;
+    assert_ok(gang_wire_send(pair.links[0], 2, 0, &values[COUNT - 1], 4, &sends[COUNT - 1]));
     assert_ok(gang_wire_wait(&recv));
     assert_int_equal(value, 5);
     for (int i = 0; i < 500; i++) {
@@ -168,19 +171,29 @@ static void test_strangers_break_nothing(void **state) {
 
 // ---- Peers that die or stop ----------------------------------------------------------------------------------------
 
-// The child connects as rank 1 and sends numbered messages until it is ended.
-static pid_t start_sender(const char *address, size_t bytes) {
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child) return child;
+// Connects as rank 1 and sends numbered messages until it is ended. Runs in a process of its own.
+static int send_numbered(const char *address, size_t bytes) {
     struct gang_wire *wire = open_wire(1);
     struct gang_wire_link *link = join_directly(wire, 0, address, 2, 1);
     uint8_t *data = malloc(bytes);
     for (uint64_t i = 0;; i++) {
         struct gang_wire_op op;
         fill(data, bytes, i);
-        if (gang_wire_send(link, 1, 0, data, bytes, &op) || gang_wire_wait(&op)) _exit(1);
+        if (gang_wire_send(link, 1, 0, data, bytes, &op) || gang_wire_wait(&op)) return 1;
     }
+}
+
+// This program again: a process that has threads cannot just be forked.
+static pid_t start_sender(const char *address, size_t bytes) {
+    char text[32];
+    snprintf(text, sizeof text, "%zu", bytes);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (!child) {
+        execl("/proc/self/exe", "test_wire", address, text, (char *)NULL);
+        _exit(1);
+    }
+    return child;
 }
 
 static enum gang_status receive_numbered(struct gang_wire_link *link, size_t bytes, uint64_t number) {
@@ -242,7 +255,9 @@ static void test_a_stopped_peer_is_waited_for_and_then_given_up(void **state) {
     gang_wire_close(wire);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    int64_t bytes;
+    if (argc == 3 && !gang_parse_int("bytes", argv[2], 1, INT32_MAX, &bytes)) return send_numbered(argv[1], (size_t)bytes);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_messages_of_all_sizes),
         cmocka_unit_test(test_many_small_messages_before_any_receive),
