@@ -89,6 +89,8 @@ void gang_link_free(struct gang_link *link) {
     for (int i = 0; i < WIRE_OPS_MAX; i++) {
         gang_chunks_clear(&link->sends[i].lost);
         gang_chunks_clear(&link->recvs[i].done);
+        for (int p = 0; p < link->config.planes && link->sends[i].busy; p++)
+            for (int s = 0; s < link->config.streams; s++) free(link->sends[i].aside[p][s]);
     }
     for (int p = 0; p < link->config.planes; p++)
         for (int s = 0; s < link->config.streams; s++) {

@@ -75,6 +75,8 @@ struct gang_send {
     struct gang_chunk_set lost;                // sent, but to be sent again
     uint8_t chunk_log2, priority;
     bool eager, credited, copied; // copied: `data` is a slot and the user has been told already
+    bool cancelled;               // the user has been told; what is queued was copied aside, nothing more is sent
+    uint8_t *aside[WIRE_PLANES_MAX][WIRE_STREAMS_MAX]; // heap
     bool busy, ready;             // in use; in a list of those that may send
 };
 
@@ -212,6 +214,9 @@ void gang_link_free(struct gang_link *link);
 // outstanding (see gang_link_room), GANG_ERR_PEER when the link is dead.
 GANG_CHECK_RESULT enum gang_status gang_link_send(struct gang_link *link, int64_t now_ns, uint32_t tag, int priority, const void *data, uint64_t bytes, void *user);
 GANG_CHECK_RESULT enum gang_status gang_link_recv(struct gang_link *link, int64_t now_ns, uint32_t tag, void *data, uint64_t bytes, void *user);
+// Ends an operation early: it completes with GANG_ERR_PEER and its buffer is the caller's again. What was under way is
+// dropped at both ends; the peer must cancel its half as well, or it waits for ever. A small message takes its credit along.
+void gang_link_cancel(struct gang_link *link, void *user);
 bool gang_link_room_to_send(const struct gang_link *link);
 bool gang_link_room_to_recv(const struct gang_link *link);
 // Nothing is queued or unacknowledged.
@@ -260,6 +265,7 @@ void gang_send_abort(struct gang_link *link);
 void gang_recv_frame(struct gang_stream *stream); // a header has come: sets stream->landing
 bool gang_recv_payload(struct gang_stream *stream, const uint8_t *payload, int64_t now_ns); // and its payload. True: good
 void gang_recv_abort(struct gang_link *link);
+bool gang_recv_cancel(struct gang_link *link, void *user); // false: no such receive
 
 // link.c
 struct gang_out_frame *gang_stream_push(struct gang_stream *stream, struct gang_frame *frame, const struct gang_flight *flight, int64_t now_ns);

@@ -14,10 +14,10 @@ static size_t slot_stride(const struct gang_link *link) { return (size_t)link->c
 
 static uint16_t *arrived(struct gang_channel *channel, uint64_t message) { return &channel->arrived[message % WIRE_SEQ_WINDOW]; }
 
-static void complete_message(struct gang_link *link, struct gang_channel *channel, uint64_t message, void *user) {
+static void complete_message(struct gang_link *link, struct gang_channel *channel, uint64_t message, void *user, enum gang_status status) {
     *arrived(channel, message) = SLOT_DONE;
     while (*arrived(channel, channel->recv_head) == SLOT_DONE) *arrived(channel, channel->recv_head++) = SLOT_EMPTY;
-    link->hooks.complete(link->hooks.context, user, GANG_OK);
+    link->hooks.complete(link->hooks.context, user, status);
 }
 
 static void credit_back(struct gang_link *link) {
@@ -45,7 +45,7 @@ static enum gang_status take_waiting(struct gang_link *link, struct gang_channel
     if (bytes) memcpy(data, link->slots_in + slot * slot_stride(link), bytes);
     link->free_in[link->free_in_count++] = (uint16_t)slot;
     credit_back(link);
-    complete_message(link, channel, message, user);
+    complete_message(link, channel, message, user, GANG_OK);
     return GANG_OK;
 }
 
@@ -81,7 +81,7 @@ static void complete_recv(struct gang_link *link, struct gang_recv *recv) {
     uint64_t message = recv->message;
     void *user = recv->user;
     release(link, recv);
-    complete_message(link, channel, message, user);
+    complete_message(link, channel, message, user, GANG_OK);
 }
 
 void gang_recv_abort(struct gang_link *link) {
@@ -91,6 +91,26 @@ void gang_recv_abort(struct gang_link *link) {
         release(link, &link->recvs[i]);
         link->hooks.complete(link->hooks.context, user, GANG_ERR_PEER);
     }
+}
+
+// The message counts as done: what still comes of it is known already and goes to the sink.
+bool gang_recv_cancel(struct gang_link *link, void *user) {
+    struct gang_recv *recv = NULL;
+    for (int i = 0; i < WIRE_OPS_MAX && !recv; i++)
+        if (link->recvs[i].busy && link->recvs[i].user == user) recv = &link->recvs[i];
+    if (!recv) return false;
+    for (int p = 0; p < link->config.planes; p++)
+        for (int s = 0; s < link->config.streams; s++) {
+            struct gang_landing *landing = &link->streams[p][s]->landing;
+            if (landing->mode != LANDING_DIRECT || landing->recv != recv) continue;
+            landing->mode = LANDING_SINK;
+            landing->known = true;
+        }
+    struct gang_channel *channel = recv->channel;
+    uint64_t message = recv->message;
+    release(link, recv);
+    complete_message(link, channel, message, user, GANG_ERR_PEER);
+    return true;
 }
 
 // ---- Headers -------------------------------------------------------------------------------------------------------

@@ -249,22 +249,14 @@ static struct gang_send *op_of(struct gang_link *link, const struct gang_flight 
     return op;
 }
 
-void gang_send_lost(struct gang_link *link, const struct gang_flight *flight) {
-    struct gang_send *op = op_of(link, flight);
-    bool added = gang_chunks_add(&op->lost, op->chunks, flight->chunk);
-    assert(added);
-    link->backlog += flight->bytes;
-    if (op->ready) return;
-    op->ready = true;
-    list_prepend(&link->ready[op->priority], op);
-}
-
 static void finish(struct gang_link *link, struct gang_send *op, enum gang_status status) {
     if (op->copied) {
         link->free_out[link->free_out_count++] = (uint16_t)((size_t)(op->data - link->slots_out) / ((size_t)link->config.eager_bytes + 1));
-    } else {
+    } else if (!op->cancelled) {
         link->hooks.complete(link->hooks.context, op->user, status);
     }
+    for (int p = 0; p < link->config.planes && op->cancelled; p++)
+        for (int s = 0; s < link->config.streams; s++) free(op->aside[p][s]);
     gang_chunks_clear(&op->lost);
     op->busy = op->ready = false;
     op->generation++;
@@ -274,6 +266,74 @@ static void finish(struct gang_link *link, struct gang_send *op, enum gang_statu
 void gang_send_acked(struct gang_link *link, const struct gang_flight *flight) {
     struct gang_send *op = op_of(link, flight);
     if (++op->acked == op->chunks) finish(link, op, GANG_OK);
+}
+
+void gang_send_lost(struct gang_link *link, const struct gang_flight *flight) {
+    struct gang_send *op = op_of(link, flight);
+    if (op->cancelled) {
+        gang_send_acked(link, flight);
+        return;
+    }
+    bool added = gang_chunks_add(&op->lost, op->chunks, flight->chunk);
+    assert(added);
+    link->backlog += flight->bytes;
+    if (op->ready) return;
+    op->ready = true;
+    list_prepend(&link->ready[op->priority], op);
+}
+
+// Frames of the operation that stand in a stream's queue keep bytes of their own: they may be half sent.
+static void set_aside(struct gang_stream *stream, struct gang_send *op) {
+    size_t bytes = 0;
+    struct gang_out_frame *frames[WIRE_QUEUE_FRAMES];
+    int count = 0;
+    for (unsigned i = 0; i < stream->queue_count; i++) {
+        struct gang_out_frame *out = &stream->queue[(stream->queue_head + i) % WIRE_QUEUE_FRAMES];
+        if (!out->payload_bytes || out->payload < op->data || out->payload >= op->data + op->bytes) continue;
+        frames[count++] = out;
+        bytes += out->payload_bytes;
+    }
+    if (!count) return;
+    uint8_t *to = op->aside[stream->plane][stream->index] = malloc(bytes);
+    assert(to && "out of memory");
+    for (int i = 0; i < count; i++) {
+        memcpy(to, frames[i]->payload, frames[i]->payload_bytes);
+        frames[i]->payload = to;
+        to += frames[i]->payload_bytes;
+    }
+}
+
+static void cancel_send(struct gang_link *link, struct gang_send *op) {
+    uint64_t unsent = op->fresh < op->chunks ? op->bytes - ((uint64_t)op->fresh << op->chunk_log2) : 0;
+    if (op->ready) {
+        list_remove(&link->ready[op->priority], op);
+        while (op->lost.count) {
+            uint32_t chunk = gang_chunks_first(&op->lost);
+            unsent += chunk_bytes(op, chunk);
+            gang_chunks_remove(&op->lost, chunk);
+            op->acked++;
+        }
+        link->backlog -= unsent;
+    } else if (op->fresh < op->chunks) {
+        list_remove(op->eager ? &link->credit_waiting : &op->channel->waiting, op);
+    }
+    for (int p = 0; p < link->config.planes; p++)
+        for (int s = 0; s < link->config.streams; s++) set_aside(link->streams[p][s], op);
+    op->ready = false;
+    op->cancelled = true;
+    op->chunks = op->fresh;
+    link->hooks.complete(link->hooks.context, op->user, GANG_ERR_PEER);
+    if (op->acked == op->chunks) finish(link, op, GANG_ERR_PEER);
+}
+
+void gang_link_cancel(struct gang_link *link, void *user) {
+    if (gang_recv_cancel(link, user)) return;
+    for (int i = 0; i < WIRE_OPS_MAX; i++) {
+        struct gang_send *op = &link->sends[i];
+        if (!op->busy || op->user != user || op->copied || op->cancelled) continue;
+        cancel_send(link, op);
+        return;
+    }
 }
 
 void gang_send_abort(struct gang_link *link) {

@@ -13,7 +13,7 @@ struct app_op {
     enum gang_status status;
     int side, tag, number;
     size_t bytes;
-    int64_t start_ns;
+    int64_t start_ns, cancel_ns; // cancel_ns 0: never
     uint8_t *data;
 };
 
@@ -21,6 +21,7 @@ struct app {
     struct sim *sim;
     struct app_op ops[2][2][TAGS][MESSAGES]; // by sending side; receive or not
     int ended, all, deaths[2];
+    bool cancels;
     enum gang_link_state state[2];
 };
 
@@ -46,7 +47,7 @@ static void on_complete(void *context, void *user, enum gang_status status) {
     op->status = status;
     op->app->ended++;
     if (status) {
-        sim_assert(sim, status == GANG_ERR_PEER);
+        sim_assert(sim, status == GANG_ERR_PEER && (op->cancel_ns || sim->dead_forever));
     } else if (op->receive) {
         static uint8_t expected[LONG_BYTES];
         pattern(expected, op->bytes, sim->seed, name_of(op));
@@ -137,12 +138,14 @@ static void app_open(struct app *app, struct sim *sim, int messages) {
         for (int tag = 0; tag < TAGS; tag++)
             for (int i = 0; i < messages; i++) {
                 size_t bytes = draw_bytes(sim);
+                bool cancel = app->cancels && sim_chance(sim, 0.2);
                 for (int receive = 0; receive < 2; receive++) {
                     struct app_op *op = &app->ops[side][receive][tag][i];
                     *op = (struct app_op){.app = app, .receive = receive, .side = side, .tag = tag, .number = i, .bytes = bytes};
                     op->start_ns = (int64_t)sim_below(sim, (uint64_t)spread_ns);
                     // Order within a channel is that of the calls.
                     if (i && op->start_ns < app->ops[side][receive][tag][i - 1].start_ns) op->start_ns = app->ops[side][receive][tag][i - 1].start_ns;
+                    if (cancel) op->cancel_ns = op->start_ns + (int64_t)sim_below(sim, (uint64_t)(20 * MS));
                     app->all++;
                 }
             }
@@ -168,6 +171,13 @@ static void app_start(struct app *app, struct app_op *op) {
     free(op->data);
 }
 
+// Both halves of some messages are called off, each at its own time; a send may be done by then.
+static void app_cancel(struct app *app, struct app_op *op) {
+    if (!op->cancel_ns || op->ended || op->cancel_ns > app->sim->now_ns) return;
+    gang_link_cancel(app->sim->links[op->receive ? !op->side : op->side], op);
+    sim_assert(app->sim, op->ended);
+}
+
 // Starts what is due; returns when the next is.
 static int64_t app_run(struct app *app, int messages) {
     int64_t next = SIM_NEVER;
@@ -176,12 +186,17 @@ static int64_t app_run(struct app *app, int messages) {
             for (int tag = 0; tag < TAGS; tag++)
                 for (int i = 0; i < messages; i++) {
                     struct app_op *op = &app->ops[side][receive][tag][i];
-                    if (op->started) continue;
+                    if (op->started) {
+                        app_cancel(app, op);
+                        if (op->cancel_ns && !op->ended) next = sim_least(next, op->cancel_ns);
+                        continue;
+                    }
                     if (op->start_ns > app->sim->now_ns) {
                         next = sim_least(next, op->start_ns);
                         break;
                     }
                     app_start(app, op);
+                    if (op->cancel_ns && !op->ended) next = sim_least(next, op->cancel_ns);
                 }
     return next;
 }
@@ -210,6 +225,7 @@ static void drain(struct sim *sim) {
         sim_step(sim, limit_ns);
         sim_assert(sim, sim->now_ns < limit_ns);
     }
+    if (current_app->cancels) return; // what was called off keeps its credit
     sim_assert(sim, a->credited_done == a->credited_in && a->credited_in == b->credit_used);
     sim_assert(sim, b->credited_done == b->credited_in && b->credited_in == a->credit_used);
 }
@@ -234,6 +250,7 @@ static void run_seed(uint64_t seed) {
     }
     sim_open(&sim, &config, hooks);
     int messages = 1 + (int)sim_below(&sim, MESSAGES);
+    app.cancels = sim_chance(&sim, 0.2);
     app_open(&app, &sim, messages);
     int64_t end_ns = sim_chance(&sim, 0.05) ? (int64_t)sim_below(&sim, (uint64_t)(100 * MS)) + 10 * MS : SIM_NEVER;
     const int64_t limit_ns = 60000 * MS;
