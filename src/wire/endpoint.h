@@ -80,6 +80,12 @@ struct gang_wire {
     struct gang_stranger strangers[WIRE_STRANGERS_MAX];
 };
 
+// wire.c
+// Waits until the operation is done, or one of `links` (NULLs are skipped) is dead, or `notice` of any of them is done.
+void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct gang_wire_link *const *links, const struct gang_wire_op *notices, int count);
+void gang_wire_cancel(struct gang_wire_op *op); // if it is not done
+const char *gang_wire_why(const struct gang_wire_link *link); // a dead link's error: it does not change any more
+
 // tcp.c
 void gang_tcp_event(struct gang_wire *wire, void *source, uint32_t events, int64_t now_ns);
 void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns);          // those that had more

@@ -331,6 +331,36 @@ bool gang_wire_done(struct gang_wire_op *op) {
     return done;
 }
 
+struct wait_any {
+    const struct gang_wire_op *op, *notices;
+    struct gang_wire_link *const *links;
+    int count;
+};
+
+static bool any_ready(void *context) {
+    const struct wait_any *w = context;
+    if (w->op->done) return true;
+    for (int i = 0; i < w->count; i++)
+        if (w->links[i] && (w->links[i]->core->state == LINK_DEAD || w->notices[i].done)) return true;
+    return false;
+}
+
+void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct gang_wire_link *const *links, const struct gang_wire_op *notices, int count) {
+    pthread_mutex_lock(&wire->lock);
+    drive_until(wire, any_ready, &(struct wait_any){op, notices, links, count});
+    pthread_mutex_unlock(&wire->lock);
+}
+
+void gang_wire_cancel(struct gang_wire_op *op) {
+    struct gang_wire *wire = op->link->wire;
+    pthread_mutex_lock(&wire->lock);
+    if (!op->done) gang_link_cancel(op->link->core, op);
+    turn(wire, gang_os->now_ns());
+    pthread_mutex_unlock(&wire->lock);
+}
+
+const char *gang_wire_why(const struct gang_wire_link *link) { return link->core->error; }
+
 void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out) {
     pthread_mutex_lock(&link->wire->lock);
     const struct gang_link *core = link->core;
