@@ -3,6 +3,7 @@
 #include "wire/wire.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -10,8 +11,10 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PUMP_BYTES = 256 << 10, SMALL_BYTES = 64, ROUND_TRIP_BYTES = 8, ROUNDS_MAX = 15, IN_FLIGHT = 4, BATCH = 256, STREAMS_MAX = 4 };
-static const size_t large_bytes = (size_t)64 << 20;
+enum { PUMP_BYTES = 256 << 10, SMALL_BYTES = 64, ROUND_TRIP_BYTES = 8, ROUNDS_MAX = 15, IN_FLIGHT = 4, BATCH = 256, STREAMS_MAX = 4, FAR_STREAMS = 2, FAR_ROUNDS = 3 };
+static const size_t large_bytes = (size_t)64 << 20, most_bytes = (size_t)256 << 20; // gone through in turn; each way at hand
+static const double far_rtt_s = 0.005;
+static const useconds_t posting_us = 20000;
 
 struct entry {
     char name[64];
@@ -43,8 +46,8 @@ struct plain {
     double seconds, bytes, rounds;
 };
 
-static bool wait_for(int fd, short events) {
-    struct pollfd poll_fd = {.fd = fd, .events = events};
+static bool wait_for_caller(int listener) {
+    struct pollfd poll_fd = {.fd = listener, .events = POLLIN};
     return poll(&poll_fd, 1, -1) == 1;
 }
 
@@ -55,18 +58,20 @@ static enum gang_status plain_open(struct plain *plain) {
     if (!status) status = gang_socket_listen(&address, &listener);
     if (!status) status = gang_socket_address(listener, &address);
     if (!status) status = gang_socket_connect(NULL, &address, &plain->fds[0]);
-    if (!status && (!wait_for(listener, POLLIN) || (plain->fds[1] = gang_socket_accept(listener)) < 0)) status = gang_fail_os("bench: cannot accept");
+    if (!status && (!wait_for_caller(listener) || (plain->fds[1] = gang_socket_accept(listener)) < 0)) status = gang_fail_os("bench: cannot accept");
     if (listener >= 0) close(listener);
-    for (int i = 0; i < 2 && !status; i++) gang_socket_no_delay(plain->fds[i]);
+    // Blocking, as a plain program would: one call less per message than with poll.
+    for (int i = 0; i < 2 && !status; i++) {
+        gang_socket_no_delay(plain->fds[i]);
+        if (fcntl(plain->fds[i], F_SETFL, 0)) status = gang_fail_os("bench: cannot make a socket block");
+    }
     return status;
 }
-
-static bool again(void) { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
 
 static bool put_all(int fd, const uint8_t *data, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
         ssize_t n = send(fd, data + done, bytes - done, MSG_NOSIGNAL);
-        if (n < 0 && again() && wait_for(fd, POLLOUT)) continue;
+        if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return false;
         done += (size_t)n;
     }
@@ -76,7 +81,7 @@ static bool put_all(int fd, const uint8_t *data, size_t bytes) {
 static bool get_all(int fd, uint8_t *data, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
         ssize_t n = recv(fd, data + done, bytes - done, 0);
-        if (n < 0 && again() && wait_for(fd, POLLIN)) continue;
+        if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return false;
         done += (size_t)n;
     }
@@ -96,7 +101,7 @@ static void *plain_receive(void *context) {
     struct plain *plain = context;
     double start = gang_seconds();
     // Into a buffer as large as the wire's, or the caches would do half of the work.
-    for (size_t at = 0; get_all(plain->fds[1], plain->data + large_bytes + at, PUMP_BYTES); at = (at + PUMP_BYTES) % large_bytes) plain->bytes += PUMP_BYTES;
+    for (size_t at = 0; get_all(plain->fds[1], plain->data + most_bytes + at, PUMP_BYTES); at = (at + PUMP_BYTES) % large_bytes) plain->bytes += PUMP_BYTES;
     plain->seconds = gang_seconds() - start;
     return NULL;
 }
@@ -113,8 +118,8 @@ static void plain_close(struct plain *plain) {
     close(plain->fds[1]);
 }
 
-// Bytes per second of `count` plain streams, one way.
-static enum gang_status pump(int count, double seconds, uint8_t *data, double *rate) {
+// Bytes per second of `count` plain streams, all one way or every other one back.
+static enum gang_status pump(int count, bool back, double seconds, uint8_t *data, double *rate) {
     struct plain plain[STREAMS_MAX] = {0};
     pthread_t threads[2 * STREAMS_MAX];
     enum gang_status status = GANG_OK;
@@ -122,6 +127,10 @@ static enum gang_status pump(int count, double seconds, uint8_t *data, double *r
         status = plain_open(&plain[i]);
         plain[i].seconds = seconds;
         plain[i].data = data;
+        if (!back || i % 2 == 0) continue;
+        int fd = plain[i].fds[0];
+        plain[i].fds[0] = plain[i].fds[1];
+        plain[i].fds[1] = fd;
     }
     if (status) return status;
     for (int i = 0; i < 2 * count; i++)
@@ -133,6 +142,13 @@ static enum gang_status pump(int count, double seconds, uint8_t *data, double *r
         plain_close(&plain[i]);
     }
     return GANG_OK;
+}
+
+// Per direction.
+static enum gang_status pump_both_ways(double seconds, uint8_t *data, double *rate) {
+    enum gang_status status = pump(2, true, seconds, data, rate);
+    if (!status) *rate /= 2;
+    return status;
 }
 
 static enum gang_status plain_round_trip(double seconds, double *each_s) {
@@ -158,15 +174,17 @@ struct ends {
     struct gang_wire_link *links[2];
 };
 
-static enum gang_status ends_open(struct ends *ends, int planes, int streams, const char *through, size_t buffer_bytes) {
+// `target`: rank 1, opened already, to be reached at `through`; NULL: to be opened, and reached directly.
+static enum gang_status ends_open(struct ends *ends, int planes, int streams, struct gang_wire *target, const char *through) {
     struct gang_wire_plane plane[GANG_WIRE_PLANES];
     enum gang_status status = GANG_OK;
-    *ends = (struct ends){{NULL, NULL}, {NULL, NULL}};
-    for (int i = 0; i < 2 && !status; i++) status = gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0"}, &ends->wires[i]);
+    *ends = (struct ends){{NULL, target}, {NULL, NULL}};
+    for (int i = 0; i < 2 && !status; i++)
+        if (!ends->wires[i]) status = gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0"}, &ends->wires[i]);
     if (status) return status;
     for (int p = 0; p < planes; p++) plane[p] = (struct gang_wire_plane){.remote = through ? through : gang_wire_address(ends->wires[1])};
     for (int i = 1; i >= 0 && !status; i--) {
-        struct gang_wire_link_options options = {.peer = !i, .planes = planes, .streams = streams, .plane = i ? NULL : plane, .buffer_bytes = buffer_bytes};
+        struct gang_wire_link_options options = {.peer = !i, .planes = planes, .streams = streams, .plane = i ? NULL : plane};
         status = gang_wire_join(ends->wires[i], &options, &ends->links[i]);
     }
     return status;
@@ -183,22 +201,21 @@ struct receiver {
     size_t bytes;
     int64_t count; // 0: echo until the link ends
     int in_flight;
+    double end; // when the last one was here
     enum gang_status status;
 };
 
 static void *receive(void *context) {
     struct receiver *r = context;
     struct gang_wire_op ops[BATCH];
-    size_t places = large_bytes / r->bytes;
+    size_t places = r->bytes < large_bytes ? large_bytes / r->bytes : 1;
     int64_t posted = 0;
     for (int64_t done = 0; done < r->count && !r->status; done++) {
         for (; posted < r->count && posted < done + r->in_flight && !r->status; posted++)
-            r->status = gang_wire_recv(r->link, 1, r->data + large_bytes + (size_t)posted % places * r->bytes, r->bytes, &ops[posted % r->in_flight]);
+            r->status = gang_wire_recv(r->link, 1, r->data + most_bytes + (size_t)posted % places * r->bytes, r->bytes, &ops[posted % r->in_flight]);
         if (!r->status) r->status = gang_wire_wait(&ops[done % r->in_flight]);
     }
-    // The sender stops its clock when all has arrived.
-    struct gang_wire_op told;
-    if (!r->status) r->status = gang_wire_send(r->link, 2, 0, "", 0, &told);
+    r->end = gang_seconds();
     return NULL;
 }
 
@@ -217,22 +234,21 @@ static void *echo(void *context) {
 // Sends `count` messages one way; seconds from the first until the receiver has the last.
 static enum gang_status transfer(struct ends *ends, uint8_t *data, size_t bytes, int64_t count, int in_flight, double *seconds) {
     struct receiver receiver = {.link = ends->links[1], .data = data, .bytes = bytes, .count = count, .in_flight = in_flight};
-    struct gang_wire_op ops[BATCH], told;
+    struct gang_wire_op ops[BATCH];
     pthread_t thread;
-    size_t places = large_bytes / bytes;
+    size_t places = bytes < large_bytes ? large_bytes / bytes : 1;
     int64_t posted = 0;
-    enum gang_status status = gang_wire_recv(ends->links[0], 2, NULL, 0, &told);
-    if (status) return status;
+    enum gang_status status = GANG_OK;
     if (pthread_create(&thread, NULL, receive, &receiver)) return gang_fail_os("bench: cannot start a thread");
+    if (in_flight == 1) usleep(posting_us); // a single receive is posted ahead, as programs do; a stream of them takes care of itself
     double start = gang_seconds();
     for (int64_t done = 0; done < count && !status; done++) {
         for (; posted < count && posted < done + in_flight && !status; posted++)
             status = gang_wire_send(ends->links[0], 1, 0, data + (size_t)posted % places * bytes, bytes, &ops[posted % in_flight]);
         if (!status) status = gang_wire_wait(&ops[done % in_flight]);
     }
-    if (!status) status = gang_wire_wait(&told);
-    *seconds = gang_seconds() - start;
     pthread_join(thread, NULL);
+    *seconds = receiver.end - start;
     return status ? status : receiver.status;
 }
 
@@ -253,7 +269,7 @@ static enum gang_status wire_round_trip(double seconds, double *each_s) {
     struct ends ends;
     pthread_t thread;
     uint8_t data[ROUND_TRIP_BYTES] = {0};
-    enum gang_status status = ends_open(&ends, 1, 1, NULL, 0);
+    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL);
     struct receiver receiver = {.link = ends.links[1]};
     if (!status && pthread_create(&thread, NULL, echo, &receiver)) status = gang_fail_os("bench: cannot start a thread");
     if (status) return status;
@@ -277,7 +293,7 @@ static enum gang_status wire_round_trip(double seconds, double *each_s) {
 static enum gang_status bench_sizes(struct results *r, uint8_t *data) {
     static const size_t sizes[] = {64, 1 << 10, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 16 << 20};
     struct ends ends;
-    enum gang_status status = ends_open(&ends, 1, 1, NULL, 0);
+    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL);
     if (!status && !r->json) printf("  message size    one plane\n");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes && !status; i++) {
         double rate;
@@ -306,9 +322,9 @@ static enum gang_status bench_planes(struct results *r, uint8_t *data, int plane
     double ratios[ROUNDS_MAX], pumped[ROUNDS_MAX], carried[ROUNDS_MAX];
     struct ends ends;
     int rounds = 5;
-    enum gang_status status = ends_open(&ends, planes, 1, NULL, 0);
+    enum gang_status status = ends_open(&ends, planes, 1, NULL, NULL);
     for (int i = 0; i < rounds && !status; i++) {
-        status = pump(planes, r->seconds / 4, data, &pumped[i]);
+        status = pump(planes, false, r->seconds / 4, data, &pumped[i]);
         if (!status) status = carry(&ends, data, (size_t)16 << 20, IN_FLIGHT, r->seconds / 4, &carried[i]);
         ratios[i] = carried[i] / pumped[i];
     }
@@ -340,6 +356,96 @@ static enum gang_status bench_round_trip(struct results *r) {
     return GANG_OK;
 }
 
+// Through a relay: how much of the rate one transfer gets, from its start until the last byte is there.
+static enum gang_status bench_far(struct results *r, uint8_t *data, double gbps) {
+    static const size_t sizes[] = {(size_t)256 << 20, (size_t)16 << 20};
+    static const double goals[] = {0.95, 0.9};
+    struct gang_relay *relay = NULL;
+    struct ends ends = {{NULL, NULL}, {NULL, NULL}};
+    double rate = gbps * 1e9 / 8, took;
+    enum gang_status status = gang_wire_open(&(struct gang_wire_options){.rank = 1, .listen = "127.0.0.1:0"}, &ends.wires[1]);
+    if (!status) status = gang_relay_open(&(struct gang_relay_options){.listen = "127.0.0.1:0", .to = gang_wire_address(ends.wires[1]), .rtt_s = far_rtt_s, .bytes_per_s = rate}, &relay);
+    if (!status) status = ends_open(&ends, 1, FAR_STREAMS, ends.wires[1], gang_relay_address(relay));
+    if (!status) status = transfer(&ends, data, sizes[1], 1, 1, &took); // connect, grow
+    for (int i = 0; i < 2 && !status; i++) {
+        double shares[FAR_ROUNDS];
+        char name[64], human[GANG_HUMAN_BYTES];
+        for (int k = 0; k < FAR_ROUNDS && !status; k++) {
+            status = transfer(&ends, data, sizes[i], 1, 1, &took);
+            shares[k] = (double)sizes[i] / took / rate;
+        }
+        if (status) break;
+        double share = median(shares, FAR_ROUNDS);
+        if (!r->json) printf("  %g Gbit/s, %.0f ms round trip, %s: %.3f of the rate\n", gbps, 1e3 * far_rtt_s, gang_human_bytes((double)sizes[i], human), share);
+        snprintf(name, sizeof name, "wire.far.%ggbps.%zuMiB.share", gbps, sizes[i] >> 20);
+        add(r, name, share, "ratio", true, goals[i], "of the relay's rate, 5 ms round trip, from the call until the last byte is there");
+    }
+    ends_close(&ends);
+    gang_relay_close(relay);
+    return status;
+}
+
+struct summing {
+    struct gang_group *group;
+    float *data;
+    size_t count;
+    int rounds;
+    enum gang_status status;
+};
+
+static void *sum(void *context) {
+    struct summing *s = context;
+    for (int i = 0; i < s->rounds && !s->status; i++) s->status = gang_all_reduce(s->group, s->data, s->count, GANG_F32);
+    return NULL;
+}
+
+// Seconds per all-reduce of two ranks.
+static enum gang_status all_reduce(struct gang_group *const *groups, uint8_t *data, size_t bytes, int rounds, double *each_s) {
+    struct summing jobs[2];
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++) jobs[i] = (struct summing){groups[i], (float *)(data + (size_t)i * most_bytes), bytes / sizeof(float), rounds, GANG_OK};
+    double start = gang_seconds();
+    for (int i = 0; i < 2; i++)
+        if (pthread_create(&threads[i], NULL, sum, &jobs[i])) return gang_fail_os("bench: cannot start a thread");
+    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+    *each_s = (gang_seconds() - start) / rounds;
+    return jobs[0].status ? jobs[0].status : jobs[1].status;
+}
+
+static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
+    static const size_t sizes[] = {(size_t)1 << 20, (size_t)16 << 20, (size_t)64 << 20};
+    struct ends ends;
+    struct gang_group *groups[2] = {NULL, NULL};
+    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL);
+    memset(data, 0, most_bytes);
+    memset(data + most_bytes, 0, most_bytes);
+    for (int i = 0; i < 2 && !status; i++) {
+        struct gang_wire_link *links[2] = {ends.links[i], ends.links[i]};
+        status = gang_group_new(ends.wires[i], links, 2, i, 100, &groups[i]);
+    }
+    for (int k = 0; k < 3 && !status; k++) {
+        double each = 0, once = 0, both = 0, ratios[ROUNDS_MAX], rates[ROUNDS_MAX];
+        int rounds = 3;
+        char human[GANG_HUMAN_BYTES];
+        status = all_reduce(groups, data, sizes[k], 2, &once);
+        for (int i = 0; i < rounds && !status; i++) {
+            int count = 1 + (int)(r->seconds / 4 / once);
+            status = pump_both_ways(r->seconds / 4, data, &both);
+            if (!status) status = all_reduce(groups, data, sizes[k], count, &each);
+            rates[i] = (double)sizes[k] / each;
+            ratios[i] = rates[i] / both;
+        }
+        if (status) break;
+        double ratio = median(ratios, rounds);
+        if (!r->json) printf("  all-reduce of %-10s by 2 ranks: %.3f GB/s of buffer, %.2f of plain TCP both ways\n", gang_human_bytes((double)sizes[k], human), median(rates, rounds) / 1e9, ratio);
+        if (k == 2) add(r, "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true, 0.8, "f32, 2 ranks, loopback TCP, against plain TCP both ways at once");
+    }
+    gang_group_free(groups[0]);
+    gang_group_free(groups[1]);
+    ends_close(&ends);
+    return status;
+}
+
 static void print_json(const struct results *r) {
     printf("[\n");
     for (int i = 0; i < r->count; i++) {
@@ -366,12 +472,15 @@ static int run_bench(int argc, char **argv) {
         return EXIT_USAGE;
     }
     void *data = NULL;
-    enum gang_status status = gang_big_alloc(2 * large_bytes, &data);
-    if (!status) memset(data, 0x5a, 2 * large_bytes);
+    enum gang_status status = gang_big_alloc(2 * most_bytes, &data);
+    if (!status) memset(data, 0x5a, 2 * most_bytes);
     for (int planes = 1; planes <= STREAMS_MAX && !status; planes *= 2) status = bench_planes(&results, data, planes);
     if (!status) status = bench_round_trip(&results);
     if (!status) status = bench_sizes(&results, data);
-    gang_big_free(data, 2 * large_bytes);
+    if (!status) status = bench_all_reduce(&results, data);
+    if (!status) status = bench_far(&results, data, 1);
+    if (!status) status = bench_far(&results, data, 4);
+    gang_big_free(data, 2 * most_bytes);
     if (!status && results.json) print_json(&results);
     return gang_report(status);
 }
