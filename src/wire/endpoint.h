@@ -66,10 +66,12 @@ struct gang_wire {
     pthread_mutex_t lock;
     pthread_cond_t baton, park; // users wait for the baton, the progress thread parks
     pthread_t thread;
-    bool thread_started, stop, again; // again: some connection has more to read
+    bool thread_started, closing, stop, again; // again: some connection has more to read
+    bool timeless;                    // a caller drives and sleeps until an event comes
     enum gang_driver driver;
     int wanting;                          // users that wait for the baton
-    int64_t user_ns, next_ns, sleep_until_ns; // a user drove last; what is due next; the driver sleeps until
+    int64_t user_ns, next_ns; // a user drove last; what is due next
+    int64_t sleep_until_ns, park_until_ns; // the driver sleeps until; the progress thread is parked until; 0: neither
     int rank;
     uint64_t cluster, session;
     struct gang_link_config config;

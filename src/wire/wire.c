@@ -3,7 +3,8 @@
 // Everything is under one lock. One thread at a time drives: it sleeps in epoll without the lock and handles what comes with
 // it. That is the progress thread, unless a caller waits for an operation: then the caller takes the baton and drives
 // itself, which saves two changes of thread per message. The progress thread parks meanwhile and takes the baton back when no
-// caller has driven for a moment, or at once when something is still under way that needs it.
+// caller has driven for a moment, or at once when something is still under way that needs it. To arm a timer for every short
+// sleep would cost a caller more than anything else, so it sleeps without one and the parked thread keeps the time.
 //
 // Sending happens in the caller's thread, as far as the sockets take it. If that makes something due before the sleeping
 // driver means to wake, it is kicked.
@@ -19,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const int64_t park_ns = 1000000, flush_limit_ns = 1000000000, second_ns = 1000000000, ms = 1000000;
+static const int64_t park_ns = 1000000, park_least_ns = 100000, park_most_ns = 100000000, flush_limit_ns = 1000000000, second_ns = 1000000000, ms = 1000000;
 
 // ---- Driving -------------------------------------------------------------------------------------------------------
 
@@ -37,6 +38,7 @@ static void turn(struct gang_wire *wire, int64_t now_ns) {
     wire->next_ns = next;
     // Somebody sleeps and would wake too late.
     if (wire->sleep_until_ns > next) (void)eventfd_write(wire->kick, 1);
+    if (wire->driver == DRIVER_USER && wire->park_until_ns > next) pthread_cond_signal(&wire->park);
 }
 
 static void drive_once(struct gang_wire *wire) {
@@ -44,15 +46,34 @@ static void drive_once(struct gang_wire *wire) {
     int64_t now = gang_os->now_ns();
     int64_t wait = wire->again || wire->next_ns <= now ? 0 : wire->next_ns - now;
     struct timespec timeout = {wait / second_ns, wait % second_ns};
-    wire->sleep_until_ns = wire->again ? 0 : wire->next_ns;
+    // To arm a timer for each sleep is dear: while a caller drives, the parked progress thread keeps the time.
+    bool timeless = wire->driver == DRIVER_USER && wait > 0;
+    wire->sleep_until_ns = wire->again || timeless ? 0 : wire->next_ns;
+    wire->timeless = timeless;
     pthread_mutex_unlock(&wire->lock);
-    int count = epoll_pwait2(wire->epoll, events, WIRE_EVENTS, wait > 3600 * second_ns ? NULL : &timeout, NULL);
+    int count = epoll_pwait2(wire->epoll, events, WIRE_EVENTS, timeless ? NULL : &timeout, NULL);
     pthread_mutex_lock(&wire->lock);
     wire->sleep_until_ns = 0;
+    wire->timeless = false;
     now = gang_os->now_ns();
     if (wire->again) gang_tcp_read_rest(wire, now);
     for (int i = 0; i < count; i++) gang_tcp_event(wire, events[i].data.ptr, events[i].events, now);
     turn(wire, now);
+}
+
+// While a caller drives, the progress thread does what falls due; and it looks whether the caller has stopped.
+static void park(struct gang_wire *wire, int64_t now_ns) {
+    int64_t until = now_ns + park_ns;
+    if (wire->driver == DRIVER_USER) {
+        if (wire->next_ns <= now_ns) turn(wire, now_ns);
+        if (wire->closing) (void)eventfd_write(wire->kick, 1); // it waits for a time, too
+        until = wire->next_ns < now_ns + park_most_ns ? wire->next_ns : now_ns + park_most_ns;
+        if (until < now_ns + park_least_ns) until = now_ns + park_least_ns;
+    }
+    struct timespec at = {until / second_ns, until % second_ns};
+    wire->park_until_ns = until;
+    pthread_cond_timedwait(&wire->park, &wire->lock, &at);
+    wire->park_until_ns = 0;
 }
 
 static void *progress(void *context) {
@@ -66,9 +87,7 @@ static void *progress(void *context) {
             wire->driver = DRIVER_NONE;
             if (wire->wanting) pthread_cond_broadcast(&wire->baton);
         } else {
-            int64_t until = now + park_ns;
-            struct timespec at = {until / second_ns, until % second_ns};
-            pthread_cond_timedwait(&wire->park, &wire->lock, &at);
+            park(wire, now);
         }
     }
     pthread_mutex_unlock(&wire->lock);
@@ -100,10 +119,9 @@ static void drive_until(struct gang_wire *wire, bool (*ready)(void *context), vo
     }
     if (!drove) return;
     wire->user_ns = gang_os->now_ns();
-    if (!wire->wanting && any_outstanding(wire)) {
-        wire->user_ns = 0;
-        pthread_cond_signal(&wire->park);
-    }
+    if (wire->wanting) return;
+    if (any_outstanding(wire)) wire->user_ns = 0;
+    if (!wire->user_ns || wire->park_until_ns > gang_os->now_ns() + park_ns) pthread_cond_signal(&wire->park);
 }
 
 // ---- The core's hooks ----------------------------------------------------------------------------------------------
@@ -114,11 +132,14 @@ static void on_complete(void *context, void *user, enum gang_status status) {
     op->status = status;
     op->done = true;
     link->outstanding--;
+    // A caller that sleeps without a limit may be waiting for this.
+    if (link->wire->timeless) (void)eventfd_write(link->wire->kick, 1);
 }
 
 static void on_state(void *context, enum gang_link_state state) {
     struct gang_wire_link *link = context;
     if (state == LINK_SUSPECT) gang_log(GANG_LOG_WARNING, "rank %d: rank %d is silent on all %d planes", link->wire->rank, link->peer, link->planes);
+    if (link->wire->timeless) (void)eventfd_write(link->wire->kick, 1);
     // A peer that leaves when nothing is under way is no news.
     bool news = !link->wire->stop && !(link->core->peer_left && !link->outstanding);
     if (state == LINK_DEAD && news) gang_log(GANG_LOG_WARNING, "%s", link->core->error);
@@ -211,6 +232,7 @@ void gang_wire_close(struct gang_wire *wire) {
     if (wire->thread_started) {
         pthread_mutex_lock(&wire->lock);
         struct closing closing = {wire, gang_os->now_ns() + flush_limit_ns};
+        wire->closing = true;
         drive_until(wire, flushed, &closing);
         wire->stop = true;
         for (struct gang_wire_link *link = wire->links; link; link = link->next)
