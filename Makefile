@@ -2,7 +2,7 @@
 BUILD ?= build
 SHELL := /bin/sh
 .DEFAULT_GOAL := build
-.PHONY: help build demo check bench tidy asan tsan fuzz install clean
+.PHONY: help build demo check bench tidy asan tsan fuzz soak install clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ tsan: ## the tests under the thread sanitizer
 fuzz: ## every harness for SECONDS (60) each
 	@tools/setup build fuzz
 	@for f in tests/fuzz/fuzz_*.c; do tests/fuzz/run $$(basename $$f .c) $(or $(SECONDS),60) || exit 1; done
+
+soak: build ## the link's protocol under RUNS (100000) seeded networks; GANG_TEST_SEED=n repeats one
+	@GANG_TEST_RUNS=$(or $(RUNS),100000) $(BUILD)/test_link
 
 tidy: build ## format, clang-tidy, and the rules of the house that a script can check
 	@tools/setup tidy

@@ -16,7 +16,7 @@
 //
 // States of a plane: up while one of its streams is. It goes down when the carrier breaks, or when it is silent (something
 // is unacknowledged and neither a report that something arrived has come for three heartbeats, counted from a round trip
-// after the first such frame, nor any byte, unless reports deny that anything arrives) while another plane is not. If all are silent nothing is torn down: the
+// after the oldest such frame, nor any byte, unless reports deny that anything arrives) while another plane is not. If all are silent nothing is torn down: the
 // link is held, SUSPECT after hold_ns, DEAD after dead_ns. Any progress makes it UP again. Who carries bytes brings planes
 // back by gang_stream_up, as often as it likes.
 #include "wire/link.h"
@@ -174,10 +174,10 @@ void gang_stream_up(struct gang_stream *stream, uint32_t epoch, int64_t now_ns) 
     stream->ack_count = 0;
     stream->ack_now = false;
     stream->ping_now = true; // the first round trip is measured at once
-    stream->ping_ns = stream->progress_ns = stream->waiting_ns = stream->ack_sent_ns = now_ns;
+    stream->ping_ns = stream->progress_ns = stream->ack_sent_ns = now_ns;
     plane->progress_ns = plane->advance_ns = now_ns;
     plane->stuck = false;
-    if (!plane->ups++) plane->waiting_ns = now_ns;
+    plane->ups++;
     if (link->state != LINK_UP) {
         enter(link, LINK_UP);
         link->quiet_ns = 0;
@@ -241,11 +241,11 @@ static void take_off(struct gang_stream *stream, const struct gang_flight *fligh
     assert(!slot->kind);
     *slot = *flight;
     slot->sent_ns = now_ns;
-    if (!plane->flight_count++) plane->waiting_ns = plane->delivered_ns = now_ns;
+    if (!plane->flight_count++) plane->delivered_ns = now_ns;
     slot->delivered = plane->delivered;
     slot->delivered_ns = plane->delivered_ns;
     plane->flight_bytes += flight->bytes;
-    if (!stream->flight_count++) stream->waiting_ns = now_ns;
+    stream->flight_count++;
     stream->flight_pings += flight->kind == WIRE_PING;
     stream->flight_bytes += flight->bytes;
     stream->ping_ns = now_ns;
@@ -382,9 +382,15 @@ static void sample_rate(struct gang_link *link, struct gang_plane *plane, const 
 
 static int64_t expected_rtt(const struct gang_plane *plane) { return plane->srtt_ns ? plane->srtt_ns + 4 * plane->rttvar_ns : unknown_rtt_ns; }
 
-// Since when the peer owes a report of something having arrived.
-static int64_t owed_at(const struct gang_plane *plane) {
-    return max_ns(plane->advance_ns, plane->waiting_ns + expected_rtt(plane));
+// When the oldest unresolved frame left.
+static int64_t oldest_ns(const struct gang_stream *stream) { return stream->flight_count ? stream->flights[stream->floor % WIRE_PN_WINDOW].sent_ns : never_ns; }
+
+// Since when the peer owes a report of something having arrived: a round trip after the oldest frame, or the last report.
+static int64_t owed_at(const struct gang_link *link, int plane) {
+    const struct gang_plane *p = &link->planes[plane];
+    int64_t oldest = never_ns;
+    for (int s = 0; s < link->config.streams; s++) oldest = min_ns(oldest, oldest_ns(link->streams[plane][s]));
+    return oldest == never_ns ? never_ns : max_ns(p->advance_ns, oldest + expected_rtt(p));
 }
 
 static void acknowledge(struct gang_stream *stream, struct gang_flight *flight, int64_t now_ns) {
@@ -420,7 +426,7 @@ bool gang_stream_acked(struct gang_stream *stream, const struct gang_ack *ack, i
     struct gang_plane *plane = &link->planes[stream->plane];
     if (!progress) {
         // Reports that only repeat themselves: the way there is cut, the way back is not.
-        if (!plane->stuck && plane->flight_count && now_ns > owed_at(plane) + STUCK_HEARTBEATS * link->config.heartbeat_ns) {
+        if (!plane->stuck && plane->flight_count && now_ns - STUCK_HEARTBEATS * link->config.heartbeat_ns > owed_at(link, stream->plane)) {
             plane->stuck = true;
             plane->progress_ns = plane->advance_ns;
         }
@@ -441,47 +447,47 @@ void gang_stream_heard(struct gang_stream *stream, int64_t now_ns) {
 // ---- Time ----------------------------------------------------------------------------------------------------------
 
 // When the plane counts as silent; never while nothing is unacknowledged.
-static int64_t silent_at(const struct gang_link *link, const struct gang_plane *plane) {
-    if (!plane->ups || !plane->flight_count) return never_ns;
-    return max_ns(plane->progress_ns, owed_at(plane)) + MISSED_HEARTBEATS * link->config.heartbeat_ns;
+static int64_t silent_at(const struct gang_link *link, int plane) {
+    if (!link->planes[plane].ups || !link->planes[plane].flight_count) return never_ns;
+    return max_ns(link->planes[plane].progress_ns, owed_at(link, plane)) + MISSED_HEARTBEATS * link->config.heartbeat_ns;
 }
 
 // What we slept through is nobody's silence.
-static void forgive(struct gang_link *link, int64_t late_ns) {
+static void forgive(struct gang_link *link, int64_t late_ns, int64_t now_ns) {
     for (int p = 0; p < link->config.planes; p++) {
-        link->planes[p].progress_ns += late_ns;
-        link->planes[p].waiting_ns += late_ns;
-        link->planes[p].advance_ns += late_ns;
-        for (int s = 0; s < link->config.streams; s++) {
-            link->streams[p][s]->progress_ns += late_ns;
-            link->streams[p][s]->waiting_ns += late_ns;
-        }
+        link->planes[p].progress_ns = link->planes[p].advance_ns = now_ns;
+        for (int s = 0; s < link->config.streams; s++) link->streams[p][s]->progress_ns = now_ns;
     }
     if (link->quiet_ns) link->quiet_ns += late_ns;
 }
 
-// Lone pings wait for their answers, or an idle link over a long way would never come to rest.
-static int64_t ping_pause(const struct gang_stream *stream) {
-    const struct gang_link_config *config = &stream->link->config;
-    if (!stream->flight_count) return config->idle_ns;
-    if (stream->flight_count > stream->flight_pings) return config->heartbeat_ns;
-    return expected_rtt(&stream->link->planes[stream->plane]) + config->heartbeat_ns;
+// When the next ping is due. Lone pings wait for their answers, or an idle link over a long way would never come to rest. On an
+// idle plane one stream speaks for all, and one side: the other hears it and has no need to ask.
+static int64_t ping_at(const struct gang_stream *stream) {
+    const struct gang_link *link = stream->link;
+    const struct gang_plane *plane = &link->planes[stream->plane];
+    if (stream->flight_count > stream->flight_pings) return stream->ping_ns + link->config.heartbeat_ns;
+    if (stream->flight_count) return stream->ping_ns + expected_rtt(plane) + link->config.heartbeat_ns;
+    for (int s = 0; s < stream->index; s++)
+        if (link->streams[stream->plane][s]->up) return never_ns;
+    int64_t pause = link->config.rank < link->config.peer ? link->config.idle_ns : link->config.idle_ns * 3 / 2;
+    return max_ns(stream->ping_ns, plane->progress_ns) + pause;
 }
 
 static int64_t tick_stream(struct gang_stream *stream, bool others_move, int64_t now_ns) {
     const struct gang_link_config *config = &stream->link->config;
     if (!stream->up) return never_ns;
-    int64_t stalled_at = max_ns(stream->progress_ns, stream->waiting_ns) + config->stall_ns;
-    if (stream->flight_count && others_move && stalled_at <= now_ns) {
+    int64_t stalled_at = stream->flight_count ? max_ns(stream->progress_ns, oldest_ns(stream)) + config->stall_ns : never_ns;
+    if (others_move && stalled_at <= now_ns) {
         reset(stream, now_ns);
         return never_ns;
     }
-    int64_t ping_at = stream->ping_ns + ping_pause(stream);
-    if (ping_at <= now_ns) {
+    int64_t due = ping_at(stream);
+    if (due <= now_ns) {
         // With frames still queued the peer sees life as it is, and a ping would only stand behind them. A report goes along.
         stream->ping_now = stream->queue_count == 0;
         stream->ack_now = true;
-        ping_at = now_ns + config->heartbeat_ns;
+        due = now_ns + config->heartbeat_ns;
     }
     int64_t report_at = stream->rx_bytes != stream->rx_reported ? stream->ack_sent_ns + config->heartbeat_ns : never_ns;
     if (report_at <= now_ns) {
@@ -490,15 +496,15 @@ static int64_t tick_stream(struct gang_stream *stream, bool others_move, int64_t
     }
     int64_t ack_at = stream->ack_count ? stream->ack_due_ns : never_ns;
     if (ack_at <= now_ns) ack_at = now_ns + small_ack_ns; // gathered after this tick, unless the carrier is blocked
-    return min_ns(min_ns(ping_at, report_at), min_ns(ack_at, stream->flight_count && stalled_at > now_ns ? stalled_at : never_ns));
+    return min_ns(min_ns(due, report_at), min_ns(ack_at, stalled_at > now_ns ? stalled_at : never_ns));
 }
 
 // Planes that are silent go down if another is not. Returns whether one is up that is not silent.
 static bool judge_planes(struct gang_link *link, int64_t now_ns, int64_t *next_ns) {
     bool sound = false;
-    for (int p = 0; p < link->config.planes; p++) sound = sound || (link->planes[p].ups && silent_at(link, &link->planes[p]) > now_ns);
+    for (int p = 0; p < link->config.planes; p++) sound = sound || (link->planes[p].ups && silent_at(link, p) > now_ns);
     for (int p = 0; p < link->config.planes; p++) {
-        int64_t at = silent_at(link, &link->planes[p]);
+        int64_t at = silent_at(link, p);
         if (at > now_ns) {
             *next_ns = min_ns(*next_ns, at);
         } else if (sound) {
@@ -547,7 +553,7 @@ static void advertise_small(struct gang_link *link) {
 
 int64_t gang_link_tick(struct gang_link *link, int64_t now_ns) {
     if (link->state == LINK_DEAD) return never_ns;
-    if (now_ns - link->config.heartbeat_ns > link->promised_ns) forgive(link, now_ns - link->promised_ns);
+    if (now_ns - link->config.heartbeat_ns > link->promised_ns) forgive(link, now_ns - link->promised_ns, now_ns);
     int64_t next = never_ns;
     bool sound = judge_planes(link, now_ns, &next);
     judge_link(link, sound, now_ns, &next);

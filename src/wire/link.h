@@ -147,7 +147,7 @@ struct gang_stream {
     unsigned flight_count, flight_pings;
     uint64_t flight_bytes;
     int64_t ping_ns;                   // when a numbered frame left last
-    int64_t progress_ns, waiting_ns;   // the peer showed life; the first unresolved frame was sent
+    int64_t progress_ns;               // the peer showed life
     uint64_t peer_rx_bytes;
     bool ping_now;
     // In.
@@ -163,9 +163,9 @@ struct gang_stream {
 
 struct gang_plane {
     int ups; // streams that are up
-    int64_t progress_ns, waiting_ns; // the peer showed life; the first unresolved frame was sent
-    int64_t advance_ns;              // the peer reported that something arrived
-    bool stuck;                      // it reports, but nothing arrives: what it sends is no proof of life
+    int64_t progress_ns; // the peer showed life
+    int64_t advance_ns;  // the peer reported that something arrived
+    bool stuck;          // it reports, but nothing arrives: what it sends is no proof of life
     unsigned flight_count;
     uint64_t flight_bytes;
     double rate; // bytes per second

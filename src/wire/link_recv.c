@@ -275,7 +275,9 @@ static bool take_control(struct gang_stream *stream, const uint8_t *payload, int
         if (f->message > link->credit_used + (uint64_t)link->config.eager_slots) return false;
         gang_send_credit(link, f->message);
         return true;
-    case WIRE_ACK: return !gang_ack_decode(payload, f->payload_bytes, &ack) && gang_stream_acked(stream, &ack, now_ns);
+    case WIRE_ACK:
+        stream->rx_reported += WIRE_HEADER_BYTES + f->payload_bytes; // reports ask for no report, or they would never end
+        return !gang_ack_decode(payload, f->payload_bytes, &ack) && gang_stream_acked(stream, &ack, now_ns);
     case WIRE_BYE:
         link->peer_left = true;
         if (f->payload_bytes) gang_link_fail(link, false, "rank %d ended the link: %.*s", link->config.peer, (int)f->payload_bytes, (const char *)payload);

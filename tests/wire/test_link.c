@@ -230,6 +230,19 @@ static void drain(struct sim *sim) {
     sim_assert(sim, b->credited_done == b->credited_in && b->credited_in == a->credit_used);
 }
 
+static uint64_t bytes_received(const struct sim *sim) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < 2 * sim->planes * sim->streams; i++) bytes += sim->links[i % 2]->streams[i / 2 / sim->streams][i / 2 % sim->streams]->rx_bytes;
+    return bytes;
+}
+
+// A link at rest says a word now and then, no more.
+static void check_rest(struct sim *sim) {
+    uint64_t before = bytes_received(sim);
+    for (int64_t end_ns = sim->now_ns + 1000 * MS; sim->now_ns < end_ns;) sim_step(sim, end_ns);
+    sim_assert(sim, bytes_received(sim) - before < (uint64_t)sim->planes * 2 * 12 * 4 * WIRE_HEADER_BYTES);
+}
+
 static void run_seed(uint64_t seed) {
     struct sim sim = {.seed = seed};
     static struct app app;
@@ -271,6 +284,7 @@ static void run_seed(uint64_t seed) {
     }
     sim_assert(&sim, app.deaths[0] == sim.dead_forever && app.deaths[1] == sim.dead_forever);
     if (!sim.dead_forever) drain(&sim);
+    if (calm && !sim.dead_forever && seed % 8 == 0) check_rest(&sim);
     // On a sound network no plane is ever given up.
     for (int p = 0; p < sim.planes && calm && !sim.dead_forever; p++) sim_assert(&sim, !sim.links[0]->planes[p].losses && !sim.links[1]->planes[p].losses);
     sim_close(&sim);
