@@ -12,13 +12,27 @@ enum { WIRE_STRANGERS_MAX = 16, WIRE_GREETING_BYTES = WIRE_HEADER_BYTES + WIRE_B
 
 enum gang_source { SOURCE_STREAM, SOURCE_STRANGER, SOURCE_LISTENER, SOURCE_KICK }; // first member of what epoll points to
 
-// How bytes move once a connection stands. TCP is the first carrier.
+struct ssl_st;
+struct gang_secure; // secure.c: the cluster's secret
+
+struct gang_pipe {
+    int fd; // -1: closed
+    struct ssl_st *ssl;
+};
+
+// How bytes move over a connection: plain, or under TLS.
 struct gang_carrier {
     const char *name;
-    ssize_t (*read)(int fd, const struct iovec *iov, int count);  // as readv
-    ssize_t (*write)(int fd, const struct iovec *iov, int count); // as writev, without a signal
+    bool (*open)(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts); // the connection stands
+    int (*handshake)(struct gang_pipe *pipe);                                   // 1 done, 0 not yet, -1 failed
+    ssize_t (*read)(struct gang_pipe *pipe, const struct iovec *iov, int count);  // as readv
+    ssize_t (*write)(struct gang_pipe *pipe, const struct iovec *iov, int count); // as writev, without a signal
+    void (*close)(struct gang_pipe *pipe);
 };
-extern const struct gang_carrier gang_carrier_tcp;
+extern const struct gang_carrier gang_carrier_tcp, gang_carrier_tls;
+
+GANG_CHECK_RESULT enum gang_status gang_secure_new(const char *path, struct gang_secure **out);
+void gang_secure_free(struct gang_secure *secure);
 
 // A greeting that is being received: one HELLO, or a BYE.
 struct gang_greeting {
@@ -28,19 +42,21 @@ struct gang_greeting {
 
 struct gang_stranger {
     enum gang_source source;
-    int fd; // -1: free
+    struct gang_pipe pipe; // closed: free
+    bool secured;          // its handshake is done
     int64_t deadline_ns;
     struct gang_greeting greeting;
 };
 
-enum gang_conn_state { CONN_IDLE, CONN_CONNECTING, CONN_GREETING, CONN_UP };
+enum gang_conn_state { CONN_IDLE, CONN_CONNECTING, CONN_SECURING, CONN_GREETING, CONN_UP };
 
 // The carrier of one stream.
 struct gang_conn {
     enum gang_source source;
     enum gang_conn_state state;
     struct gang_wire_link *link;
-    int plane, stream, fd;
+    int plane, stream;
+    struct gang_pipe pipe;
     bool readable, refused;
     uint32_t epoch;
     int64_t deadline_ns, retry_ns, pause_ns;
@@ -74,6 +90,8 @@ struct gang_wire {
     int64_t sleep_until_ns, park_until_ns; // the driver sleeps until; the progress thread is parked until; 0: neither
     int rank;
     uint64_t cluster, session;
+    const struct gang_carrier *carrier;
+    struct gang_secure *secure; // NULL: plain
     struct gang_link_config config;
     char address[GANG_ADDRESS_TEXT];
     int epoll, kick, listener;
@@ -95,6 +113,7 @@ void gang_tcp_flush(struct gang_wire_link *link, int64_t now_ns);         // sen
 int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns);       // connects; returns when it is due again
 int64_t gang_tcp_tick_strangers(struct gang_wire *wire, int64_t now_ns);
 void gang_tcp_close(struct gang_conn *conn, int64_t now_ns);
+void gang_tcp_end(struct gang_wire *wire, struct gang_pipe *pipe); // closes it if it is open
 void gang_tcp_reset(void *link, int plane, int stream);                   // the core's hook
 bool gang_epoll_add(struct gang_wire *wire, int fd, uint32_t events, void *source);
 

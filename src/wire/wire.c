@@ -150,6 +150,8 @@ static void on_state(void *context, enum gang_link_state state) {
 static enum gang_status start_listening(struct gang_wire *wire, const char *text) {
     struct gang_address address;
     enum gang_status status = gang_address_resolve("wire: listen", text, &address);
+    if (!status && !wire->secure && !gang_address_is_loopback(&address))
+        return gang_fail(GANG_ERR_INPUT, "wire: listen: '%s' can be reached from other machines: a cluster secret is needed", text);
     if (!status) status = gang_socket_listen(&address, &wire->listener);
     if (!status) status = gang_socket_address(wire->listener, &address);
     if (!status) gang_address_text(&address, wire->address);
@@ -193,8 +195,10 @@ enum gang_status gang_wire_open(const struct gang_wire_options *options, struct 
     set_ms(&wire->config.hold_ns, options->hold_ms);
     set_ms(&wire->config.dead_ns, options->dead_ms);
     set_ms(&wire->config.connect_ns, options->connect_ms);
-    for (int i = 0; i < WIRE_STRANGERS_MAX; i++) wire->strangers[i].fd = -1;
-    enum gang_status status = start_listening(wire, options->listen);
+    for (int i = 0; i < WIRE_STRANGERS_MAX; i++) wire->strangers[i].pipe.fd = -1;
+    wire->carrier = options->secret_path ? &gang_carrier_tls : &gang_carrier_tcp;
+    enum gang_status status = options->secret_path ? gang_secure_new(options->secret_path, &wire->secure) : GANG_OK;
+    if (!status) status = start_listening(wire, options->listen);
     if (!status) status = start_polling(wire);
     if (status) {
         gang_wire_close(wire);
@@ -222,7 +226,7 @@ static bool flushed(void *context) {
 static void free_link(struct gang_wire_link *link) {
     for (int p = 0; p < link->planes; p++)
         for (int s = 0; s < link->streams; s++)
-            if (link->conns[p][s].fd >= 0) close(link->conns[p][s].fd);
+            gang_tcp_end(link->wire, &link->conns[p][s].pipe);
     gang_link_free(link->core);
     free(link);
 }
@@ -250,10 +254,11 @@ void gang_wire_close(struct gang_wire *wire) {
         free_link(link);
     }
     for (int i = 0; i < WIRE_STRANGERS_MAX; i++)
-        if (wire->strangers[i].fd >= 0) close(wire->strangers[i].fd);
+        gang_tcp_end(wire, &wire->strangers[i].pipe);
     if (wire->listener >= 0) close(wire->listener);
     if (wire->kick >= 0) close(wire->kick);
     if (wire->epoll >= 0) close(wire->epoll);
+    gang_secure_free(wire->secure);
     free(wire);
 }
 
@@ -264,6 +269,8 @@ static enum gang_status resolve_planes(struct gang_wire_link *link, const struct
         status = gang_address_resolve("wire: plane", plane->remote, &link->remote[p]);
         link->has_local[p] = plane->local != NULL;
         if (!status && plane->local) status = gang_address_resolve("wire: plane", plane->local, &link->local[p]);
+        if (!status && !link->wire->secure && !gang_address_is_loopback(&link->remote[p]))
+            status = gang_fail(GANG_ERR_INPUT, "wire: plane: '%s' is another machine: a cluster secret is needed", plane->remote);
     }
     return status;
 }
@@ -290,7 +297,7 @@ enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_l
     int64_t now = gang_os->now_ns();
     for (int p = 0; p < link->planes; p++)
         for (int s = 0; s < streams; s++)
-            link->conns[p][s] = (struct gang_conn){.source = SOURCE_STREAM, .link = link, .plane = p, .stream = s, .fd = -1, .retry_ns = now, .pause_ns = 10 * ms};
+            link->conns[p][s] = (struct gang_conn){.source = SOURCE_STREAM, .link = link, .plane = p, .stream = s, .pipe = {.fd = -1}, .retry_ns = now, .pause_ns = 10 * ms};
     pthread_mutex_lock(&wire->lock);
     link->core = gang_link_new(&config, &(struct gang_link_hooks){link, on_complete, gang_tcp_reset, on_state}, now);
     link->next = wire->links;

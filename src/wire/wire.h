@@ -21,6 +21,7 @@ struct gang_wire_options {
     int rank;
     const char *listen;   // "host:port"; port 0 lets the kernel pick
     uint64_t cluster;     // both ends must name the same
+    const char *secret_path; // a file that only its owner may read: TLS 1.3 with this secret. NULL: plain, for loopback only
     int64_t heartbeat_ms; // 0: 4
     int64_t hold_ms;      // 0: 100; silence on all planes after which the link is suspect
     int64_t dead_ms;      // 0: 1000; and lost
