@@ -175,12 +175,12 @@ struct ends {
 };
 
 // `target`: rank 1, opened already, to be reached at `through`; NULL: to be opened, and reached directly.
-static enum gang_status ends_open(struct ends *ends, int planes, int streams, struct gang_wire *target, const char *through) {
+static enum gang_status ends_open(struct ends *ends, int planes, int streams, const char *secret_path, struct gang_wire *target, const char *through) {
     struct gang_wire_plane plane[GANG_WIRE_PLANES];
     enum gang_status status = GANG_OK;
     *ends = (struct ends){{NULL, target}, {NULL, NULL}};
     for (int i = 0; i < 2 && !status; i++)
-        if (!ends->wires[i]) status = gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0"}, &ends->wires[i]);
+        if (!ends->wires[i]) status = gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0", .secret_path = secret_path}, &ends->wires[i]);
     if (status) return status;
     for (int p = 0; p < planes; p++) plane[p] = (struct gang_wire_plane){.remote = through ? through : gang_wire_address(ends->wires[1])};
     for (int i = 1; i >= 0 && !status; i--) {
@@ -269,7 +269,7 @@ static enum gang_status wire_round_trip(double seconds, double *each_s) {
     struct ends ends;
     pthread_t thread;
     uint8_t data[ROUND_TRIP_BYTES] = {0};
-    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL);
+    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL, NULL);
     struct receiver receiver = {.link = ends.links[1]};
     if (!status && pthread_create(&thread, NULL, echo, &receiver)) status = gang_fail_os("bench: cannot start a thread");
     if (status) return status;
@@ -293,7 +293,7 @@ static enum gang_status wire_round_trip(double seconds, double *each_s) {
 static enum gang_status bench_sizes(struct results *r, uint8_t *data) {
     static const size_t sizes[] = {64, 1 << 10, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 16 << 20};
     struct ends ends;
-    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL);
+    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL, NULL);
     if (!status && !r->json) printf("  message size    one plane\n");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes && !status; i++) {
         double rate;
@@ -318,11 +318,11 @@ static double median(double *values, int count) {
 }
 
 // Pump and wire in turns, so that a busy neighbour hits both; the median of the ratios.
-static enum gang_status bench_planes(struct results *r, uint8_t *data, int planes) {
+static enum gang_status bench_planes(struct results *r, uint8_t *data, int planes, const char *secret_path) {
     double ratios[ROUNDS_MAX], pumped[ROUNDS_MAX], carried[ROUNDS_MAX];
     struct ends ends;
     int rounds = 5;
-    enum gang_status status = ends_open(&ends, planes, 1, NULL, NULL);
+    enum gang_status status = ends_open(&ends, planes, 1, secret_path, NULL, NULL);
     for (int i = 0; i < rounds && !status; i++) {
         status = pump(planes, false, r->seconds / 4, data, &pumped[i]);
         if (!status) status = carry(&ends, data, (size_t)16 << 20, IN_FLIGHT, r->seconds / 4, &carried[i]);
@@ -333,11 +333,23 @@ static enum gang_status bench_planes(struct results *r, uint8_t *data, int plane
     char name[64];
     double ratio = median(ratios, rounds);
     if (!r->json)
-        printf("  %d plane%s       %8.3f GB/s, %d plain stream%s %.3f GB/s, ratio %.2f\n", planes, planes > 1 ? "s" : " ", median(carried, rounds) / 1e9, planes,
-               planes > 1 ? "s" : "", median(pumped, rounds) / 1e9, ratio);
-    snprintf(name, sizeof name, planes > 1 ? "wire.loopback.planes%d.ratio_to_pump" : "wire.loopback.ratio_to_pump", planes);
-    add(r, name, ratio, "ratio", true, planes > 1 ? 0.95 : 0.9, "16 MiB messages with checksums, against as many plain TCP streams");
+        printf("  %d plane%s%s %8.3f GB/s, %d plain stream%s %.3f GB/s, ratio %.2f\n", planes, planes > 1 ? "s" : " ", secret_path ? ", TLS" : "     ", median(carried, rounds) / 1e9,
+               planes, planes > 1 ? "s" : "", median(pumped, rounds) / 1e9, ratio);
+    snprintf(name, sizeof name, secret_path ? "wire.loopback.tls.ratio_to_pump" : planes > 1 ? "wire.loopback.planes%d.ratio_to_pump" : "wire.loopback.ratio_to_pump", planes);
+    add(r, name, ratio, "ratio", true, secret_path ? 0.5 : planes > 1 ? 0.95 : 0.9, "16 MiB messages with checksums, against as many plain TCP streams");
     return GANG_OK;
+}
+
+static enum gang_status bench_tls(struct results *r, uint8_t *data) {
+    char path[] = "/tmp/gangline_bench_XXXXXX";
+    static const char secret[] = "not a secret: only for the benchmark";
+    int fd = mkstemp(path); // readable by its owner only
+    if (fd < 0) return gang_fail_os("bench: cannot make a file for the secret");
+    enum gang_status status = write(fd, secret, sizeof secret) == (ssize_t)sizeof secret ? GANG_OK : gang_fail_os("%s: cannot write", path);
+    close(fd);
+    if (!status) status = bench_planes(r, data, 1, path);
+    unlink(path);
+    return status;
 }
 
 static enum gang_status bench_round_trip(struct results *r) {
@@ -365,7 +377,7 @@ static enum gang_status bench_far(struct results *r, uint8_t *data, double gbps)
     double rate = gbps * 1e9 / 8, took;
     enum gang_status status = gang_wire_open(&(struct gang_wire_options){.rank = 1, .listen = "127.0.0.1:0"}, &ends.wires[1]);
     if (!status) status = gang_relay_open(&(struct gang_relay_options){.listen = "127.0.0.1:0", .to = gang_wire_address(ends.wires[1]), .rtt_s = far_rtt_s, .bytes_per_s = rate}, &relay);
-    if (!status) status = ends_open(&ends, 1, FAR_STREAMS, ends.wires[1], gang_relay_address(relay));
+    if (!status) status = ends_open(&ends, 1, FAR_STREAMS, NULL, ends.wires[1], gang_relay_address(relay));
     if (!status) status = transfer(&ends, data, sizes[1], 1, 1, &took); // connect, grow
     for (int i = 0; i < 2 && !status; i++) {
         double shares[FAR_ROUNDS];
@@ -416,7 +428,7 @@ static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
     static const size_t sizes[] = {(size_t)1 << 20, (size_t)16 << 20, (size_t)64 << 20};
     struct ends ends;
     struct gang_group *groups[2] = {NULL, NULL};
-    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL);
+    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL, NULL);
     memset(data, 0, most_bytes);
     memset(data + most_bytes, 0, most_bytes);
     for (int i = 0; i < 2 && !status; i++) {
@@ -474,7 +486,8 @@ static int run_bench(int argc, char **argv) {
     void *data = NULL;
     enum gang_status status = gang_big_alloc(2 * most_bytes, &data);
     if (!status) memset(data, 0x5a, 2 * most_bytes);
-    for (int planes = 1; planes <= STREAMS_MAX && !status; planes *= 2) status = bench_planes(&results, data, planes);
+    for (int planes = 1; planes <= STREAMS_MAX && !status; planes *= 2) status = bench_planes(&results, data, planes, NULL);
+    if (!status) status = bench_tls(&results, data);
     if (!status) status = bench_round_trip(&results);
     if (!status) status = bench_sizes(&results, data);
     if (!status) status = bench_all_reduce(&results, data);
