@@ -16,8 +16,10 @@ struct ssl_st;
 struct gang_secure; // secure.c: the cluster's secret
 
 struct gang_pipe {
-    int fd; // -1: closed
+    int fd;       // -1: closed
+    bool pending; // bytes that `write` took still wait for the socket; call it again, with none if there are no more
     struct ssl_st *ssl;
+    struct tls_out *out;
 };
 
 // How bytes move over a connection: plain, or under TLS.

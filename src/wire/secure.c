@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SECRET_LEAST_BYTES = 16, SECRET_MOST_BYTES = 4096, KEY_BYTES = 32, RECORD_BYTES = 16 << 10, DIRECT_BYTES = 4 << 10, READ_BYTES = 128 << 10 };
+enum { SECRET_LEAST_BYTES = 16, SECRET_MOST_BYTES = 4096, KEY_BYTES = 32, RECORD_BYTES = 16 << 10, DIRECT_BYTES = 4 << 10, READ_BYTES = 128 << 10, OUT_BYTES = 256 << 10 };
 static const char identity[] = "gangline-wire-1";
 static const unsigned char suite[2] = {0x13, 0x01}; // TLS_AES_128_GCM_SHA256
 
@@ -22,24 +22,48 @@ struct gang_secure {
     unsigned char key[KEY_BYTES];
 };
 
-// ---- The socket below: OpenSSL's own would raise SIGPIPE -----------------------------------------------------------------
+// ---- The socket below ----------------------------------------------------------------------------------------------
+//
+// OpenSSL's own would raise SIGPIPE and make one call per record. This one gathers records and sends many at once.
 
-static int fd_of(BIO *bio) { return (int)(intptr_t)BIO_get_data(bio); }
+struct tls_out {
+    int fd;
+    size_t start, end;
+    uint8_t bytes[OUT_BYTES];
+};
 
-static int after_call(BIO *bio, ssize_t n) {
-    BIO_clear_retry_flags(bio);
-    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+static bool must_wait(ssize_t n) { return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR); }
+
+// False, with errno, when not all could be sent.
+static bool flush(struct tls_out *out) {
+    while (out->start < out->end) {
+        ssize_t n = send(out->fd, out->bytes + out->start, out->end - out->start, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return false;
+        out->start += (size_t)n;
+    }
+    out->start = out->end = 0;
+    return true;
 }
 
 static int bio_write(BIO *bio, const char *data, int bytes) {
-    ssize_t n = send(fd_of(bio), data, (size_t)bytes, MSG_NOSIGNAL);
-    if (after_call(bio, n)) BIO_set_retry_write(bio);
+    struct tls_out *out = BIO_get_data(bio);
+    BIO_clear_retry_flags(bio);
+    if (out->end == OUT_BYTES && !flush(out)) {
+        if (must_wait(-1)) BIO_set_retry_write(bio);
+        return -1;
+    }
+    size_t n = (size_t)bytes < OUT_BYTES - out->end ? (size_t)bytes : OUT_BYTES - out->end;
+    memcpy(out->bytes + out->end, data, n);
+    out->end += n;
     return (int)n;
 }
 
 static int bio_read(BIO *bio, char *data, int bytes) {
-    ssize_t n = recv(fd_of(bio), data, (size_t)bytes, 0);
-    if (after_call(bio, n)) BIO_set_retry_read(bio);
+    struct tls_out *out = BIO_get_data(bio);
+    ssize_t n = recv(out->fd, data, (size_t)bytes, 0);
+    BIO_clear_retry_flags(bio);
+    if (must_wait(n)) BIO_set_retry_read(bio);
     return (int)n;
 }
 
@@ -136,11 +160,13 @@ void gang_secure_free(struct gang_secure *secure) {
 static bool tls_open(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts) {
     BIO *bio = BIO_new(wire->secure->method);
     pipe->ssl = SSL_new(wire->secure->context);
-    if (!pipe->ssl || !bio) {
+    pipe->out = calloc(1, sizeof *pipe->out);
+    if (!pipe->ssl || !bio || !pipe->out) {
         BIO_free(bio);
         return false;
     }
-    BIO_set_data(bio, (void *)(intptr_t)pipe->fd);
+    pipe->out->fd = pipe->fd;
+    BIO_set_data(bio, pipe->out);
     BIO_set_init(bio, 1);
     SSL_set_bio(pipe->ssl, bio, bio);
     if (accepts) {
@@ -162,8 +188,11 @@ static ssize_t tls_error(const struct gang_pipe *pipe, int n) {
 
 static int tls_handshake(struct gang_pipe *pipe) {
     int n = SSL_do_handshake(pipe->ssl);
-    if (n == 1) return 1;
-    return tls_error(pipe, n) < 0 && errno == EAGAIN ? 0 : -1;
+    int code = n == 1 || tls_error(pipe, n) < 0 ? errno : ECONNRESET;
+    // Its last word, an alert perhaps, goes out whatever it was.
+    (void)flush(pipe->out);
+    errno = code;
+    return n == 1 ? 1 : code == EAGAIN ? 0 : -1;
 }
 
 static ssize_t tls_read(struct gang_pipe *pipe, const struct iovec *iov, int count) {
@@ -180,6 +209,13 @@ static ssize_t tls_read(struct gang_pipe *pipe, const struct iovec *iov, int cou
             done += (size_t)n;
         }
     return (ssize_t)done;
+}
+
+// Sends what lies ready; `done` if it can, or has something to show already.
+static ssize_t send_ready(struct gang_pipe *pipe, ssize_t done) {
+    pipe->pending = !flush(pipe->out);
+    if (pipe->pending && !must_wait(-1)) return -1;
+    return done;
 }
 
 // Small pieces share a record. After EAGAIN the next call must begin with the same bytes: it does, since the head of a
@@ -203,18 +239,20 @@ static ssize_t tls_write(struct gang_pipe *pipe, const struct iovec *iov, int co
         int n = SSL_write(pipe->ssl, data, bytes < INT32_MAX ? (int)bytes : INT32_MAX);
         if (n <= 0) {
             ssize_t error = tls_error(pipe, n);
-            return done ? (ssize_t)done : error;
+            return done ? send_ready(pipe, (ssize_t)done) : error;
         }
         done += (size_t)n;
         skip += (size_t)n;
         while (i < count && skip >= iov[i].iov_len) skip -= iov[i++].iov_len;
     }
-    return (ssize_t)done;
+    return send_ready(pipe, (ssize_t)done);
 }
 
 static void tls_close(struct gang_pipe *pipe) {
     SSL_free(pipe->ssl);
+    free(pipe->out);
     pipe->ssl = NULL;
+    pipe->out = NULL;
     ERR_clear_error();
     close(pipe->fd);
 }

@@ -262,7 +262,7 @@ static void write_stream(struct gang_conn *conn, int64_t now_ns) {
     while (stream->up && !stream->blocked) {
         struct iovec iov[WIRE_IOV_MAX];
         int count = gang_stream_gather(stream, now_ns, iov);
-        if (!count) return;
+        if (!count && !conn->pipe.pending) return;
         size_t all = 0;
         for (int i = 0; i < count; i++) all += iov[i].iov_len;
         ssize_t n = conn->link->wire->carrier->write(&conn->pipe, iov, count);
@@ -272,7 +272,7 @@ static void write_stream(struct gang_conn *conn, int64_t now_ns) {
             return;
         }
         if (n > 0) gang_stream_gone(stream, (size_t)n, now_ns);
-        stream->blocked = n < (ssize_t)all;
+        stream->blocked = n < (ssize_t)all || conn->pipe.pending;
     }
 }
 
