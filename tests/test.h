@@ -23,15 +23,15 @@ static inline uint64_t test_seed(void) {
     return (uint64_t)seed;
 }
 
-#define assert_ok(call)                                     \
-    do {                                                    \
+#define assert_ok(call)                                      \
+    do {                                                     \
         if ((call) != GANG_OK) fail_msg("%s", gang_error()); \
     } while (0)
 
 // The call fails with this status and says these words.
-#define assert_fails(status, words, call)                                                                       \
-    do {                                                                                                        \
-        assert_int_equal(call, status);                                                                         \
+#define assert_fails(status, words, call)                                                                        \
+    do {                                                                                                         \
+        assert_int_equal(call, status);                                                                          \
         if (!strstr(gang_error(), words)) fail_msg("expected '%s' in the error, got '%s'", words, gang_error()); \
     } while (0)
 

@@ -30,12 +30,14 @@ enum gang_status {
 
 enum { GANG_ERROR_BYTES = 1024 };
 
-// Records "what failed: why: what to do" for this thread and returns `status`. Called by whoever detects the error first;
-// callers above pass the status on untouched.
-GANG_PRINTF(2, 3) enum gang_status gang_fail(enum gang_status status, const char *format, ...);
-
+// Records "what failed: why: what to do" for this thread and gives `status`. Called by whoever detects the error first;
+// callers above pass the status on untouched. Macros, so that compilers see which status comes back.
+#define gang_fail(status, ...) (gang_error_set(__VA_ARGS__), (status))
 // Like gang_fail with GANG_ERR_OS; appends ": " and the text of errno.
-GANG_PRINTF(1, 2) enum gang_status gang_fail_os(const char *format, ...);
+#define gang_fail_os(...) (gang_error_set_os(__VA_ARGS__), GANG_ERR_OS)
+
+GANG_PRINTF(1, 2) void gang_error_set(const char *format, ...);
+GANG_PRINTF(1, 2) void gang_error_set_os(const char *format, ...);
 
 // The text recorded last on this thread; "" when none.
 const char *gang_error(void);

@@ -50,15 +50,16 @@ enum gang_status gang_file_pread(int fd, const char *path, void *data, size_t by
         ssize_t got = gang_os->pread(fd, (char *)data + done, bytes - done, (off_t)(at + (int64_t)done));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return gang_fail_os("%s: cannot read", path);
-        if (got == 0) return gang_fail(GANG_ERR_FORMAT, "%s: the file ends at byte %lld, %zu bytes early", path, (long long)at + (long long)done, bytes - done);
+        if (got == 0)
+            return gang_fail(GANG_ERR_FORMAT, "%s: the file ends at byte %lld, %zu bytes early", path, (long long)at + (long long)done, bytes - done);
         done += (size_t)got;
     }
     return GANG_OK;
 }
 
-// Opens a regular file for reading and tells its size.
+// Opens a regular file for reading and tells its size. A pipe that nobody writes to would block at open: O_NONBLOCK.
 static enum gang_status open_regular(const char *path, int *fd, size_t *bytes) {
-    *fd = gang_os->open(path, O_RDONLY, 0);
+    *fd = gang_os->open(path, O_RDONLY | O_NONBLOCK, 0);
     if (*fd < 0) return gang_fail_os("%s: cannot open", path);
     struct stat st;
     if (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)) {
@@ -153,6 +154,7 @@ static enum gang_status out_write_through(struct gang_out *out, const char *data
 }
 
 static enum gang_status out_flush(struct gang_out *out) {
+    // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): `out` owns the buffer until out_close
     enum gang_status status = out_write_through(out, out->data, out->len);
     out->len = 0;
     return status;
@@ -236,8 +238,7 @@ enum gang_status gang_mkdirs(const char *path) {
         p += strcspn(p, "/");
         char kept = *p;
         *p = 0;
-        if (gang_os->mkdir(copy, 0755) && !(errno == EEXIST && gang_path_is_dir(copy)))
-            status = gang_fail_os("%s: cannot make the directory", copy);
+        if (gang_os->mkdir(copy, 0755) && !(errno == EEXIST && gang_path_is_dir(copy))) status = gang_fail_os("%s: cannot make the directory", copy);
         *p = kept;
     }
     free(copy);
@@ -245,6 +246,9 @@ enum gang_status gang_mkdirs(const char *path) {
 }
 
 static enum gang_status remove_entry(int parent, const char *path, const char *name, unsigned char type) {
+    struct stat st;
+    // Not every file system tells the type while listing.
+    if (type == DT_UNKNOWN && !fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) && S_ISDIR(st.st_mode)) type = DT_DIR;
     if (type != DT_DIR) return unlinkat(parent, name, 0) ? gang_fail_os("%s/%s: cannot remove", path, name) : GANG_OK;
     char *sub = heap_printf("%s/%s", path, name);
     enum gang_status status = gang_dir_remove(sub);

@@ -7,7 +7,7 @@
 
 static _Thread_local char error_text[GANG_ERROR_BYTES];
 
-enum gang_status gang_fail(enum gang_status status, const char *format, ...) {
+void gang_error_set(const char *format, ...) {
     // Arguments may point into error_text itself (a caller that adds context), so format aside first.
     char text[GANG_ERROR_BYTES];
     va_list args;
@@ -18,17 +18,16 @@ enum gang_status gang_fail(enum gang_status status, const char *format, ...) {
     for (char *p = text; *p; p++)
         if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = ' ';
     memcpy(error_text, text, sizeof text);
-    return status;
 }
 
-enum gang_status gang_fail_os(const char *format, ...) {
+void gang_error_set_os(const char *format, ...) {
     int code = errno;
     char text[GANG_ERROR_BYTES];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return gang_fail(GANG_ERR_OS, "%s: %s", text, strerror(code));
+    gang_error_set("%s: %s", text, strerror(code));
 }
 
 const char *gang_error(void) { return error_text; }

@@ -60,8 +60,7 @@ static const char *kind_name(enum gang_field_kind kind) {
     return names[kind];
 }
 
-static enum gang_status read_scalar(const char *where, const struct gang_field *field, struct scalar value, void *member,
-                                    struct gang_arena *arena) {
+static enum gang_status read_scalar(const char *where, const struct gang_field *field, struct scalar value, void *member, struct gang_arena *arena) {
     if (is_null(value))
         return gang_fail(GANG_ERR_INPUT, "%s: has no value: expected %s%s", where, kind_name(field->kind),
                          field->fallback ? ", or no such line for the default" : "");
@@ -128,8 +127,8 @@ static enum gang_status read_list(const struct reader *reader, const char *where
     return GANG_OK;
 }
 
-static enum gang_status read_value(const struct reader *reader, const struct gang_field *field, const yaml_node_t *key,
-                                   const yaml_node_t *node, void *member) {
+static enum gang_status read_value(const struct reader *reader, const struct gang_field *field, const yaml_node_t *key, const yaml_node_t *node,
+                                   void *member) {
     char where[WHERE_BYTES];
     snprintf(where, sizeof where, "%s:%zu: %s", reader->path, line_of(key), field->name);
     struct scalar value;
@@ -181,7 +180,8 @@ static enum gang_status read_pairs(const struct reader *reader, const yaml_node_
         const yaml_node_t *key = yaml_document_get_node(reader->document, pair->key);
         struct scalar name;
         if (!scalar_of(key, &name))
-            return gang_fail(GANG_ERR_INPUT, "%s:%zu: a field's name is not text: expected lines of the form 'field: value'", reader->path, line_of(key));
+            return gang_fail(GANG_ERR_INPUT, "%s:%zu: a field's name is not text: expected lines of the form 'field: value'", reader->path,
+                             line_of(key));
         size_t i = 0;
         while (i < reader->count && strcmp(reader->fields[i].name, name.text) != 0) i++;
         if (i == reader->count) return fail_unknown(reader, line_of(key), name.text);
@@ -280,7 +280,8 @@ static enum gang_status count_event(const char *path, const yaml_event_t *event,
     tally->anchors += anchor != NULL;
     size_t line = event->start_mark.line + 1;
     if (tally->documents > 1) return gang_fail(GANG_ERR_INPUT, "%s:%zu: a second document begins: expected one in the file", path, line);
-    if (tally->depth > MAX_DEPTH) return gang_fail(GANG_ERR_INPUT, "%s:%zu: nested deeper than %d levels: expected 'field: value'", path, line, MAX_DEPTH);
+    if (tally->depth > MAX_DEPTH)
+        return gang_fail(GANG_ERR_INPUT, "%s:%zu: nested deeper than %d levels: expected 'field: value'", path, line, MAX_DEPTH);
     if (tally->anchors > MAX_ANCHORS) return gang_fail(GANG_ERR_INPUT, "%s:%zu: more than %d anchors (&name)", path, line, MAX_ANCHORS);
     return GANG_OK;
 }

@@ -34,17 +34,25 @@ static enum gang_status open_speaker(struct speaker *s, const char *path, const 
     if (!status && !s->ids.count) status = gang_fail(GANG_ERR_INPUT, "generate: the prompt is empty: give at least one character");
     int64_t length = (int64_t)s->ids.count + request->tokens;
     if (!status && length > s->config.max_positions)
-        status = gang_fail(GANG_ERR_INPUT, "generate: %zu tokens of prompt and %lld to generate are more than the model's %d positions: give --tokens or a shorter prompt",
-                           s->ids.count, (long long)request->tokens, s->config.max_positions);
+        status = gang_fail(
+            GANG_ERR_INPUT,
+            "generate: %zu tokens of prompt and %lld to generate are more than the model's %d positions: give --tokens or a shorter prompt",
+            s->ids.count, (long long)request->tokens, s->config.max_positions);
     for (size_t i = 0; !status && i < s->ids.count; i++)
         if (s->ids.items[i] >= s->config.vocab_size)
-            status = gang_fail(GANG_ERR_INPUT, "generate: token %d of the prompt is beyond the model's vocabulary of %d", (int)s->ids.items[i], s->config.vocab_size);
+            status = gang_fail(GANG_ERR_INPUT, "generate: token %d of the prompt is beyond the model's vocabulary of %d", (int)s->ids.items[i],
+                               s->config.vocab_size);
     if (!status)
-        status = gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = (enum gang_compute)request->compute, .threads = (int)request->threads},
-                                  &s->device);
+        status = gang_device_open(
+            &(struct gang_device_options){.kind = "cpu", .compute = (enum gang_compute)request->compute, .threads = (int)request->threads},
+            &s->device);
     if (status) return status;
     gang_model_init(&s->model, &s->config, &s->arena);
-    status = gang_net_new(&s->model, s->device, &(struct gang_net_shape){.batch = 1, .length = length, .inference = true}, &s->net);
+    const struct gang_net_shape shape = {.batch = 1, .length = length, .inference = true};
+    struct gang_memory memory;
+    gang_net_memory(&s->model, s->device, &shape, &memory);
+    status = gang_memory_check(&memory, "choose a smaller model or fewer --tokens");
+    if (!status) status = gang_net_new(&s->model, s->device, &shape, &s->net);
     if (!status) status = gang_model_load(&s->model, dir, gang_net_parameters(s->net));
     if (!status) gang_net_refresh(s->net);
     return status;
@@ -100,16 +108,16 @@ static enum gang_status speak(struct speaker *s, const struct request *request, 
     printf("\n");
     if (status || quiet || made < 2) return status;
     double rate = (double)(made - 1) / decoding;
-    fprintf(stderr, "  %lld tokens of prompt in %.2f s; %lld generated, %.1f tokens/s, %.1f GB/s of weights and cache\n", (long long)prompt, prompt_seconds,
-            (long long)made, rate, rate * bytes_per_token(s, prompt + made / 2) / 1e9);
+    fprintf(stderr, "  %lld tokens of prompt in %.2f s; %lld generated, %.1f tokens/s, %.1f GB/s of weights and cache\n", (long long)prompt,
+            prompt_seconds, (long long)made, rate, rate * bytes_per_token(s, prompt + made / 2) / 1e9);
     return status;
 }
 
 static int run_generate(int argc, char **argv) {
     const char *plain[2] = {NULL, NULL}, *tokens = "128", *temperature = "0.8", *top_p = "0.95", *seed = "1", *compute = "auto", *threads = "0";
     bool quiet = false;
-    const struct gang_option options[] = {{"--tokens", &tokens, NULL},   {"--temperature", &temperature, NULL}, {"--top-p", &top_p, NULL},
-                                          {"--seed", &seed, NULL},       {"--compute", &compute, NULL},         {"--threads", &threads, NULL},
+    const struct gang_option options[] = {{"--tokens", &tokens, NULL}, {"--temperature", &temperature, NULL}, {"--top-p", &top_p, NULL},
+                                          {"--seed", &seed, NULL},     {"--compute", &compute, NULL},         {"--threads", &threads, NULL},
                                           {"--quiet", NULL, &quiet}};
     int code = gang_options(&gang_command_generate, argc, argv, options, 7, 2, 2, plain);
     if (code >= 0) return code;

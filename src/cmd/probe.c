@@ -8,12 +8,15 @@
 static void print_profile(const struct gang_profile *p) {
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES], d[GANG_HUMAN_BYTES];
     printf("%s, %d threads, %s\n", p->device, p->threads, p->instructions);
-    printf("  f32   peak %7.1f GFLOP/s, matrix products %7.1f (%.0f %%)\n", p->peak_f32 / 1e9, p->sustained_f32 / 1e9, 100 * p->sustained_f32 / p->peak_f32);
+    printf("  f32   peak %7.1f GFLOP/s, matrix products %7.1f (%.0f %%)\n", p->peak_f32 / 1e9, p->sustained_f32 / 1e9,
+           100 * p->sustained_f32 / p->peak_f32);
     if (p->peak_bf16 > 0)
         printf("  bf16  peak %7.1f GFLOP/s, matrix products %7.1f (%.0f %%)\n", p->peak_bf16 / 1e9, p->sustained_bf16 / 1e9,
                100 * p->sustained_bf16 / p->peak_bf16);
-    printf("  memory %s, read %.1f GB/s, triad %.1f GB/s\n", gang_human_bytes(p->memory_bytes, a), p->read_bytes_per_s / 1e9, p->triad_bytes_per_s / 1e9);
-    printf("  caches %s, %s, %s; %d cores\n", gang_human_bytes(p->l1_bytes, b), gang_human_bytes(p->l2_bytes, c), gang_human_bytes(p->l3_bytes, d), p->cores);
+    printf("  memory %s, read %.1f GB/s, triad %.1f GB/s\n", gang_human_bytes(p->memory_bytes, a), p->read_bytes_per_s / 1e9,
+           p->triad_bytes_per_s / 1e9);
+    printf("  caches %s, %s, %s; %d cores\n", gang_human_bytes(p->l1_bytes, b), gang_human_bytes(p->l2_bytes, c), gang_human_bytes(p->l3_bytes, d),
+           p->cores);
     printf("  measured in %.1f s\n", p->seconds);
 }
 

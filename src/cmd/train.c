@@ -36,13 +36,14 @@ static void show_start(void *context, const struct gang_run_start *r) {
     if (s->tokenised) printf("\r\033[K");
     const char *from = r->first_step ? "resumed" : r->fresh ? "fresh weights" : "weights from the model's directory";
     printf("  model   %s parameters: %d layers of %d, ffn %d, %d heads (%d key/value), vocabulary %d; %s\n",
-           gang_human_count((double)r->model->parameters, a), c->layers, c->hidden_size, c->intermediate_size, c->heads, c->kv_heads, c->vocab_size, from);
+           gang_human_count((double)r->model->parameters, a), c->layers, c->hidden_size, c->intermediate_size, c->heads, c->kv_heads, c->vocab_size,
+           from);
     printf("  data    %s tokens; the job reads %s\n", gang_human_count((double)r->data_tokens, a), gang_human_count((double)job->tokens, b));
     printf("  device  cpu %s, %d threads, %s; measured peak %.0f GFLOP/s\n", r->device->name, r->device->threads,
            job->compute == GANG_COMPUTE_BF16 ? "bf16" : "f32", r->peak_flops / 1e9);
-    printf("  step    %s tokens = %lld x %lld samples of %lld; %lld steps\n", gang_human_count((double)job->global_batch_tokens, a),
-           (long long)(job->global_batch_tokens / (job->micro_batch * job->sequence_length)), (long long)job->micro_batch, (long long)job->sequence_length,
-           (long long)job->steps);
+    printf("  step    %lld tokens = %lld x %lld samples of %lld; %lld steps\n", (long long)job->global_batch_tokens,
+           (long long)(job->global_batch_tokens / (job->micro_batch * job->sequence_length)), (long long)job->micro_batch,
+           (long long)job->sequence_length, (long long)job->steps);
     printf("  memory  %s at most: weights %s, gradients and optimizer %s, activations %s, the rest %s\n", gang_human_bytes(s->expected_bytes, a),
            gang_human_bytes((double)(m->parameters + m->packed), b), gang_human_bytes((double)(m->gradients + m->optimizer), d),
            gang_human_bytes((double)m->activations, e), gang_human_bytes(r->baseline_bytes + (double)m->workspace, f));
@@ -57,7 +58,8 @@ static void show_step(void *context, const struct gang_run_step *p) {
     if (s->json) {
         printf("{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"learning_rate\": %.6g, \"seconds\": %.6f, \"tokens\": %lld, "
                "\"tokens_per_second\": %.1f, \"peak_fraction\": %.4f, \"seconds_left\": %.1f}\n",
-               (long long)p->step, p->loss, p->gradient_norm, p->rate, p->seconds, (long long)p->tokens, p->tokens_per_second, p->peak_fraction, p->left);
+               (long long)p->step, p->loss, p->gradient_norm, p->rate, p->seconds, (long long)p->tokens, p->tokens_per_second, p->peak_fraction,
+               p->left);
         fflush(stdout);
         return;
     }
@@ -65,8 +67,8 @@ static void show_step(void *context, const struct gang_run_step *p) {
     bool last = p->step == p->steps;
     if (!s->live && !last && now - s->last_line < 2) return;
     s->last_line = now;
-    printf("%s  step %lld/%lld  loss %.4f  %s tokens/s  %.0f %% of peak  %s left%s", s->live ? "\r" : "", (long long)p->step, (long long)p->steps, p->loss,
-           gang_human_count(p->tokens_per_second, a), 100 * p->peak_fraction, gang_human_seconds(p->left, b), s->live ? "\033[K" : "\n");
+    printf("%s  step %lld/%lld  loss %.4f  %s tokens/s  %.0f %% of peak  %s left%s", s->live ? "\r" : "", (long long)p->step, (long long)p->steps,
+           p->loss, gang_human_count(p->tokens_per_second, a), 100 * p->peak_fraction, gang_human_seconds(p->left, b), s->live ? "\033[K" : "\n");
     if (s->live && last) printf("\n");
     fflush(stdout);
 }
@@ -97,7 +99,8 @@ static void print_curve(const struct screen *s) {
 
 static void print_end(const struct screen *s, const struct gang_job *job, const struct gang_run_result *r) {
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES];
-    if (r->stopped) printf("%s  stopped; go on with: gangline train %s --resume\n", s->live ? "\n" : "", job->path);
+    if (r->stopped && r->saved[0]) printf("%s  stopped; go on with: gangline train %s --resume\n", s->live ? "\n" : "", job->path);
+    if (r->stopped && !r->saved[0]) printf("  stopped before a step was done; nothing to save\n");
     if (!r->steps_done) return;
     print_curve(s);
     printf("  %lld steps, loss %.4f to %.4f, %s tokens/s (median)\n", (long long)r->steps_done, r->first_loss, r->last_loss,
@@ -107,13 +110,27 @@ static void print_end(const struct screen *s, const struct gang_job *job, const 
     if (r->saved[0]) printf("  try     gangline generate %s \"...\"\n", job->output);
 }
 
+// The table of docs/job.md, from the schema itself.
+static void print_fields(void) {
+    printf("| field | default | what |\n|---|---|---|\n");
+    for (size_t i = 0; i < gang_job_field_count; i++) {
+        const struct gang_field *f = &gang_job_fields[i];
+        printf("| `%s` | %s | %s |\n", f->name, f->fallback ? f->fallback : "*required*", f->help);
+    }
+}
+
 static int run_train(int argc, char **argv) {
     struct screen screen = {0};
-    bool resume = false;
+    bool resume = false, fields = false;
     const char *path[1] = {NULL};
-    const struct gang_option options[] = {{"--json", NULL, &screen.json}, {"--resume", NULL, &resume}};
-    int code = gang_options(&gang_command_train, argc, argv, options, 2, 1, 1, path);
+    const struct gang_option options[] = {{"--json", NULL, &screen.json}, {"--resume", NULL, &resume}, {"--fields", NULL, &fields}};
+    int code = gang_options(&gang_command_train, argc, argv, options, 3, 0, 1, path);
     if (code >= 0) return code;
+    if (fields) {
+        print_fields();
+        return EXIT_OK;
+    }
+    if (!path[0]) return gang_usage(&gang_command_train, "an argument is missing: expected", gang_command_train.arguments);
     screen.live = isatty(STDOUT_FILENO);
     gang_catch_interrupts();
 
@@ -137,9 +154,9 @@ const struct gang_command gang_command_train = {
     .summary = "Train a model as a job file says",
     .run = run_train,
     .help = "  --resume   go on from the last save of the job's output directory\n"
-            "  --json     print one JSON object per step, nothing else\n\n"
+            "  --json     print one JSON object per step, nothing else\n"
+            "  --fields   print what a job file may say, with defaults\n\n"
             "Ctrl-C ends after the step that runs and saves. The output directory holds step-NNNNNNNN (a Hugging Face\n"
             "directory with the optimizer's state beside it), latest (a link to the newest), metrics.jsonl and cache.\n"
-            "The fields of a job file are in docs/job.md.\n\n"
-            "example: gangline train examples/tiny.yaml\n",
+            "\nexample: gangline train examples/demo.yaml\n",
 };

@@ -4,12 +4,17 @@
 #include <sched.h>
 #include <string.h>
 
-#define DECLARE(variant)                                                    \
-    extern const struct gang_kernels gang_cpu_table_##variant;              \
-    extern gang_cpu_row_kernel gang_cpu_linear_row_##variant;               \
+#define DECLARE(variant)                                        \
+    extern const struct gang_kernels gang_cpu_table_##variant;  \
+    extern gang_cpu_row_kernel gang_cpu_linear_row_##variant;   \
+    extern gang_cpu_pack_kernel gang_cpu_pack_weight_##variant; \
     double gang_cpu_peak_##variant(int64_t rounds);
-#define VARIANT(variant) {&gang_cpu_table_##variant, gang_cpu_linear_row_##variant, gang_cpu_peak_##variant}
-#define ISA(isa, pairs) {#isa, pairs, {VARIANT(isa##_f32), VARIANT(isa##_bf16)}}
+#define VARIANT(variant) \
+    { &gang_cpu_table_##variant, gang_cpu_linear_row_##variant, gang_cpu_pack_weight_##variant, gang_cpu_peak_##variant }
+#define ISA(isa, pairs)                                          \
+    {                                                            \
+#isa, pairs, { VARIANT(isa##_f32), VARIANT(isa##_bf16) } \
+    }
 
 DECLARE(generic_f32)
 DECLARE(generic_bf16)
@@ -66,8 +71,9 @@ bool gang_cpu_has_bf16(void) { return gang_cpu_isa_find(NULL)->bf16_pairs; }
 enum gang_status gang_cpu_open(struct gang_device *device, const char *instructions) {
     const struct gang_cpu_isa *isa = gang_cpu_isa_find(instructions);
     if (!isa)
-        return gang_fail(GANG_ERR_UNSUPPORTED, "cpu device: instruction set '%s' is not known or not on this processor: expected one of%s%s%s generic",
-                         instructions, supported("avx512bf16") ? " avx512bf16" : "", supported("avx512") ? " avx512" : "", supported("avx2") ? " avx2" : "");
+        return gang_fail(GANG_ERR_UNSUPPORTED,
+                         "cpu device: instruction set '%s' is not known or not on this processor: expected one of%s%s%s generic", instructions,
+                         supported("avx512bf16") ? " avx512bf16" : "", supported("avx512") ? " avx512" : "", supported("avx2") ? " avx2" : "");
     device->k = isa->variants[device->compute].kernels;
     device->name = isa->name;
     enum gang_status status = gang_cpu_linear_open(device, isa);

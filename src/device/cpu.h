@@ -9,10 +9,18 @@ enum { GANG_CPU_ATTENTION_BLOCK = 64 };
 
 typedef void gang_cpu_row_kernel(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in);
 
+// Both packed layouts of a weight [out, in] in one pass over its master: twice as fast as two reorders. `forward` is the right
+// operand [in, out], `input` the right operand [out, in]; each in panels of 32 rows and 64 columns, panels of one column block
+// one behind another, pairs of rows interleaved (oneDNN's BA16a64b2a). out and in are multiples of 32; columns that pad the
+// last panel are not written and must be 0. Only in the variants that compute in bf16.
+enum { GANG_CPU_PACK_TILE = 32, GANG_CPU_PACK_COLUMNS = 64 };
+typedef void gang_cpu_pack_kernel(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in);
+
 // One compilation of the kernels.
 struct gang_cpu_variant {
     const struct gang_kernels *kernels;
     gang_cpu_row_kernel *row;
+    gang_cpu_pack_kernel *pack;
     double (*peak)(int64_t rounds);
 };
 

@@ -20,9 +20,7 @@
 
 #include <omp.h>
 
-#if defined(ACT_BF16) && defined(__AVX512BF16__)
-#define HAVE_BF16_PAIRS
-#include <immintrin.h>
+#ifdef HAVE_BF16_PAIRS
 enum { UNIT = 2 };
 #else
 enum { UNIT = 1 };
@@ -41,8 +39,8 @@ static inline gang_vf multiply_add(gang_vf acc, uint32_t a, const uint32_t *b) {
 }
 
 // acc[MR][NV] stays in registers: all bounds are constants after inlining.
-static inline __attribute__((always_inline)) void tile(float *C, int64_t ldc, const uint32_t *A, int64_t am, int64_t ak, const uint32_t *B, int64_t ldb, int K,
-                                                       bool add, const int MR, const int NV) {
+static inline __attribute__((always_inline)) void tile(float *C, int64_t ldc, const uint32_t *A, int64_t am, int64_t ak, const uint32_t *B,
+                                                       int64_t ldb, int K, bool add, const int MR, const int NV) {
     gang_vf acc[4][4];
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < NV; j++) acc[i][j] = add ? *(const gang_vf *)(C + i * ldc + j * VL) : (gang_vf){0};
@@ -127,7 +125,8 @@ static void load_block(float *restrict tile_, const act *src, int64_t stride, in
 }
 
 // The inverse for gradients: un-rotates if `rotate` is given.
-static void store_block(act *to, int64_t stride, const float *tile_, int64_t from, int64_t T, int64_t D, int64_t Dp, const struct gang_attention *rotate) {
+static void store_block(act *to, int64_t stride, const float *tile_, int64_t from, int64_t T, int64_t D, int64_t Dp,
+                        const struct gang_attention *rotate) {
     int64_t rows = T - from < BLOCK ? T - from : BLOCK, half = D / 2;
     for (int64_t r = 0; r < rows; r++) {
         act *restrict y = to + (from + r) * stride;
@@ -175,32 +174,39 @@ struct forward {
     uint32_t *k_turn, *v_sum; // all blocks of this key/value head
     uint32_t *q_row, *p_row;  // one block
     float *tile, *s, *o;      // [BLOCK][Dp], [BLOCK][BLOCK], [BLOCK][Dp]
-    float high[BLOCK], total[BLOCK];
+    float high[BLOCK], total[BLOCK][VL];
 };
 
-// Scores of one block become probabilities against the running maximum; the sums so far are rescaled.
+// Scores of one row of a block become probabilities against the running maximum; what was summed before is rescaled. Sums
+// stay apart by lane until the end.
+static void softmax_row(struct forward *f, const struct layout *l, int r) {
+    float *s = f->s + r * BLOCK;
+    gang_vf v[BLOCK / VL], top = {0};
+    top += f->high[r];
+    for (int i = 0; i < BLOCK / VL; i++) {
+        v[i] = *(const gang_vf *)(s + i * VL) * l->scale;
+        top = max_vector(v[i], top);
+    }
+    float high = max_lanes(top);
+    gang_vf *total = (gang_vf *)f->total[r];
+    if (high > f->high[r]) {
+        float shrink = exp_scalar(f->high[r] - high);
+        float *o = f->o + r * l->Dp;
+        for (int64_t d = 0; d < l->Dp; d += VL) *(gang_vf *)(o + d) *= shrink;
+        *total *= shrink;
+        f->high[r] = high;
+    }
+    for (int i = 0; i < BLOCK / VL; i++) {
+        v[i] = exp_vector(v[i] - high);
+        *(gang_vf *)(s + i * VL) = v[i];
+        *total += v[i];
+    }
+}
+
 static void softmax_block(struct forward *f, const struct layout *l, bool diagonal) {
     for (int r = 0; r < BLOCK; r++) {
-        float *restrict s = f->s + r * BLOCK;
-        int n = diagonal ? r + 1 : BLOCK;
-        float high = f->high[r], total = 0;
-#pragma omp simd reduction(max : high)
-        for (int c = 0; c < n; c++) high = s[c] * l->scale > high ? s[c] * l->scale : high;
-#pragma omp simd reduction(+ : total)
-        for (int c = 0; c < n; c++) {
-            s[c] = fast_exp(s[c] * l->scale - high);
-            total += s[c];
-        }
-        for (int c = n; c < BLOCK; c++) s[c] = 0;
-        if (high != f->high[r]) {
-            float shrink = f->total[r] > 0 ? fast_exp(f->high[r] - high) : 0;
-            float *restrict o = f->o + r * l->Dp;
-#pragma omp simd
-            for (int64_t d = 0; d < l->Dp; d++) o[d] *= shrink;
-            f->total[r] *= shrink;
-            f->high[r] = high;
-        }
-        f->total[r] += total;
+        for (int c = r + 1; diagonal && c < BLOCK; c++) f->s[r * BLOCK + c] = -INFINITY;
+        softmax_row(f, l, r);
     }
     pack_row(f->p_row, f->s, BLOCK * BLOCK);
 }
@@ -217,20 +223,19 @@ static void forward_block(struct forward *f, const struct layout *l, int64_t i, 
         product(f->o + m * l->Dp, l->Dp, f->p_row + m * prow, prow, 1, v, l->Dp, STRIP, (int)l->Dp, (diagonal ? m + STRIP : BLOCK) / UNIT, true);
 }
 
-static void forward_head(struct forward *f, const struct layout *l, act *out, int64_t out_stride, float *lse, const act *q, const struct gang_attention *shape) {
+static void forward_head(struct forward *f, const struct layout *l, act *out, int64_t out_stride, float *lse, const act *q,
+                         const struct gang_attention *shape) {
     for (int64_t i = 0; i < l->blocks; i++) {
         load_block(f->tile, q, l->W, i * BLOCK, l->T, l->D, l->Dp, shape);
         pack_row(f->q_row, f->tile, l->panel);
         memset(f->o, 0, (size_t)l->panel * sizeof *f->o);
-        for (int r = 0; r < BLOCK; r++) {
-            f->high[r] = -1e30f;
-            f->total[r] = 0;
-        }
+        memset(f->total, 0, sizeof f->total);
+        for (int r = 0; r < BLOCK; r++) f->high[r] = -1e30f;
         for (int64_t j = 0; j <= i; j++) forward_block(f, l, i, j);
         for (int64_t r = 0; r < BLOCK && i * BLOCK + r < l->T; r++) {
-            float inverse = 1 / f->total[r];
+            float total = sum_lanes(*(const gang_vf *)f->total[r]), inverse = 1 / total;
             for (int64_t d = 0; d < l->Dp; d++) f->o[r * l->Dp + d] *= inverse;
-            lse[i * BLOCK + r] = f->high[r] + logf(f->total[r]);
+            lse[i * BLOCK + r] = f->high[r] + logf(total);
         }
         store_block(out, out_stride, f->o, i * BLOCK, l->T, l->D, l->Dp, NULL);
     }
@@ -287,27 +292,22 @@ static void load_queries(struct backward *w, const struct layout *l, const act *
         w->delta[r] = 0;
         int64_t t = i * BLOCK + r;
         if (t >= l->T) continue;
-        float sum = 0;
-        const act *restrict o = out + t * stride;
-        const float *restrict g = w->tile + r * l->Dp;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t d = 0; d < l->D; d++) sum += from_act(o[d]) * g[d];
+        gang_vf sum = {0};
+        for (int64_t d = 0; d < l->D; d += VL) sum += load_act(out + t * stride + d, l->D - d) * *(const gang_vf *)(w->tile + r * l->Dp + d);
         w->lse[r] = lse[t];
-        w->delta[r] = sum;
+        w->delta[r] = sum_lanes(sum);
     }
 }
 
 // P^T = exp(S^T scale - lse), dS^T = P^T (dP^T - delta) scale; on the diagonal 0 where the query precedes the key.
 static void scores_backward(struct backward *w, const struct layout *l, bool diagonal) {
     for (int k = 0; k < BLOCK; k++) {
-        float *restrict p = w->p + k * BLOCK, *restrict ds = w->ds + k * BLOCK;
-        int first = diagonal ? k : 0;
-        for (int q = 0; q < first; q++) p[q] = ds[q] = 0;
-#pragma omp simd
-        for (int q = first; q < BLOCK; q++) {
-            float prob = fast_exp(p[q] * l->scale - w->lse[q]);
-            p[q] = prob;
-            ds[q] = prob * (ds[q] - w->delta[q]) * l->scale;
+        float *p = w->p + k * BLOCK, *ds = w->ds + k * BLOCK;
+        for (int q = 0; diagonal && q < k; q++) p[q] = -INFINITY, ds[q] = 0;
+        for (int q = 0; q < BLOCK; q += VL) {
+            gang_vf prob = exp_vector(*(const gang_vf *)(p + q) * l->scale - *(const gang_vf *)(w->lse + q));
+            *(gang_vf *)(p + q) = prob;
+            *(gang_vf *)(ds + q) = prob * (*(const gang_vf *)(ds + q) - *(const gang_vf *)(w->delta + q)) * l->scale;
         }
     }
     pack_row(w->p_row, w->p, BLOCK * BLOCK);
@@ -354,8 +354,8 @@ static void backward_place(struct backward *w, const struct layout *l, float *at
     w->ds_sum = w->ds_row + square;
 }
 
-void CPU_NAME(gang_cpu_attention_backward)(struct gang_device *device, void *dqkv, const void *dout, const void *out, const float *lse, const void *qkv,
-                                           const struct gang_attention *shape) {
+void CPU_NAME(gang_cpu_attention_backward)(struct gang_device *device, void *dqkv, const void *dout, const void *out, const float *lse,
+                                           const void *qkv, const struct gang_attention *shape) {
     const struct layout l = layout_of(shape);
     const int64_t H = shape->heads, K = shape->kv_heads, D = l.D;
 #pragma omp parallel for schedule(static) num_threads(device->threads)
@@ -374,8 +374,8 @@ void CPU_NAME(gang_cpu_attention_backward)(struct gang_device *device, void *dqk
         for (int64_t h = kv * (H / K); h < (kv + 1) * (H / K); h++)
             for (int64_t i = 0; i < l.blocks; i++) {
                 int64_t o_at = (b * l.T * H + h) * D;
-                load_queries(&w, &l, (const act *)qkv + base + h * D, (const act *)dout + o_at, (const act *)out + o_at, H * D, lse + (b * H + h) * l.T, i,
-                             shape);
+                load_queries(&w, &l, (const act *)qkv + base + h * D, (const act *)dout + o_at, (const act *)out + o_at, H * D,
+                             lse + (b * H + h) * l.T, i, shape);
                 memset(w.dq, 0, (size_t)l.panel * sizeof *w.dq);
                 for (int64_t j = 0; j <= i; j++) backward_block(&w, &l, i, j);
                 store_block((act *)dqkv + base + h * D, l.W, w.dq, i * BLOCK, l.T, D, l.Dp, shape);
@@ -397,7 +397,8 @@ static void rotate_row(act *restrict y, const act *restrict x, int64_t D, const 
     }
 }
 
-void CPU_NAME(gang_cpu_cache_fill)(struct gang_device *device, void *k_cache, void *v_cache, const void *qkv, int64_t n, const struct gang_attention *shape) {
+void CPU_NAME(gang_cpu_cache_fill)(struct gang_device *device, void *k_cache, void *v_cache, const void *qkv, int64_t n,
+                                   const struct gang_attention *shape) {
     const int64_t H = shape->heads, K = shape->kv_heads, D = shape->dim, W = (H + 2 * K) * D;
 #pragma omp parallel for schedule(static) num_threads(device->threads)
     for (int64_t t = 0; t < n; t++) {
@@ -408,27 +409,21 @@ void CPU_NAME(gang_cpu_cache_fill)(struct gang_device *device, void *k_cache, vo
     }
 }
 
-// Two passes over the cache with a running softmax per position: bound by reading keys and values once.
-static void decode_head(float *restrict o, const float *restrict q, const act *k, const act *v, int64_t n, int64_t D, int64_t stride, float scale) {
+// One pass over the cache with a running softmax: bound by reading keys and values once.
+static void decode_head(float *o, const float *q, const act *k, const act *v, int64_t n, int64_t D, int64_t stride, float scale) {
     float high = -1e30f, total = 0;
     memset(o, 0, (size_t)D * sizeof *o);
     for (int64_t t = 0; t < n; t++) {
-        const act *restrict key = k + t * stride, *restrict value = v + t * stride;
-        float score = 0;
-#pragma omp simd reduction(+ : score)
-        for (int64_t d = 0; d < D; d++) score += q[d] * from_act(key[d]);
-        score *= scale;
+        gang_vf sum = {0};
+        for (int64_t d = 0; d < D; d += VL) sum += load_f32(q + d, D - d) * load_act(k + t * stride + d, D - d);
+        float score = sum_lanes(sum) * scale, shrink = 1;
         if (score > high) {
-            float shrink = total > 0 ? fast_exp(high - score) : 0;
-#pragma omp simd
-            for (int64_t d = 0; d < D; d++) o[d] *= shrink;
-            total *= shrink;
+            shrink = exp_scalar(high - score);
             high = score;
         }
-        float p = fast_exp(score - high);
-        total += p;
-#pragma omp simd
-        for (int64_t d = 0; d < D; d++) o[d] += p * from_act(value[d]);
+        float p = exp_scalar(score - high);
+        total = total * shrink + p;
+        for (int64_t d = 0; d < D; d += VL) store_f32(o + d, load_f32(o + d, D - d) * shrink + load_act(v + t * stride + d, D - d) * p, D - d);
     }
     for (int64_t d = 0; d < D; d++) o[d] /= total;
 }

@@ -1,4 +1,4 @@
-// The element-wise kernels of the CPU device: plain loops that the compiler turns into vector code, fused so that each
+// The element-wise kernels of the CPU device: loops over vectors of the widest kind, fused so that each
 // pass over memory does all it can. Compiled once per instruction set and compute type; CPU_NAME gives each
 // its own names.
 //
@@ -9,11 +9,11 @@
 #include "device/cpu_names.h"
 #include "device/cpu_vector.h"
 
+#include <assert.h>
 #include <omp.h>
 
 // One multiply-add of the peak loop and the FLOP of one of its lanes.
-#if defined(ACT_BF16) && defined(__AVX512BF16__)
-#include <immintrin.h>
+#ifdef HAVE_BF16_PAIRS
 #define PEAK_STEP(acc, a, b) ((gang_vf)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)(a), (__m512bh)(b)))
 enum { PEAK_FLOP = 4 };
 #else
@@ -50,55 +50,49 @@ static void embed_backward(struct gang_device *device, float *dtable, const int3
     }
 }
 
-static void norm(struct gang_device *device, float *sum, void *y, float *rstd, const float *x, const void *delta, const float *w, float eps, int64_t M,
-                 int64_t C) {
-    PARALLEL_ROWS
-    for (int64_t m = 0; m < M; m++) {
-        const float *xs = x + m * C;
-        float squares = 0;
+static float norm_row(float *sum, act *y, const float *x, const act *delta, const float *w, float eps, int64_t C) {
+    gang_vf squares = {0};
+    for (int64_t c = 0; c < C; c += VL) {
+        gang_vf v = load_f32(x + c, C - c);
         if (delta) {
-            const act *restrict ds = (const act *)delta + m * C;
-            float *ss = sum + m * C;
-#pragma omp simd reduction(+ : squares)
-            for (int64_t c = 0; c < C; c++) {
-                float s = xs[c] + from_act(ds[c]);
-                ss[c] = s;
-                squares += s * s;
-            }
-            xs = ss;
-        } else {
-#pragma omp simd reduction(+ : squares)
-            for (int64_t c = 0; c < C; c++) squares += xs[c] * xs[c];
+            v += load_act(delta + c, C - c);
+            store_f32(sum + c, v, C - c);
         }
-        float r = 1.0f / sqrtf(squares / (float)C + eps);
-        rstd[m] = r;
-        act *restrict ys = (act *)y + m * C;
-#pragma omp simd
-        for (int64_t c = 0; c < C; c++) ys[c] = to_act(xs[c] * r * w[c]);
+        squares += v * v;
     }
+    float rstd = 1.0f / sqrtf(sum_lanes(squares) / (float)C + eps);
+    const float *from = delta ? sum : x;
+    for (int64_t c = 0; c < C; c += VL) store_act(y + c, load_f32(from + c, C - c) * rstd * load_f32(w + c, C - c), C - c);
+    return rstd;
+}
+
+static void norm(struct gang_device *device, float *sum, void *y, float *rstd, const float *x, const void *delta, const float *w, float eps,
+                 int64_t M, int64_t C) {
+    PARALLEL_ROWS
+    for (int64_t m = 0; m < M; m++)
+        rstd[m] = norm_row(sum + m * C, (act *)y + m * C, x + m * C, delta ? (const act *)delta + m * C : NULL, w, eps, C);
 }
 
 // One row of norm_backward. With n = x rstd and g = dy w: dx = rstd (g - n mean(g n)), dw += dy n, y = n w.
-static void norm_backward_row(float *dx, const float *dx_in, act *rounded, act *restrict dy, float *restrict dw, const float *restrict x, float rstd,
-                              const float *restrict w, int64_t C) {
-    float dot = 0;
-#pragma omp simd reduction(+ : dot)
-    for (int64_t c = 0; c < C; c++) dot += from_act(dy[c]) * w[c] * x[c];
-    float mean = dot * rstd / (float)C;
-#pragma omp simd
-    for (int64_t c = 0; c < C; c++) {
-        float n = x[c] * rstd, d = from_act(dy[c]);
-        dx[c] = (dx_in ? dx_in[c] : 0) + rstd * (d * w[c] - n * mean);
-        dw[c] += d * n;
-        dy[c] = to_act(n * w[c]);
+static void norm_backward_row(float *dx, const float *dx_in, act *rounded, act *dy, float *dw, const float *x, float rstd, const float *w,
+                              int64_t C) {
+    gang_vf dot = {0};
+    for (int64_t c = 0; c < C; c += VL) dot += load_act(dy + c, C - c) * load_f32(w + c, C - c) * load_f32(x + c, C - c);
+    float mean = sum_lanes(dot) * rstd / (float)C;
+    for (int64_t c = 0; c < C; c += VL) {
+        int64_t left = C - c;
+        gang_vf n = load_f32(x + c, left) * rstd, d = load_act(dy + c, left), weight = load_f32(w + c, left);
+        gang_vf back = (d * weight - n * mean) * rstd;
+        if (dx_in) back += load_f32(dx_in + c, left);
+        store_f32(dx + c, back, left);
+        if (rounded) store_act(rounded + c, back, left);
+        store_f32(dw + c, load_f32(dw + c, left) + d * n, left);
+        store_act(dy + c, n * weight, left);
     }
-    if (!rounded) return;
-#pragma omp simd
-    for (int64_t c = 0; c < C; c++) rounded[c] = to_act(dx[c]);
 }
 
-static void norm_backward(struct gang_device *device, float *dx, const float *dx_in, void *rounded, void *dy, float *dw, bool accumulate, const float *x,
-                          const float *rstd, const float *w, int64_t M, int64_t C) {
+static void norm_backward(struct gang_device *device, float *dx, const float *dx_in, void *rounded, void *dy, float *dw, bool accumulate,
+                          const float *x, const float *rstd, const float *w, int64_t M, int64_t C) {
     float *partials = device->scratch; // [threads, C]
 #pragma omp parallel num_threads(device->threads)
     {
@@ -107,8 +101,8 @@ static void norm_backward(struct gang_device *device, float *dx, const float *dx
         memset(mine, 0, (size_t)C * sizeof *mine);
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < M; m++)
-            norm_backward_row(dx + m * C, dx_in ? dx_in + m * C : NULL, rounded ? (act *)rounded + m * C : NULL, (act *)dy + m * C, mine, x + m * C, rstd[m], w,
-                              C);
+            norm_backward_row(dx + m * C, dx_in ? dx_in + m * C : NULL, rounded ? (act *)rounded + m * C : NULL, (act *)dy + m * C, mine, x + m * C,
+                              rstd[m], w, C);
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < C; c++) {
             float sum = accumulate ? dw[c] : 0;
@@ -121,12 +115,11 @@ static void norm_backward(struct gang_device *device, float *dx, const float *dx
 static void swiglu(struct gang_device *device, void *h, const void *gu, int64_t M, int64_t F) {
     PARALLEL_ROWS
     for (int64_t m = 0; m < M; m++) {
-        const act *restrict g = (const act *)gu + m * 2 * F, *restrict u = g + F;
-        act *restrict out = (act *)h + m * F;
-#pragma omp simd
-        for (int64_t f = 0; f < F; f++) {
-            float x = from_act(g[f]), sigmoid = 1 / (1 + fast_exp(-x)), silu = x * sigmoid;
-            out[f] = to_act(silu * from_act(u[f]));
+        const act *g = (const act *)gu + m * 2 * F, *u = g + F;
+        act *out = (act *)h + m * F;
+        for (int64_t f = 0; f < F; f += VL) {
+            gang_vf x = load_act(g + f, F - f), sigmoid = 1.0f / (exp_vector(-x) + 1.0f), silu = x * sigmoid;
+            store_act(out + f, silu * load_act(u + f, F - f), F - f);
         }
     }
 }
@@ -134,39 +127,43 @@ static void swiglu(struct gang_device *device, void *h, const void *gu, int64_t 
 static void swiglu_backward(struct gang_device *device, void *gu, void *dh, int64_t M, int64_t F) {
     PARALLEL_ROWS
     for (int64_t m = 0; m < M; m++) {
-        act *restrict g = (act *)gu + m * 2 * F, *restrict u = g + F, *restrict d = (act *)dh + m * F;
-#pragma omp simd
-        for (int64_t f = 0; f < F; f++) {
-            float x = from_act(g[f]), up = from_act(u[f]), grad = from_act(d[f]);
-            float sigmoid = 1 / (1 + fast_exp(-x)), silu = x * sigmoid;
-            d[f] = to_act(silu * up);
-            g[f] = to_act(grad * up * (sigmoid + silu * (1 - sigmoid)));
-            u[f] = to_act(grad * silu);
+        act *g = (act *)gu + m * 2 * F, *u = g + F, *d = (act *)dh + m * F;
+        for (int64_t f = 0; f < F; f += VL) {
+            int64_t left = F - f;
+            gang_vf x = load_act(g + f, left), up = load_act(u + f, left), grad = load_act(d + f, left);
+            gang_vf sigmoid = 1.0f / (exp_vector(-x) + 1.0f), silu = x * sigmoid;
+            store_act(d + f, silu * up, left);
+            store_act(g + f, grad * up * sigmoid * (1.0f + x - silu), left);
+            store_act(u + f, grad * silu, left);
         }
     }
+}
+
+static float cross_entropy_row(act *d, const float *z, int32_t target, float scale, int64_t V) {
+    float at_target = z[target], high = z[0];
+    for (int64_t v = 0; v < V; v++) high = z[v] > high ? z[v] : high;
+    gang_vf total = {0};
+    int64_t whole = V / VL * VL;
+    for (int64_t v = 0; v < whole; v += VL) total += exp_vector(*(const gang_vf *)(z + v) - high);
+    float sum = sum_lanes(total);
+    for (int64_t v = whole; v < V; v++) sum += exp_scalar(z[v] - high);
+    float inverse = scale / sum;
+    for (int64_t v = 0; v < V; v += VL) store_act(d + v, exp_vector(load_f32(z + v, V - v) - high) * inverse, V - v);
+    d[target] = to_act(exp_scalar(at_target - high) * inverse - scale);
+    return logf(sum) + high - at_target;
 }
 
 static void cross_entropy(struct gang_device *device, float *loss, void *dlogits, const float *logits, const int32_t *targets, float scale, int64_t M,
                           int64_t V) {
     PARALLEL_ROWS
     for (int64_t m = 0; m < M; m++) {
-        const float *z = logits + m * V;
         act *d = (act *)dlogits + m * V;
-        if (targets[m] < 0) {
+        if (targets[m] >= 0) {
+            loss[m] = cross_entropy_row(d, logits + m * V, targets[m], scale, V);
+        } else {
             loss[m] = 0;
             memset(d, 0, (size_t)V * sizeof *d);
-            continue;
         }
-        float high = z[0], total = 0, at_target = z[targets[m]];
-#pragma omp simd reduction(max : high)
-        for (int64_t v = 0; v < V; v++) high = z[v] > high ? z[v] : high;
-#pragma omp simd reduction(+ : total)
-        for (int64_t v = 0; v < V; v++) total += fast_exp(z[v] - high);
-        float inverse = scale / total;
-        loss[m] = logf(total) + high - at_target;
-#pragma omp simd
-        for (int64_t v = 0; v < V; v++) d[v] = to_act(fast_exp(z[v] - high) * inverse);
-        d[targets[m]] = to_act(fast_exp(at_target - high) * inverse - scale);
     }
 }
 
@@ -205,32 +202,74 @@ static void adamw(struct gang_device *device, float *p, float *m, float *v, cons
     }
 }
 
-// One row times a weight [out, in]: bound by reading the weight once. Four outputs at a time hide the latency of the sums.
+// w . x over n elements, as one stream through w that is fetched ahead of its use: a row alone is too short for the
+// processor's own prefetcher to get going, and w is read once, from memory.
+static inline float dot(const act *w, const act *x, int64_t n) {
+    enum { AHEAD = 4096 / sizeof(act), LINE = 64 / sizeof(act) };
+    int64_t i = 0;
+#ifdef HAVE_BF16_PAIRS
+    __m512 a = _mm512_setzero_ps(), b = a;
+    for (; i + 2 * LINE <= n; i += 2 * LINE) {
+        __builtin_prefetch(w + i + AHEAD);
+        __builtin_prefetch(w + i + AHEAD + LINE);
+        a = _mm512_dpbf16_ps(a, (__m512bh)_mm512_loadu_si512(w + i), (__m512bh)_mm512_loadu_si512(x + i));
+        b = _mm512_dpbf16_ps(b, (__m512bh)_mm512_loadu_si512(w + i + LINE), (__m512bh)_mm512_loadu_si512(x + i + LINE));
+    }
+    float sum = sum_lanes((gang_vf)(a + b));
+#else
+    enum { CHAINS = 4 };
+    gang_vf acc[CHAINS] = {{0}};
+    for (; i + CHAINS * VL <= n; i += CHAINS * VL) {
+        __builtin_prefetch(w + i + AHEAD);
+        __builtin_prefetch(w + i + AHEAD + LINE);
+        for (int c = 0; c < CHAINS; c++) acc[c] += act_to_vector(x + i + c * VL) * act_to_vector(w + i + c * VL);
+    }
+    float sum = sum_lanes((acc[0] + acc[1]) + (acc[2] + acc[3]));
+#endif
+    for (; i < n; i++) sum += from_act(w[i]) * from_act(x[i]);
+    return sum;
+}
+
+// One row times a weight [out, in]: bound by reading the weight once.
 void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in) {
     PARALLEL_ROWS
-    for (int64_t group = 0; group < (out + 3) / 4; group++) {
-        int64_t o = group * 4, last = out - 1;
-        const act *restrict xs = x, *restrict w0 = (const act *)weight + o * in;
-        const act *restrict w1 = (const act *)weight + (o + 1 < last ? o + 1 : last) * in, *restrict w2 = (const act *)weight + (o + 2 < last ? o + 2 : last) * in;
-        const act *restrict w3 = (const act *)weight + (o + 3 < last ? o + 3 : last) * in;
-        float sum[4], s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (int64_t i = 0; i < in; i++) {
-            float v = from_act(xs[i]);
-            s0 += v * from_act(w0[i]);
-            s1 += v * from_act(w1[i]);
-            s2 += v * from_act(w2[i]);
-            s3 += v * from_act(w3[i]);
-        }
-        sum[0] = s0, sum[1] = s1, sum[2] = s2, sum[3] = s3;
-        for (int64_t j = 0; j < 4 && o + j < out; j++) {
-            if (y_f32)
-                ((float *)y)[o + j] = sum[j];
-            else
-                ((act *)y)[o + j] = to_act(sum[j]);
-        }
+    for (int64_t o = 0; o < out; o++) {
+        float sum = dot((const act *)weight + o * in, x, in);
+        if (y_f32)
+            ((float *)y)[o] = sum;
+        else
+            ((act *)y)[o] = to_act(sum);
     }
 }
+
+#ifdef ACT_BF16
+// One tile of 32 x 32 of the masters [., in] into both packed layouts; see gang_cpu_pack_weight in cpu.h. A unit is a pair of
+// bf16 neighbours along the summed dimension.
+static void pack_tile(uint32_t *forward, uint32_t *input, const float *w, int64_t in) {
+    act rows[GANG_CPU_PACK_TILE][GANG_CPU_PACK_TILE];
+    for (int o = 0; o < GANG_CPU_PACK_TILE; o++)
+        for (int i = 0; i < GANG_CPU_PACK_TILE; i += VL) vector_to_act(&rows[o][i], *(const gang_vf *)(w + o * in + i));
+    for (int o = 0; o < GANG_CPU_PACK_TILE; o += 2)
+        for (int i = 0; i < GANG_CPU_PACK_TILE; i++) input[o / 2 * GANG_CPU_PACK_COLUMNS + i] = (uint32_t)rows[o][i] | (uint32_t)rows[o + 1][i] << 16;
+    for (int i = 0; i < GANG_CPU_PACK_TILE; i += 2)
+        for (int o = 0; o < GANG_CPU_PACK_TILE; o++)
+            forward[i / 2 * GANG_CPU_PACK_COLUMNS + o] = (uint32_t)rows[o][i] | (uint32_t)rows[o][i + 1] << 16;
+}
+
+void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in) {
+    enum { TILE = GANG_CPU_PACK_TILE, COLUMNS = GANG_CPU_PACK_COLUMNS, PANEL = TILE / 2 * COLUMNS };
+    PARALLEL_ROWS
+    for (int64_t o = 0; o < out; o += TILE)
+        for (int64_t i = 0; i < in; i += TILE)
+            pack_tile((uint32_t *)forward + (o / COLUMNS * (in / TILE) + i / TILE) * PANEL + o % COLUMNS,
+                      (uint32_t *)input + (i / COLUMNS * (out / TILE) + o / TILE) * PANEL + i % COLUMNS, master + o * in + i, in);
+}
+#else
+void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in) {
+    (void)device, (void)forward, (void)input, (void)master, (void)out, (void)in;
+    assert(!"f32 weights are not packed");
+}
+#endif
 
 // Enough chains to hide the latency of the multiply-add, few enough to stay in registers. The barriers keep the compiler
 // from folding rounds or chains into one.

@@ -18,8 +18,8 @@ enum product_kind { FORWARD, INPUT, WEIGHT, WEIGHT_FRESH };
 
 struct product_key {
     enum product_kind kind;
-    bool f32_out;    // FORWARD
-    bool packed;     // the weight is in the layout of `layouts`
+    bool f32_out; // FORWARD
+    bool packed;  // the weight is in the layout of `layouts`
     int64_t M, out, in;
 };
 
@@ -44,14 +44,15 @@ struct gang_cpu {
     dnnl_stream_t stream;
     struct product *products;
     gang_cpu_row_kernel *row;
+    gang_cpu_pack_kernel *pack;
 };
 
 struct gang_linear {
     enum gang_linear_use use;
     int64_t out, in;
-    const void *plain;      // [out, in]: the f32 master, or a bf16 copy for inference
-    void *packed[2];        // bf16 by FORWARD, INPUT
-    struct reorder *reorder[2]; // owned by the device
+    const void *plain;          // [out, in]: the f32 master, or a bf16 copy for inference
+    void *packed[2];            // bf16 by FORWARD, INPUT
+    struct reorder *reorder[2]; // owned by the device; NULL where gang_cpu_pack_weight serves
 };
 
 // A failing call here is a bug of ours: every shape and type was checked when the device was opened and the layer made.
@@ -108,7 +109,8 @@ static void operand_layouts(struct gang_cpu *cpu, const struct product_key *k, d
 }
 
 // Adds to its destination if `add`.
-static dnnl_primitive_t matmul_make(struct gang_cpu *cpu, const dnnl_memory_desc_t *a, const dnnl_memory_desc_t *b, const dnnl_memory_desc_t *c, bool add) {
+static dnnl_primitive_t matmul_make(struct gang_cpu *cpu, const dnnl_memory_desc_t *a, const dnnl_memory_desc_t *b, const dnnl_memory_desc_t *c,
+                                    bool add) {
     dnnl_primitive_attr_t attributes;
     must(dnnl_primitive_attr_create(&attributes));
     if (add) {
@@ -130,7 +132,8 @@ static dnnl_primitive_t matmul_make(struct gang_cpu *cpu, const dnnl_memory_desc
 }
 
 // dw = dy^T x, seen as the weight gradient [in, out] of a layer that maps dy to x, stored column by column.
-static dnnl_primitive_t weight_fresh_make(struct gang_cpu *cpu, const dnnl_memory_desc_t *dy, const dnnl_memory_desc_t *x, const dnnl_memory_desc_t *dw) {
+static dnnl_primitive_t weight_fresh_make(struct gang_cpu *cpu, const dnnl_memory_desc_t *dy, const dnnl_memory_desc_t *x,
+                                          const dnnl_memory_desc_t *dw) {
     dnnl_memory_desc_t weight;
     dnnl_dims_t dims = {dw->dims[0], dw->dims[1]};
     must(dnnl_memory_desc_init_by_tag(&weight, 2, dims, dnnl_bf16, dnnl_format_tag_any));
@@ -169,8 +172,8 @@ static struct product *product_make(struct gang_cpu *cpu, const struct product_k
 
 static void multiply(struct gang_cpu *cpu, const struct product_key *key, const void *a, const void *b, void *c) {
     struct product *p = cpu->products;
-    while (p && (p->key.kind != key->kind || p->key.f32_out != key->f32_out || p->key.packed != key->packed ||
-                 p->key.M != key->M || p->key.out != key->out || p->key.in != key->in))
+    while (p && (p->key.kind != key->kind || p->key.f32_out != key->f32_out || p->key.packed != key->packed || p->key.M != key->M ||
+                 p->key.out != key->out || p->key.in != key->in))
         p = p->next;
     if (!p) p = product_make(cpu, key);
     must(dnnl_memory_set_data_handle(p->a, (void *)a));
@@ -207,13 +210,20 @@ static struct reorder *reorder_make(struct gang_cpu *cpu, const dnnl_memory_desc
     return cpu->reorders = r;
 }
 
+// The layout is the one that gang_cpu_pack_weight writes.
+static bool packs_itself(const dnnl_memory_desc_t *layout) {
+    dnnl_memory_desc_t own;
+    must(dnnl_memory_desc_init_by_tag(&own, 2, layout->dims, dnnl_bf16, dnnl_BA16a64b2a));
+    return layout->dims[0] % GANG_CPU_PACK_TILE == 0 && layout->dims[1] % GANG_CPU_PACK_TILE == 0 && dnnl_memory_desc_equal(layout, &own);
+}
+
 struct gang_linear *gang_cpu_linear_new(struct gang_device *device, enum gang_linear_use use, int64_t out, int64_t in, void *memory,
                                         struct gang_arena *arena) {
     struct gang_linear *l = gang_arena_alloc(arena, sizeof *l);
     *l = (struct gang_linear){.use = use, .out = out, .in = in};
     if (device->compute == GANG_COMPUTE_F32) return l;
     struct gang_cpu *cpu = cpu_of(device);
-    dnnl_memory_desc_t from, to;
+    dnnl_memory_desc_t from, to, to_input;
     if (use == GANG_LINEAR_INFER) {
         strided(&from, dnnl_f32, out, in, in, 1);
         strided(&to, dnnl_bf16, out, in, in, 1);
@@ -222,20 +232,24 @@ struct gang_linear *gang_cpu_linear_new(struct gang_device *device, enum gang_li
         return l;
     }
     packed_layout(cpu, FORWARD, out, in, &to);
-    strided(&from, dnnl_f32, in, out, 1, in);
-    l->reorder[FORWARD] = reorder_make(cpu, &from, &to, memory);
+    packed_layout(cpu, INPUT, out, in, &to_input);
     l->packed[FORWARD] = memory;
-    memory = (char *)memory + align(dnnl_memory_desc_get_size(&to));
-    packed_layout(cpu, INPUT, out, in, &to);
+    l->packed[INPUT] = (char *)memory + align(dnnl_memory_desc_get_size(&to));
+    if (packs_itself(&to) && packs_itself(&to_input)) return l;
+    strided(&from, dnnl_f32, in, out, 1, in);
+    l->reorder[FORWARD] = reorder_make(cpu, &from, &to, l->packed[FORWARD]);
     strided(&from, dnnl_f32, out, in, in, 1);
-    l->reorder[INPUT] = reorder_make(cpu, &from, &to, memory);
-    l->packed[INPUT] = memory;
+    l->reorder[INPUT] = reorder_make(cpu, &from, &to_input, l->packed[INPUT]);
     return l;
 }
 
 void gang_cpu_linear_refresh(struct gang_device *device, struct gang_linear *l, const float *master) {
     struct gang_cpu *cpu = cpu_of(device);
-    if (device->compute == GANG_COMPUTE_F32) l->plain = master;
+    if (device->compute == GANG_COMPUTE_F32) {
+        l->plain = master;
+        return;
+    }
+    if (!l->reorder[FORWARD]) cpu->pack(device, l->packed[FORWARD], l->packed[INPUT], master, l->out, l->in);
     for (int i = 0; i < 2; i++) {
         struct reorder *r = l->reorder[i];
         if (!r) continue;
@@ -267,7 +281,8 @@ void gang_cpu_linear_input(struct gang_device *device, const struct gang_linear 
     multiply(cpu_of(device), &key, dy, l->packed[INPUT], dx);
 }
 
-void gang_cpu_linear_weight(struct gang_device *device, const struct gang_linear *l, float *dw, const void *dy, const void *x, bool accumulate, int64_t M) {
+void gang_cpu_linear_weight(struct gang_device *device, const struct gang_linear *l, float *dw, const void *dy, const void *x, bool accumulate,
+                            int64_t M) {
     if (device->compute == GANG_COMPUTE_F32) {
         must(dnnl_sgemm('T', 'N', l->out, l->in, M, 1, dy, l->out, x, l->in, accumulate ? 1 : 0, dw, l->in));
         return;
@@ -283,7 +298,8 @@ enum gang_status gang_cpu_linear_open(struct gang_device *device, const struct g
     assert(cpu && "out of memory");
     device->own = cpu;
     cpu->row = isa->variants[device->compute].row;
-    omp_set_num_threads(device->threads); // oneDNN asks OpenMP
+    cpu->pack = isa->variants[device->compute].pack;
+    omp_set_num_threads(device->threads);                                                    // oneDNN asks OpenMP
     if (strncmp(isa->name, "avx512", 6) != 0) (void)dnnl_set_max_cpu_isa(dnnl_cpu_isa_avx2); // refused after first use; then it stays as it was
     if (dnnl_engine_create(&cpu->engine, dnnl_cpu, 0) || dnnl_stream_create(&cpu->stream, cpu->engine, dnnl_stream_default_flags))
         return gang_fail(GANG_ERR_UNSUPPORTED, "cpu device: oneDNN does not start on this processor");

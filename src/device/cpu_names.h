@@ -11,12 +11,14 @@
 
 extern const struct gang_kernels CPU_NAME(gang_cpu_table);
 void CPU_NAME(gang_cpu_attention)(struct gang_device *device, void *out, float *lse, const void *qkv, const struct gang_attention *shape);
-void CPU_NAME(gang_cpu_attention_backward)(struct gang_device *device, void *dqkv, const void *dout, const void *out, const float *lse, const void *qkv,
-                                           const struct gang_attention *shape);
+void CPU_NAME(gang_cpu_attention_backward)(struct gang_device *device, void *dqkv, const void *dout, const void *out, const float *lse,
+                                           const void *qkv, const struct gang_attention *shape);
 void CPU_NAME(gang_cpu_attention_decode)(struct gang_device *device, void *out, void *k_cache, void *v_cache, const void *qkv, int64_t past,
                                          const struct gang_attention *shape);
-void CPU_NAME(gang_cpu_cache_fill)(struct gang_device *device, void *k_cache, void *v_cache, const void *qkv, int64_t n, const struct gang_attention *shape);
+void CPU_NAME(gang_cpu_cache_fill)(struct gang_device *device, void *k_cache, void *v_cache, const void *qkv, int64_t n,
+                                   const struct gang_attention *shape);
 void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in);
+void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in);
 // FLOP done by `rounds` rounds of multiply-adds that stay in registers, on the calling thread.
 double CPU_NAME(gang_cpu_peak)(int64_t rounds);
 

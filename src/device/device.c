@@ -44,3 +44,9 @@ size_t gang_device_scratch_bytes(const struct gang_device *device, const struct 
     size_t attention = gang_cpu_attention_bytes(shape), sums = (size_t)columns * sizeof(float);
     return (size_t)device->threads * (attention > sums ? attention : sums);
 }
+
+// oneDNN 2.6: code that it generates and maps, and per thread the buffers in which it packs operands.
+double gang_device_overhead_bytes(const struct gang_device *device) {
+    enum { CODE = 7 << 20, PER_THREAD = 6 << 20 };
+    return device->own ? CODE + (double)device->threads * PER_THREAD : 0;
+}

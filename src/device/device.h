@@ -39,13 +39,13 @@ struct gang_kernels {
     void (*embed_backward)(struct gang_device *device, float *dtable, const int32_t *ids, const float *dx, int64_t M, int64_t C);
 
     // sum = x + delta (delta may be NULL; then sum is not written), y = sum * rstd * w, rstd[m] = 1/sqrt(mean(sum^2) + eps).
-    void (*norm)(struct gang_device *device, float *sum, void *y, float *rstd, const float *x, const void *delta, const float *w, float eps, int64_t M,
-                 int64_t C);
+    void (*norm)(struct gang_device *device, float *sum, void *y, float *rstd, const float *x, const void *delta, const float *w, float eps,
+                 int64_t M, int64_t C);
     // Adds the gradient that came through the norm: dx = dx_in + ..., dx_in NULL for 0 (may be dx). `dy` is replaced by y, which
     // the weight gradient of the next linear layer needs and nobody kept. rounded (may be NULL): dx in the compute type.
     // dw[C] is set, or added to if `accumulate`.
-    void (*norm_backward)(struct gang_device *device, float *dx, const float *dx_in, void *rounded, void *dy, float *dw, bool accumulate, const float *x,
-                          const float *rstd, const float *w, int64_t M, int64_t C);
+    void (*norm_backward)(struct gang_device *device, float *dx, const float *dx_in, void *rounded, void *dy, float *dw, bool accumulate,
+                          const float *x, const float *rstd, const float *w, int64_t M, int64_t C);
 
     // Causal attention with rotary positions: qkv[M,W] as the projection wrote it, out[M,H*D], lse[B,H,T].
     void (*attention)(struct gang_device *device, void *out, float *lse, const void *qkv, const struct gang_attention *shape);
@@ -94,9 +94,9 @@ struct gang_device {
 };
 
 struct gang_device_options {
-    const char *kind;        // "cpu", or "ref": the slow, clear reference in plain loops
+    const char *kind; // "cpu", or "ref": the slow, clear reference in plain loops
     enum gang_compute compute;
-    int threads;             // 0: all cores this process may use
+    int threads;              // 0: all cores this process may use
     const char *instructions; // NULL: the best here; "avx512", "avx2", "generic"
 };
 
@@ -107,6 +107,9 @@ size_t gang_device_act_bytes(const struct gang_device *device); // of one act el
 // Scratch that attention of this shape and norms over up to `columns` need, in bytes. The owner of the step's memory puts a
 // block of that size into device->scratch before the first call; 64-byte aligned.
 size_t gang_device_scratch_bytes(const struct gang_device *device, const struct gang_attention *shape, int64_t columns);
+
+// What the device's libraries allocate for themselves once it works, in bytes (an estimate from measurement).
+double gang_device_overhead_bytes(const struct gang_device *device);
 
 int gang_cpu_count(void);     // cores this process may run on
 bool gang_cpu_has_bf16(void); // has instructions for pairs of bf16

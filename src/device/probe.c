@@ -88,7 +88,7 @@ static enum gang_status sustained(enum gang_compute compute, int threads, double
 
 // Bytes/s of reading one array and of a[i] = b[i] + s c[i] (counted as three arrays), each far larger than any cache.
 static enum gang_status bandwidth(int threads, double cache_bytes, double *read_rate, double *triad_rate) {
-    enum { ROUNDS = 5 };
+    enum { ROUNDS = 5, LINE = 16, AHEAD = 64 };                     // floats of a cache line, lines fetched ahead
     int64_t n = (int64_t)(cache_bytes > 32e6 ? cache_bytes : 32e6); // floats: four times the last cache
     void *block;
     enum gang_status status = gang_big_alloc((size_t)n * 3 * sizeof(float), &block);
@@ -99,8 +99,12 @@ static enum gang_status bandwidth(int threads, double cache_bytes, double *read_
     *read_rate = *triad_rate = 0;
     for (int round = 0; round < ROUNDS; round++) {
         double began = gang_seconds();
-#pragma omp parallel for simd schedule(static) num_threads(threads) reduction(+ : sink)
-        for (int64_t i = 0; i < n; i++) sink += a[i];
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : sink)
+        for (int64_t i = 0; i < n / LINE; i++) {
+            __builtin_prefetch(a + (i + AHEAD) * LINE);
+#pragma omp simd reduction(+ : sink)
+            for (int64_t j = i * LINE; j < (i + 1) * LINE; j++) sink += a[j];
+        }
         double rate = (double)n * sizeof(float) / (gang_seconds() - began);
         *read_rate = rate > *read_rate ? rate : *read_rate;
         began = gang_seconds();
@@ -179,11 +183,11 @@ static const struct profile_field numbers[] = {
 enum { NUMBERS = sizeof numbers / sizeof *numbers };
 
 char *gang_profile_json(const struct gang_profile *p) {
-    json_t *root = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i}", "version", PROFILE_VERSION, "provenance", "measured", "device", p->device, "instructions",
-                             p->instructions, "cores", p->cores, "threads", p->threads);
+    json_t *root = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i}", "version", PROFILE_VERSION, "provenance", "measured", "device", p->device,
+                             "instructions", p->instructions, "cores", p->cores, "threads", p->threads);
     assert(root && "out of memory");
     for (int i = 0; i < NUMBERS; i++) json_object_set_new(root, numbers[i].name, json_real(*(const double *)((const char *)p + numbers[i].offset)));
-    char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
+    char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     json_decref(root);
     assert(text && "out of memory");
     return text;
@@ -199,6 +203,14 @@ enum gang_status gang_profile_write(const struct gang_profile *p, const char *pa
     return status;
 }
 
+static enum gang_status read_count(const char *path, const json_t *root, const char *name, int *out) {
+    const json_t *value = json_object_get(root, name);
+    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > INT32_MAX)
+        return gang_fail(GANG_ERR_FORMAT, "%s: %s: expected a whole number of at least 0", path, name);
+    *out = (int)json_integer_value(value);
+    return GANG_OK;
+}
+
 static enum gang_status profile_parse(const char *path, const json_t *root, struct gang_profile *out) {
     *out = (struct gang_profile){0};
     if (json_integer_value(json_object_get(root, "version")) != PROFILE_VERSION)
@@ -207,8 +219,9 @@ static enum gang_status profile_parse(const char *path, const json_t *root, stru
     if (!device || !instructions) return gang_fail(GANG_ERR_FORMAT, "%s: device and instructions: expected text", path);
     snprintf(out->device, sizeof out->device, "%s", device);
     snprintf(out->instructions, sizeof out->instructions, "%s", instructions);
-    out->cores = (int)json_integer_value(json_object_get(root, "cores"));
-    out->threads = (int)json_integer_value(json_object_get(root, "threads"));
+    enum gang_status status = read_count(path, root, "cores", &out->cores);
+    if (!status) status = read_count(path, root, "threads", &out->threads);
+    if (status) return status;
     for (int i = 0; i < NUMBERS; i++) {
         const json_t *value = json_object_get(root, numbers[i].name);
         if (!json_is_number(value) || json_number_value(value) < 0)
@@ -239,7 +252,8 @@ enum gang_status gang_profile_here(int threads, struct gang_profile *out) {
     if (!fits) {
         status = gang_profile_measure(threads, out);
         // Keeping it saves the next run some seconds, no more: a home that cannot be written to is no error.
-        if (!status && (gang_mkdirs(dir.data) || gang_profile_write(out, path.data))) gang_log(GANG_LOG_WARNING, "the profile is not kept: %s", gang_error());
+        if (!status && (gang_mkdirs(dir.data) || gang_profile_write(out, path.data)))
+            gang_log(GANG_LOG_WARNING, "the profile is not kept: %s", gang_error());
     }
     gang_buffer_release(&dir);
     gang_buffer_release(&path);

@@ -2,6 +2,7 @@
 // tests hold the fast devices against it.
 #include "device/cpu.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,8 +44,8 @@ static void embed_backward(struct gang_device *device, float *dtable, const int3
         for (int64_t c = 0; c < C; c++) dtable[ids[m] * C + c] += dx[m * C + c];
 }
 
-static void norm(struct gang_device *device, float *sum, void *y, float *rstd, const float *x, const void *delta, const float *w, float eps, int64_t M,
-                 int64_t C) {
+static void norm(struct gang_device *device, float *sum, void *y, float *rstd, const float *x, const void *delta, const float *w, float eps,
+                 int64_t M, int64_t C) {
     for (int64_t m = 0; m < M; m++) {
         double squares = 0;
         for (int64_t c = m * C; c < (m + 1) * C; c++) {
@@ -58,8 +59,8 @@ static void norm(struct gang_device *device, float *sum, void *y, float *rstd, c
     }
 }
 
-static void norm_backward(struct gang_device *device, float *dx, const float *dx_in, void *rounded, void *dy, float *dw, bool accumulate, const float *x,
-                          const float *rstd, const float *w, int64_t M, int64_t C) {
+static void norm_backward(struct gang_device *device, float *dx, const float *dx_in, void *rounded, void *dy, float *dw, bool accumulate,
+                          const float *x, const float *rstd, const float *w, int64_t M, int64_t C) {
     for (int64_t c = 0; c < C; c++) {
         double sum = accumulate ? (double)dw[c] : 0;
         for (int64_t m = 0; m < M; m++) sum += act_get(device, dy, m * C + c) * (double)x[m * C + c] * (double)rstd[m];
@@ -79,8 +80,8 @@ static void norm_backward(struct gang_device *device, float *dx, const float *dx
 }
 
 // Element d of query, key or value head `head` (counted over all heads of the row) at position t, rotated if `rotate`.
-static double head_get(const struct gang_device *device, const void *qkv, const struct gang_attention *a, int64_t b, int64_t t, int64_t head, int64_t d,
-                       bool rotate) {
+static double head_get(const struct gang_device *device, const void *qkv, const struct gang_attention *a, int64_t b, int64_t t, int64_t head,
+                       int64_t d, bool rotate) {
     int64_t D = a->dim, half = D / 2, W = (a->heads + 2 * a->kv_heads) * D, at = (b * a->length + t) * W + head * D;
     double x = act_get(device, qkv, at + d);
     if (!rotate) return x;
@@ -89,8 +90,10 @@ static double head_get(const struct gang_device *device, const void *qkv, const 
 }
 
 static double score(const struct gang_device *device, const void *qkv, const struct gang_attention *a, int64_t b, int64_t h, int64_t t, int64_t u) {
+    int64_t group = a->heads / a->kv_heads;
+    assert(group > 0);
     double sum = 0;
-    int64_t kv = a->heads + h / (a->heads / a->kv_heads);
+    int64_t kv = a->heads + h / group;
     for (int64_t d = 0; d < a->dim; d++) sum += head_get(device, qkv, a, b, t, h, d, true) * head_get(device, qkv, a, b, u, kv, d, true);
     return sum / sqrt((double)a->dim);
 }
@@ -105,15 +108,16 @@ static void attention(struct gang_device *device, void *out, float *lse, const v
         lse[i] = (float)(high + log(total));
         for (int64_t d = 0; d < D; d++) {
             double sum = 0;
-            for (int64_t u = 0; u <= t; u++) sum += exp(score(device, qkv, a, b, h, t, u) - high) / total * head_get(device, qkv, a, b, u, v, d, false);
+            for (int64_t u = 0; u <= t; u++)
+                sum += exp(score(device, qkv, a, b, h, t, u) - high) / total * head_get(device, qkv, a, b, u, v, d, false);
             act_set(device, out, ((b * T + t) * H + h) * D + d, sum);
         }
     }
 }
 
 // Gradients of rotated q, k and of v in double, [B*T, W], un-rotated and rounded at the end.
-static void attention_backward_pair(const struct gang_device *device, double *g, const void *dout, const void *qkv, const struct gang_attention *a, int64_t b,
-                                    int64_t h, int64_t t, int64_t u, double p, double delta) {
+static void attention_backward_pair(const struct gang_device *device, double *g, const void *dout, const void *qkv, const struct gang_attention *a,
+                                    int64_t b, int64_t h, int64_t t, int64_t u, double p, double delta) {
     int64_t H = a->heads, K = a->kv_heads, D = a->dim, W = (H + 2 * K) * D, kv = h / (H / K), at = ((b * a->length + t) * H + h) * D;
     double dp = 0;
     for (int64_t d = 0; d < D; d++) dp += act_get(device, dout, at + d) * head_get(device, qkv, a, b, u, H + K + kv, d, false);
@@ -133,7 +137,8 @@ static void attention_backward(struct gang_device *device, void *dqkv, const voi
     for (int64_t i = 0; i < a->batch * H * T; i++) {
         int64_t b = i / (H * T), h = i / T % H, t = i % T;
         double delta = 0;
-        for (int64_t d = 0; d < D; d++) delta += act_get(device, dout, ((b * T + t) * H + h) * D + d) * act_get(device, out, ((b * T + t) * H + h) * D + d);
+        for (int64_t d = 0; d < D; d++)
+            delta += act_get(device, dout, ((b * T + t) * H + h) * D + d) * act_get(device, out, ((b * T + t) * H + h) * D + d);
         for (int64_t u = 0; u <= t; u++)
             attention_backward_pair(device, g, dout, qkv, a, b, h, t, u, exp(score(device, qkv, a, b, h, t, u) - (double)lse[i]), delta);
     }
@@ -146,7 +151,8 @@ static void attention_backward(struct gang_device *device, void *dqkv, const voi
     free(g);
 }
 
-static void cache_row(struct gang_device *device, void *k_cache, void *v_cache, const void *qkv, int64_t row, int64_t t, const struct gang_attention *a) {
+static void cache_row(struct gang_device *device, void *k_cache, void *v_cache, const void *qkv, int64_t row, int64_t t,
+                      const struct gang_attention *a) {
     int64_t H = a->heads, K = a->kv_heads, D = a->dim, half = D / 2, W = (H + 2 * K) * D;
     for (int64_t i = 0; i < K * D; i++) {
         int64_t d = i % D, at = row * W + H * D + i;
@@ -247,7 +253,8 @@ static size_t linear_bytes(struct gang_device *device, enum gang_linear_use use,
     return 0;
 }
 
-static struct gang_linear *linear_new(struct gang_device *device, enum gang_linear_use use, int64_t out, int64_t in, void *memory, struct gang_arena *arena) {
+static struct gang_linear *linear_new(struct gang_device *device, enum gang_linear_use use, int64_t out, int64_t in, void *memory,
+                                      struct gang_arena *arena) {
     (void)device, (void)use, (void)memory;
     struct gang_linear *l = gang_arena_alloc(arena, sizeof *l);
     *l = (struct gang_linear){.out = out, .in = in};
@@ -286,7 +293,8 @@ static void linear_input(struct gang_device *device, const struct gang_linear *l
     }
 }
 
-static void linear_weight(struct gang_device *device, const struct gang_linear *l, float *dw, const void *dy, const void *x, bool accumulate, int64_t M) {
+static void linear_weight(struct gang_device *device, const struct gang_linear *l, float *dw, const void *dy, const void *x, bool accumulate,
+                          int64_t M) {
     for (int64_t i = 0; i < l->out * l->in; i++) {
         double sum = accumulate ? (double)dw[i] : 0;
         for (int64_t m = 0; m < M; m++) sum += act_get(device, dy, m * l->out + i / l->in) * act_get(device, x, m * l->in + i % l->in);

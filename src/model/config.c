@@ -213,7 +213,8 @@ static enum gang_status read_family(const struct reader *in, enum family *out) {
     enum gang_status status = GANG_OK;
     const json_t *type = get(in, "model_type"), *classes = get(in, "architectures");
     if (!type && !classes)
-        return gang_fail(GANG_ERR_INPUT, "%s: neither model_type nor architectures says what model it is: expected \"model_type\": \"llama\"", in->path);
+        return gang_fail(GANG_ERR_INPUT, "%s: neither model_type nor architectures says what model it is: expected \"model_type\": \"llama\"",
+                         in->path);
     if (type) status = family_of(in, "model_type", type, "llama", "mistral", &by_type);
     if (!status && classes) {
         if (json_array_size(classes) != 1)
@@ -241,7 +242,8 @@ static enum gang_status check_field(const struct reader *in, const char *name) {
     const json_t *value = get(in, name);
     if (!value || is_value(value, field->value)) return GANG_OK;
     const char *expected = isnan(field->value) ? "null" : field->value == 1 ? "1" : json_is_boolean(value) ? "false" : "0";
-    return gang_fail(GANG_ERR_UNSUPPORTED, "%s: %s: not supported at this value: it changes the result, and only %s is supported", in->path, name, expected);
+    return gang_fail(GANG_ERR_UNSUPPORTED, "%s: %s: not supported at this value: it changes the result, and only %s is supported", in->path, name,
+                     expected);
 }
 
 static enum gang_status check_fields(const struct reader *in) {
@@ -263,7 +265,8 @@ static enum gang_status check_activation(const struct reader *in) {
 // ---- Sizes ---------------------------------------------------------------------------------------------------------
 
 // The largest model that passes: its parameters, as bytes of f32 several times over, are far from 2^63.
-_Static_assert(2LL * MAX_VOCAB * MAX_HIDDEN + 1LL * MAX_LAYERS * MAX_HIDDEN * (4LL * MAX_HEADS * MAX_HEAD_DIM + 3LL * MAX_INTERMEDIATE + 2) < 1LL << 56,
+_Static_assert(2LL * MAX_VOCAB * MAX_HIDDEN + 1LL * MAX_LAYERS * MAX_HIDDEN * (4LL * MAX_HEADS * MAX_HEAD_DIM + 3LL * MAX_INTERMEDIATE + 2) <
+                   1LL << 56,
                "products of sizes must not overflow int64_t");
 _Static_assert((int64_t)3 * MAX_HEADS * MAX_HEAD_DIM < INT32_MAX, "rows of Q, K and V must fit an int");
 
@@ -275,7 +278,8 @@ static enum gang_status read_heads(const struct reader *in, enum family family, 
     status = read_integer_or(in, "num_key_value_heads", 1, MAX_HEADS, kv_default, &out->kv_heads);
     if (status) return status;
     if (out->heads % out->kv_heads)
-        return gang_fail(GANG_ERR_INPUT, "%s: num_attention_heads: %d is not a multiple of num_key_value_heads, %d", in->path, out->heads, out->kv_heads);
+        return gang_fail(GANG_ERR_INPUT, "%s: num_attention_heads: %d is not a multiple of num_key_value_heads, %d", in->path, out->heads,
+                         out->kv_heads);
     if (!get(in, "head_dim") && out->hidden_size % out->heads)
         return gang_fail(GANG_ERR_INPUT, "%s: hidden_size: %d is not a multiple of num_attention_heads, %d, and head_dim is not given", in->path,
                          out->hidden_size, out->heads);
@@ -324,11 +328,13 @@ static enum gang_status read_rope_kind(const struct reader *rope, enum gang_rope
         *out = (enum gang_rope_kind)i;
         return GANG_OK;
     }
-    return gang_fail(GANG_ERR_UNSUPPORTED, "%s: rope_type: '%s' is not supported: expected default, linear or llama3", rope->path, text ? text : "not text");
+    return gang_fail(GANG_ERR_UNSUPPORTED, "%s: rope_type: '%s' is not supported: expected default, linear or llama3", rope->path,
+                     text ? text : "not text");
 }
 
 static enum gang_status check_rope_fields(const struct reader *rope) {
-    static const char *const known[] = {"type", "rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "rope_theta"};
+    static const char *const known[] = {"type",      "rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+                                        "rope_theta"};
     const char *name;
     json_t *value;
     json_object_foreach((json_t *)rope->object, name, value) {
@@ -336,7 +342,8 @@ static enum gang_status check_rope_fields(const struct reader *rope) {
         while (i < sizeof known / sizeof *known && strcmp(known[i], name) != 0) i++;
         bool neutral = !strcmp(name, "partial_rotary_factor") && is_value(value, 1);
         if (i == sizeof known / sizeof *known && !neutral && !json_is_null(value))
-            return gang_fail(GANG_ERR_UNSUPPORTED, "%s: %s: not supported: remove it if it does not change what the model computes", rope->path, name);
+            return gang_fail(GANG_ERR_UNSUPPORTED, "%s: %s: not supported: remove it if it does not change what the model computes", rope->path,
+                             name);
     }
     return GANG_OK;
 }
@@ -350,7 +357,8 @@ static enum gang_status read_scaling(const struct reader *rope, struct gang_conf
     if (!status) status = read_real(rope, "high_freq_factor", 1e-6, 1e6, &out->rope_high_freq);
     if (!status) status = read_integer(rope, "original_max_position_embeddings", 1, MAX_POSITIONS, &out->rope_original_positions);
     if (!status && out->rope_low_freq >= out->rope_high_freq)
-        return gang_fail(GANG_ERR_INPUT, "%s: high_freq_factor: %g is not above low_freq_factor, %g", rope->path, out->rope_high_freq, out->rope_low_freq);
+        return gang_fail(GANG_ERR_INPUT, "%s: high_freq_factor: %g is not above low_freq_factor, %g", rope->path, out->rope_high_freq,
+                         out->rope_low_freq);
     return status;
 }
 
@@ -430,7 +438,8 @@ static const char *real_text(double value, char out[32]) {
         snprintf(out, 32, "%.*g", digits, value);
         if (gang_parse_real("number", out, -HUGE_VAL, HUGE_VAL, &back) == GANG_OK && back == value) break;
     }
-    if (!strpbrk(out, ".e")) strcat(out, ".0");
+    size_t len = strlen(out);
+    if (!strpbrk(out, ".e")) snprintf(out + len, 32 - len, ".0");
     return out;
 }
 

@@ -24,6 +24,7 @@ static const size_t max_manifest_bytes = (size_t)1 << 30;
 struct gang_data {
     int token_bytes;
     int64_t tokens, shard_tokens;
+    uint64_t checksum; // chained over the shards'
     int shards;
     struct gang_map *maps; // [shards]
 };
@@ -134,11 +135,11 @@ static bool parse_manifest(const struct gang_buffer *file, const struct gang_buf
 // of a page that is touched, never beyond a 2 MiB border: the range is widened to these.
 static void drop_pages(const struct gang_map *map, const uint8_t *from, const uint8_t *to) {
     const uintptr_t border = (uintptr_t)2 << 20;
-    uintptr_t begin = (uintptr_t)from / border * border, end = ((uintptr_t)to + border - 1) / border * border;
-    uintptr_t first = (uintptr_t)map->data, last = first + map->bytes;
-    if (begin < first) begin = first;
-    if (end > last) end = last;
-    madvise((void *)begin, end - begin, MADV_DONTNEED); // the kernel rounds the length up to pages
+    size_t before = (uintptr_t)from % border, after = (border - (uintptr_t)to % border) % border;
+    size_t room_before = (size_t)(from - map->data), room_after = (size_t)(map->data + map->bytes - to);
+    const uint8_t *begin = from - (before < room_before ? before : room_before);
+    const uint8_t *end = to + (after < room_after ? after : room_after);
+    madvise((void *)begin, (size_t)(end - begin), MADV_DONTNEED); // the kernel rounds the length up to pages
 }
 
 static bool ids_below(const uint8_t *at, size_t bytes, int width, int limit) {
@@ -181,6 +182,7 @@ static bool map_shards(const struct gang_data_build *build, const struct gang_sh
         sound = full && gang_map_open(path.data, &data->maps[i]) == GANG_OK && shard_is_sound(build, &data->maps[i], i, &shards->items[i]);
         data->shards += data->maps[i].data != NULL;
         data->tokens += shards->items[i].tokens;
+        data->checksum = gang_hash(&shards->items[i].checksum, sizeof shards->items[i].checksum, data->checksum);
     }
     if (!sound) gang_log(GANG_LOG_WARNING, "data: %s: missing or damaged: the text is tokenised again", path.data);
     gang_buffer_release(&path);
@@ -275,8 +277,10 @@ enum gang_status gang_data_open_sized(const struct gang_data_options *options, c
     }
     gang_sources_release(&sources);
     gang_buffer_release(&name);
-    if (status) gang_data_free(data);
-    else *out = data;
+    if (status)
+        gang_data_free(data);
+    else
+        *out = data;
     return status;
 }
 
@@ -293,6 +297,7 @@ void gang_data_free(struct gang_data *data) {
 // ---- Samples -------------------------------------------------------------------------------------------------------
 
 int64_t gang_data_tokens(const struct gang_data *data) { return data->tokens; }
+int64_t gang_data_checksum(const struct gang_data *data) { return (int64_t)(data->checksum & INT64_MAX); }
 
 enum gang_status gang_data_check(const struct gang_data *data, int length) {
     if (length >= 1 && data->tokens > length) return GANG_OK;

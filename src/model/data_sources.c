@@ -106,7 +106,8 @@ static enum gang_status add_glob(struct finder *finder, const char *pattern) {
     enum gang_status status = GANG_OK;
     if (code == GLOB_NOMATCH)
         status = gang_fail(GANG_ERR_INPUT, "data: %s: nothing matches: name text files, directories of them, or a glob that finds some", pattern);
-    else if (code) status = gang_fail_os("data: %s: cannot search", pattern);
+    else if (code)
+        status = gang_fail_os("data: %s: cannot search", pattern);
     if (!code) qsort(found.gl_pathv, found.gl_pathc, sizeof *found.gl_pathv, compare_strings); // not by the locale
     for (size_t i = 0; !status && i < found.gl_pathc; i++) status = add_path(finder, found.gl_pathv[i]);
     globfree(&found);

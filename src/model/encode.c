@@ -206,8 +206,7 @@ static size_t invalid_run(const char *text, size_t bytes) {
     return at;
 }
 
-enum gang_status gang_encoder_run(struct gang_encoder *encoder, const char *text, size_t bytes, bool specials, bool continued,
-                                  struct gang_ids *out) {
+enum gang_status gang_encoder_run(struct gang_encoder *encoder, const char *text, size_t bytes, bool specials, bool continued, struct gang_ids *out) {
     if (bytes > INT32_MAX)
         return gang_fail(GANG_ERR_INPUT, "cannot encode %zu bytes of text at once: more than %d: encode it in parts", bytes, INT32_MAX);
     if (!encoder->tokenizer->path) {
@@ -240,8 +239,7 @@ enum gang_status gang_encode(const struct gang_tokenizer *tokenizer, const char 
 
 // ---- Decode --------------------------------------------------------------------------------------------------------
 
-enum gang_status gang_decode(const struct gang_tokenizer *tokenizer, const int32_t *ids, size_t count, bool specials,
-                             struct gang_buffer *out) {
+enum gang_status gang_decode(const struct gang_tokenizer *tokenizer, const int32_t *ids, size_t count, bool specials, struct gang_buffer *out) {
     for (size_t i = 0; i < count; i++) {
         if (ids[i] < 0 || ids[i] >= tokenizer->vocab)
             return gang_fail(GANG_ERR_INPUT, "cannot decode token id %d: expected 0 to %d, the vocabulary of %s", ids[i], tokenizer->vocab - 1,

@@ -142,8 +142,8 @@ struct gang_tokenizer;
 // DIR/tokenizer.json (BPE kind); `path` may also name the file. With path == NULL: bytes, 256 ids.
 GANG_CHECK_RESULT enum gang_status gang_tokenizer_open(const char *path, struct gang_tokenizer **out);
 void gang_tokenizer_free(struct gang_tokenizer *tokenizer);
-int gang_tokenizer_vocab(const struct gang_tokenizer *tokenizer);       // highest id + 1
-uint64_t gang_tokenizer_hash(const struct gang_tokenizer *tokenizer);   // of everything that changes the ids
+int gang_tokenizer_vocab(const struct gang_tokenizer *tokenizer);        // highest id + 1
+uint64_t gang_tokenizer_hash(const struct gang_tokenizer *tokenizer);    // of everything that changes the ids
 const char *gang_tokenizer_path(const struct gang_tokenizer *tokenizer); // the file it came from, NULL for bytes
 
 struct gang_ids {
@@ -182,6 +182,7 @@ GANG_CHECK_RESULT enum gang_status gang_data_open(const struct gang_data_options
                                                   struct gang_data **out);
 void gang_data_free(struct gang_data *data);
 int64_t gang_data_tokens(const struct gang_data *data);
+int64_t gang_data_checksum(const struct gang_data *data); // of all tokens, wherever the files lie; at least 0
 // The `length` + 1 tokens of sample `index`: the windows of an epoch are visited once each in an order drawn from
 // (seed, epoch). The data set must hold at least length + 1 tokens (ERR_INPUT otherwise, checked by gang_data_check).
 GANG_CHECK_RESULT enum gang_status gang_data_check(const struct gang_data *data, int length);

@@ -112,8 +112,8 @@ static enum gang_status read_shape(const struct reader *in, const json_t *shape,
     return GANG_OK;
 }
 
-static enum gang_status read_offsets(const struct reader *in, const json_t *offsets, const struct type *type,
-                                     const struct gang_st_entry *entry, struct span *span) {
+static enum gang_status read_offsets(const struct reader *in, const json_t *offsets, const struct type *type, const struct gang_st_entry *entry,
+                                     struct span *span) {
     if (json_array_size(offsets) != 2) return fail_entry(in, entry->name, "data_offsets is not a pair");
     int64_t begin = whole(json_array_get(offsets, 0)), end = whole(json_array_get(offsets, 1)), bits;
     if (begin < 0 || end < begin) return fail_entry(in, entry->name, "data_offsets is not a rising pair of whole numbers");
@@ -125,8 +125,7 @@ static enum gang_status read_offsets(const struct reader *in, const json_t *offs
     return GANG_OK;
 }
 
-static enum gang_status read_entry(const struct reader *in, const char *name, const json_t *value, struct gang_st_entry *entry,
-                                   struct span *span) {
+static enum gang_status read_entry(const struct reader *in, const char *name, const json_t *value, struct gang_st_entry *entry, struct span *span) {
     entry->name = gang_arena_strdup(&in->out->arena, name);
     if (!json_is_object(value)) return fail_entry(in, name, "its description is not an object");
     const char *type_name = json_string_value(json_object_get(value, "dtype"));
@@ -175,7 +174,8 @@ static enum gang_status check_cover(const struct reader *in) {
         at = in->spans[i].end;
     }
     if (at == in->data_bytes) return GANG_OK;
-    return gang_fail(GANG_ERR_FORMAT, "%s: %llu bytes behind the last tensor: the file is damaged", in->path, (unsigned long long)(in->data_bytes - at));
+    return gang_fail(GANG_ERR_FORMAT, "%s: %llu bytes behind the last tensor: the file is damaged", in->path,
+                     (unsigned long long)(in->data_bytes - at));
 }
 
 static enum gang_status read_header(struct reader *in, const json_t *header) {

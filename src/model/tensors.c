@@ -31,18 +31,12 @@ static void shape_of(const struct gang_config *config, enum gang_role role, int6
     const int64_t hidden = config->hidden_size, ffn = config->intermediate_size, vocab = config->vocab_size;
     const int64_t q = (int64_t)config->heads * config->head_dim, kv = (int64_t)config->kv_heads * config->head_dim;
     const int64_t shapes[][2] = {
-        [GANG_ROLE_EMBED] = {vocab, hidden},
-        [GANG_ROLE_NORM_ATTENTION] = {1, hidden},
-        [GANG_ROLE_Q] = {q, hidden},
-        [GANG_ROLE_K] = {kv, hidden},
-        [GANG_ROLE_V] = {kv, hidden},
-        [GANG_ROLE_O] = {hidden, q},
-        [GANG_ROLE_NORM_FFN] = {1, hidden},
-        [GANG_ROLE_GATE] = {ffn, hidden},
-        [GANG_ROLE_UP] = {ffn, hidden},
-        [GANG_ROLE_DOWN] = {hidden, ffn},
-        [GANG_ROLE_NORM_FINAL] = {1, hidden},
-        [GANG_ROLE_HEAD] = {vocab, hidden},
+        [GANG_ROLE_EMBED] = {vocab, hidden},  [GANG_ROLE_NORM_ATTENTION] = {1, hidden},
+        [GANG_ROLE_Q] = {q, hidden},          [GANG_ROLE_K] = {kv, hidden},
+        [GANG_ROLE_V] = {kv, hidden},         [GANG_ROLE_O] = {hidden, q},
+        [GANG_ROLE_NORM_FFN] = {1, hidden},   [GANG_ROLE_GATE] = {ffn, hidden},
+        [GANG_ROLE_UP] = {ffn, hidden},       [GANG_ROLE_DOWN] = {hidden, ffn},
+        [GANG_ROLE_NORM_FINAL] = {1, hidden}, [GANG_ROLE_HEAD] = {vocab, hidden},
     };
     *rows = shapes[role][0];
     *cols = shapes[role][1];

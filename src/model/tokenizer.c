@@ -61,9 +61,7 @@ static bool has_value(json_t *object, const char *key) {
 
 // ---- Byte level ----------------------------------------------------------------------------------------------------
 
-static bool stands_for_itself(unsigned byte) {
-    return (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-}
+static bool stands_for_itself(unsigned byte) { return (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE; }
 
 // letter[code point] -> byte, -1 for none; all letters are below U+0144.
 enum { LETTERS = 0x100 + 68 };
@@ -79,8 +77,10 @@ static bool unspell(const int16_t letter[LETTERS], const char *spelling, size_t 
     uint32_t count = 0;
     for (size_t i = 0; i < len; i++) {
         unsigned code = (uint8_t)spelling[i];
-        if (code >= 0xC2 && code <= 0xDF && i + 1 < len) code = (code & 0x1Fu) << 6 | ((uint8_t)spelling[++i] & 0x3Fu);
-        else if (code >= 0x80) return false;
+        if (code >= 0xC2 && code <= 0xDF && i + 1 < len)
+            code = (code & 0x1Fu) << 6 | ((uint8_t)spelling[++i] & 0x3Fu);
+        else if (code >= 0x80)
+            return false;
         if (code >= LETTERS || letter[code] < 0) return false;
         out[count++] = (char)letter[code];
     }
@@ -213,8 +213,9 @@ static enum gang_status load_merges(struct gang_tokenizer *t, json_t *vocab, jso
 }
 
 static enum gang_status load_model(struct gang_tokenizer *t, json_t *model, json_t *added) {
-    static const char *const keys[] = {"type",     "dropout",       "unk_token",     "continuing_subword_prefix", "end_of_word_suffix",
-                                       "fuse_unk", "byte_fallback", "ignore_merges", "vocab",                     "merges", NULL};
+    static const char *const keys[] = {
+        "type",  "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges",
+        "vocab", "merges",  NULL};
     enum gang_status status;
     const char *type = json_string_value(json_object_get(model, "type"));
     if (type && strcmp(type, "BPE") != 0) return gang_fail(GANG_ERR_UNSUPPORTED, "%s: model: kind '%.64s' is not supported, only BPE", t->path, type);

@@ -22,7 +22,7 @@ struct gang_table {
     struct gang_table_slot {
         uint64_t key; // plus one; 0: empty
         uint32_t value;
-    } *slots;
+    } * slots;
 };
 
 void gang_table_init(struct gang_table *table, size_t most, struct gang_arena *arena);
@@ -69,7 +69,7 @@ struct gang_tokenizer {
     struct gang_token *tokens; // [vocab]
     int32_t byte_ids[256];
     bool ignore_merges, nfc, byte_level;
-    bool puts_space; // in front of a word that has none (add_prefix_space)
+    bool puts_space;          // in front of a word that has none (add_prefix_space)
     uint32_t word_bytes;      // of the longest token
     struct gang_table words;  // hash of the bytes -> id (collisions: next key)
     struct gang_table merges; // (left id, right id) -> rank
@@ -98,8 +98,8 @@ struct gang_encoder {
 void gang_encoder_init(struct gang_encoder *encoder, const struct gang_tokenizer *tokenizer);
 void gang_encoder_release(struct gang_encoder *encoder);
 // gang_encode, with `continued` for a text that is the continuation of another.
-GANG_CHECK_RESULT enum gang_status gang_encoder_run(struct gang_encoder *encoder, const char *text, size_t bytes, bool specials,
-                                                    bool continued, struct gang_ids *out);
+GANG_CHECK_RESULT enum gang_status gang_encoder_run(struct gang_encoder *encoder, const char *text, size_t bytes, bool specials, bool continued,
+                                                    struct gang_ids *out);
 
 void gang_ids_append(struct gang_ids *ids, int32_t id);
 

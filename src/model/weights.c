@@ -48,7 +48,8 @@ static int shape_in_file(const struct gang_tensor *tensor, int64_t shape[2]) {
 
 static enum gang_status check_entry(const char *path, const struct gang_tensor *tensor, const struct gang_st_entry *entry) {
     if (!entry->readable)
-        return gang_fail(GANG_ERR_UNSUPPORTED, "%s: %s: its type %s is not supported: expected F32, BF16 or F16", path, entry->name, entry->type_name);
+        return gang_fail(GANG_ERR_UNSUPPORTED, "%s: %s: its type %s is not supported: expected F32, BF16 or F16", path, entry->name,
+                         entry->type_name);
     int64_t shape[2];
     int dims = shape_in_file(tensor, shape);
     if (entry->dims == dims && !memcmp(entry->shape, shape, (size_t)dims * sizeof *shape)) return GANG_OK;
@@ -121,7 +122,8 @@ static enum gang_status open_shards(struct weights *weights, const char *dir, co
         for (int k = 0; k < shard->st.count; k++) {
             const char *file = json_string_value(json_object_get(map, shard->st.entries[k].name));
             if (file && !strcmp(file, shard->file)) continue;
-            return gang_fail(GANG_ERR_FORMAT, "%s: %.200s: is here, though the index says %s", shard->path, shard->st.entries[k].name, file ? file : "nothing of it");
+            return gang_fail(GANG_ERR_FORMAT, "%s: %.200s: is here, though the index says %s", shard->path, shard->st.entries[k].name,
+                             file ? file : "nothing of it");
         }
     }
     return GANG_OK;
@@ -141,7 +143,8 @@ static enum gang_status weights_open(const char *dir, struct weights *out) {
     }
     for (int i = 0; i < FOREIGN_COUNT; i++)
         if (file_in(dir, foreign_files[i]))
-            return gang_fail(GANG_ERR_UNSUPPORTED, "%s/%s: only safetensors of Hugging Face's naming are read: convert it to model.safetensors", dir, foreign_files[i]);
+            return gang_fail(GANG_ERR_UNSUPPORTED, "%s/%s: only safetensors of Hugging Face's naming are read: convert it to model.safetensors", dir,
+                             foreign_files[i]);
     return gang_fail(GANG_ERR_INPUT, "%s: no weights: expected %s or %s", dir, single_file, index_file);
 }
 
@@ -237,8 +240,10 @@ static void print_header(const struct gang_model *model, const struct gang_st_pa
             const struct gang_tensor *tensor = &model->tensors[i];
             int64_t shape[2];
             gang_buffer_printf(text, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":", parts[p].prefix, tensor->name);
-            if (shape_in_file(tensor, shape) == 1) gang_buffer_printf(text, "[%lld]", (long long)shape[0]);
-            else gang_buffer_printf(text, "[%lld,%lld]", (long long)shape[0], (long long)shape[1]);
+            if (shape_in_file(tensor, shape) == 1)
+                gang_buffer_printf(text, "[%lld]", (long long)shape[0]);
+            else
+                gang_buffer_printf(text, "[%lld,%lld]", (long long)shape[0], (long long)shape[1]);
             long long end = at + (long long)(tensor->rows * tensor->cols * (int64_t)sizeof(float));
             gang_buffer_printf(text, ",\"data_offsets\":[%lld,%lld]}", at, end);
             at = end;
@@ -262,13 +267,16 @@ enum gang_status gang_model_save(const struct gang_model *model, const struct ga
             status = gang_out_write(&out, parts[p].values + tensor->offset, (size_t)(tensor->rows * tensor->cols) * sizeof(float));
         }
     }
-    if (status) gang_out_discard(&out);
-    else status = gang_out_publish(&out);
+    if (status)
+        gang_out_discard(&out);
+    else
+        status = gang_out_publish(&out);
     gang_buffer_release(&header);
     return status;
 }
 
-static enum gang_status restore_part(const struct gang_model *model, const struct gang_st_part *part, const struct gang_safetensors *st, const char *path) {
+static enum gang_status restore_part(const struct gang_model *model, const struct gang_st_part *part, const struct gang_safetensors *st,
+                                     const char *path) {
     float *values = (float *)part->values; // const in gang_st_part for the sake of saving
     memset(values, 0, (size_t)model->elements * sizeof *values);
     for (int i = 0; i < model->count; i++) {

@@ -2,12 +2,42 @@
 #include "train/train.h"
 
 #include <math.h>
-#include <stdlib.h>
 
-static int heavier(const void *a, const void *b) {
-    const struct gang_candidate *x = a, *y = b;
-    if (x->weight != y->weight) return x->weight < y->weight ? 1 : -1;
-    return x->id - y->id; // ties by id, so that the choice does not depend on the sort
+// A total order: ties go by id, so that the choice is the same everywhere.
+static bool heavier(const struct gang_candidate *a, const struct gang_candidate *b) {
+    return a->weight != b->weight ? a->weight > b->weight : a->id < b->id;
+}
+
+static void swap(struct gang_candidate *a, struct gang_candidate *b) {
+    struct gang_candidate kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+// Brings the fewest heaviest candidates whose weights sum to `enough` to the front; returns how many and their sum. Quickselect:
+// a sort of the whole vocabulary would take longer than the model does.
+static int64_t nucleus(struct gang_candidate *c, int64_t n, double enough, double *sum) {
+    int64_t from = 0, to = n; // those before `from` are in, those at and behind `to` are out
+    *sum = 0;
+    while (from < to) {
+        double left = 0;
+        int64_t middle = from;
+        swap(&c[(from + to) / 2], &c[to - 1]);
+        for (int64_t i = from; i < to - 1; i++) {
+            if (!heavier(&c[i], &c[to - 1])) continue;
+            left += (double)c[i].weight;
+            swap(&c[i], &c[middle++]);
+        }
+        swap(&c[middle], &c[to - 1]);
+        if (*sum + left >= enough && middle > 0) {
+            to = middle;
+        } else {
+            *sum += left + (double)c[middle].weight;
+            from = middle + 1;
+            if (*sum >= enough) break;
+        }
+    }
+    return from;
 }
 
 static int32_t greatest(const float *logits, int64_t vocab) {
@@ -26,14 +56,7 @@ int32_t gang_sample(const float *logits, int64_t vocab, const struct gang_sampli
         work[v] = (struct gang_candidate){.weight = expf((logits[v] - logits[best]) / (float)sampling->temperature), .id = (int32_t)v};
         total += (double)work[v].weight;
     }
-    if (sampling->top_p < 1) {
-        qsort(work, (size_t)vocab, sizeof *work, heavier);
-        double kept = 0, enough = total * sampling->top_p;
-        int64_t n = 0;
-        while (n < vocab && (n == 0 || kept < enough)) kept += (double)work[n++].weight;
-        vocab = n;
-        total = kept;
-    }
+    if (sampling->top_p < 1) vocab = nucleus(work, vocab, total * sampling->top_p, &total);
     double left = total * gang_uniform(gang_random_at(sampling->seed, 7, index));
     for (int64_t v = 0; v < vocab; v++) {
         left -= (double)work[v].weight;

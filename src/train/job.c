@@ -3,7 +3,12 @@
 
 #include <string.h>
 
-static const char *const computes[] = {"f32", "bf16", NULL};
+static const char *const computes[] = {"f32", "bf16", "auto", NULL}; // by enum gang_compute, then COMPUTE_AUTO
+enum { COMPUTE_AUTO = 2 };
+// Names of saves have eight digits for the step; products of steps and tokens are far from 2^63.
+enum { MAX_STEPS = 99999999 };
+static const int64_t max_tokens = 1LL << 50;
+
 static const char *const weights[] = {"auto", "fresh", NULL};
 
 #define AT(member) offsetof(struct gang_job, member)
@@ -14,11 +19,12 @@ const struct gang_field gang_job_fields[] = {
     {"output", GANG_FIELD_STRING, AT(output), NULL, 0, 0, NULL, "directory of the run: saves and metrics"},
     {"tokenizer", GANG_FIELD_STRING, AT(tokenizer), "auto", 0, 0, NULL, "tokenizer.json or its directory; bytes; auto: the model's, else bytes"},
     {"weights", GANG_FIELD_ENUM, AT(weights), "auto", 0, 0, weights, "auto: the model directory's if it has any, else fresh; fresh: random"},
-    {"compute", GANG_FIELD_ENUM, AT(compute), "f32", 0, 0, computes, "type of the products: f32, bf16 (twice as fast; masters stay f32)"},
+    {"compute", GANG_FIELD_ENUM, AT(compute), "auto", 0, 0, computes,
+     "type of the products (masters stay f32): f32; bf16; auto: bf16 where it is fast"},
     {"sequence_length", GANG_FIELD_INT, AT(sequence_length), "256", 1, 1 << 20, NULL, "tokens of a sample"},
     {"micro_batch", GANG_FIELD_INT, AT(micro_batch), "8", 1, 1 << 16, NULL, "samples that are computed at once"},
     {"global_batch_tokens", GANG_FIELD_INT, AT(global_batch_tokens), "0", 0, 1LL << 40, NULL, "tokens of an optimizer step; 0: one micro-batch"},
-    {"steps", GANG_FIELD_INT, AT(steps), "0", 0, 1000000000, NULL, "optimizer steps; give this or tokens"},
+    {"steps", GANG_FIELD_INT, AT(steps), "0", 0, MAX_STEPS, NULL, "optimizer steps; give this or tokens"},
     {"tokens", GANG_FIELD_INT, AT(tokens), "0", 0, 1LL << 50, NULL, "tokens to train on, rounded up to whole steps"},
     {"learning_rate", GANG_FIELD_REAL, AT(learning_rate), "3e-4", 0, 1, NULL, "peak, after the warm-up"},
     {"min_learning_rate", GANG_FIELD_REAL, AT(min_learning_rate), "0.1", 0, 1, NULL, "end of the cosine, as a fraction of the peak"},
@@ -36,10 +42,21 @@ const struct gang_field gang_job_fields[] = {
 };
 const size_t gang_job_field_count = sizeof gang_job_fields / sizeof *gang_job_fields;
 
+// Relative to the job file's directory; a leading ../ takes a name off that directory, so that messages stay readable.
 static void resolve(struct gang_arena *arena, const char *job_path, char **path) {
-    const char *slash = strrchr(job_path, '/');
-    if (**path == '/' || !slash) return;
-    *path = gang_arena_printf(arena, "%.*s/%s", (int)(slash - job_path), job_path, *path);
+    const char *slash = strrchr(job_path, '/'), *rest = *path;
+    if (*rest == '/' || !slash) return;
+    int len = (int)(slash - job_path);
+    while (!strncmp(rest, "../", 3) && len > 0 && !(len >= 2 && !strncmp(job_path + len - 2, "..", 2)) && !(len == 1 && *job_path == '.')) {
+        while (len > 0 && job_path[len - 1] != '/') len--;
+        while (len > 1 && job_path[len - 1] == '/') len--;
+        rest += 3;
+        if (len == 0) {
+            *path = gang_arena_strdup(arena, rest);
+            return;
+        }
+    }
+    *path = gang_arena_printf(arena, "%.*s/%s", len, job_path, rest);
 }
 
 static enum gang_status settle_batch(const char *path, struct gang_job *job) {
@@ -53,6 +70,12 @@ static enum gang_status settle_batch(const char *path, struct gang_job *job) {
     }
     if (!job->steps == !job->tokens) return gang_fail(GANG_ERR_INPUT, "%s: give either steps or tokens, above 0", path);
     if (!job->steps) job->steps = (job->tokens + job->global_batch_tokens - 1) / job->global_batch_tokens;
+    if (job->steps > MAX_STEPS)
+        return gang_fail(GANG_ERR_INPUT, "%s: %lld tokens make %lld steps: expected at most %d: choose a larger global_batch_tokens", path,
+                         (long long)job->tokens, (long long)job->steps, MAX_STEPS);
+    if (job->steps > max_tokens / job->global_batch_tokens)
+        return gang_fail(GANG_ERR_INPUT, "%s: %lld steps of %lld tokens are more than the %lld tokens that a job may have: choose fewer", path,
+                         (long long)job->steps, (long long)job->global_batch_tokens, (long long)max_tokens);
     job->tokens = job->steps * job->global_batch_tokens;
     return GANG_OK;
 }
@@ -70,6 +93,7 @@ enum gang_status gang_job_read(const char *path, struct gang_arena *arena, struc
         job->cache = gang_arena_printf(arena, "%s/cache", job->output);
     else
         resolve(arena, path, &job->cache);
+    if (job->compute == COMPUTE_AUTO) job->compute = gang_cpu_has_bf16() ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32;
     if (!job->data.count) return gang_fail(GANG_ERR_INPUT, "%s: data names no file: give at least one file, directory or glob", path);
     return settle_batch(path, job);
 }

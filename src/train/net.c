@@ -17,12 +17,12 @@
 struct layer {
     struct gang_linear *qkv, *o, *gate_up, *down;
     const struct gang_tensor *norm1, *q, *o_tensor, *norm2, *gate, *down_tensor;
-    float *x1, *x2;       // [M,C]
-    float *rstd1, *rstd2; // [M]
-    float *lse;           // [B,H,T]
-    void *qkv_act;        // [M,W]
-    void *attended;       // [M,H*D]
-    void *gu;             // [M,2F]
+    float *x1, *x2;          // [M,C]
+    float *rstd1, *rstd2;    // [M]
+    float *lse;              // [B,H,T]
+    void *qkv_act;           // [M,W]
+    void *attended;          // [M,H*D]
+    void *gu;                // [M,2F]
     void *k_cache, *v_cache; // inference: [T, K*D]
 };
 
@@ -112,7 +112,7 @@ static void place_layer(struct gang_net *net, struct placer *p, int index, struc
 
 // Rows of a chunk of logits: enough that products run at full speed, few enough that the chunk stays near the caches.
 static int64_t logits_rows(int64_t M, int64_t V) {
-    enum { LEAST = 256, CHUNK_BYTES = 32 << 20 };
+    enum { LEAST = 256, CHUNK_BYTES = 16 << 20 };
     int64_t rows = CHUNK_BYTES / (4 * V);
     if (rows < LEAST) rows = LEAST;
     return rows < M ? rows : M;
@@ -184,8 +184,8 @@ static void net_init(struct gang_net *net, const struct gang_model *model, struc
     *net = (struct gang_net){.model = model, .device = device, .shape = *shape};
     gang_arena_init(&net->arena);
     net->layers = gang_arena_alloc(&net->arena, (size_t)c->layers * sizeof *net->layers);
-    net->attention =
-        (struct gang_attention){.batch = shape->batch, .length = shape->length, .heads = c->heads, .kv_heads = c->kv_heads, .dim = c->head_dim};
+    net->attention = (struct gang_attention){
+        .batch = shape->batch, .length = shape->length, .heads = c->heads, .kv_heads = c->kv_heads, .dim = c->head_dim};
     find_tensors(net);
     place_all(net, NULL);
 }
@@ -197,12 +197,25 @@ void gang_net_memory(const struct gang_model *model, struct gang_device *device,
     gang_arena_release(&net.arena);
 }
 
+enum gang_status gang_memory_check(const struct gang_memory *m, const char *remedy) {
+    double free_bytes = gang_memory_available();
+    if ((double)m->total <= free_bytes) return GANG_OK;
+    char need[GANG_HUMAN_BYTES], has[GANG_HUMAN_BYTES], state[GANG_HUMAN_BYTES], acts[GANG_HUMAN_BYTES];
+    return gang_fail(
+        GANG_ERR_MEMORY,
+        "the model does not fit: needs %s (%s for weights, gradients and optimizer, %s for activations and workspace), this machine has %s "
+        "available: %s",
+        gang_human_bytes((double)m->total, need), gang_human_bytes((double)(m->parameters + m->gradients + m->optimizer + m->packed), state),
+        gang_human_bytes((double)(m->activations + m->workspace), acts), gang_human_bytes(free_bytes, has), remedy);
+}
+
 static void fill_rotation(struct gang_net *net) {
     int64_t half = net->model->config.head_dim / 2;
     double *frequency = gang_arena_alloc(&net->arena, (size_t)half * sizeof *frequency);
     gang_rope_frequencies(&net->model->config, frequency);
     for (int64_t i = 0; i < net->shape.length * half; i++) {
-        double angle = (double)(i / half) * frequency[i % half];
+        int64_t position = i / half;
+        double angle = (double)position * frequency[i % half];
         net->cos[i] = (float)cos(angle);
         net->sin[i] = (float)sin(angle);
     }

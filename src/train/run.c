@@ -6,13 +6,17 @@
 #include "train/train.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
-enum { MAX_JOB_BYTES = 1 << 20, MAX_METRICS_BYTES = 1 << 30 };
+enum { MAX_JOB_BYTES = 1 << 20, MAX_METRICS_BYTES = 1 << 30, MAX_RATES = 1 << 16 };
 
 struct run {
     const struct gang_job *job;
@@ -27,8 +31,9 @@ struct run {
     struct gang_net *net;
     struct gang_state state;
     FILE *metrics;
-    int32_t *tokens;  // one micro-batch
-    double *rates;    // tokens/s of each step of this call
+    int32_t *tokens; // one micro-batch
+    double *rates;   // tokens/s of the last MAX_RATES steps of this call, as a ring
+    int lock;        // of the output directory, -1: none
     int64_t first_step, last_saved;
     double peak_flops;
 };
@@ -83,17 +88,6 @@ static void reset_peak(void) {
     fclose(file);
 }
 
-static enum gang_status check_memory(const struct gang_memory *m) {
-    double free_bytes = gang_memory_available();
-    if ((double)m->total <= free_bytes) return GANG_OK;
-    char need[GANG_HUMAN_BYTES], has[GANG_HUMAN_BYTES], state[GANG_HUMAN_BYTES], acts[GANG_HUMAN_BYTES];
-    return gang_fail(GANG_ERR_MEMORY,
-                     "the model does not fit: needs %s (%s for weights, gradients and optimizer, %s for activations and workspace), this machine has %s "
-                     "available: choose a smaller model, micro_batch or sequence_length",
-                     gang_human_bytes((double)m->total, need), gang_human_bytes((double)(m->parameters + m->gradients + m->optimizer + m->packed), state),
-                     gang_human_bytes((double)(m->activations + m->workspace), acts), gang_human_bytes(free_bytes, has));
-}
-
 static enum gang_status load_weights(struct run *r, const char *resume_dir, bool *fresh) {
     *fresh = false;
     if (resume_dir) return gang_save_load(resume_dir, r->net, &r->model);
@@ -110,7 +104,8 @@ static enum gang_status load_weights(struct run *r, const char *resume_dir, bool
 // The save to go on from, NULL for a new run; an output directory is not silently used twice.
 static enum gang_status find_save(struct run *r, bool resume, char **dir) {
     *dir = gang_arena_printf(&r->arena, "%s/latest", r->job->output);
-    bool there = gang_path_exists(*dir);
+    char target[2];
+    bool there = readlink(*dir, target, sizeof target) > 0 || gang_path_exists(*dir); // a link that leads nowhere is one too
     if (there && !resume)
         return gang_fail(GANG_ERR_INPUT, "%s: holds a run already: go on with --resume, or choose another output directory", r->job->output);
     if (!there && resume) return gang_fail(GANG_ERR_INPUT, "%s: holds no save to resume: start without --resume", r->job->output);
@@ -120,8 +115,9 @@ static enum gang_status find_save(struct run *r, bool resume, char **dir) {
 
 static enum gang_status check_same(const char *dir, const char *what, int64_t saved, int64_t now) {
     if (saved == now) return GANG_OK;
-    return gang_fail(GANG_ERR_INPUT, "%s: %s was %lld in the saved run and is %lld in the job: the run would not go on as it began; restore it, or start anew",
-                     dir, what, (long long)saved, (long long)now);
+    return gang_fail(GANG_ERR_INPUT,
+                     "%s: %s was %lld in the saved run and is %lld in the job: the run would not go on as it began; restore it, or start anew", dir,
+                     what, (long long)saved, (long long)now);
 }
 
 static enum gang_status settle_state(struct run *r, const char *dir) {
@@ -129,7 +125,9 @@ static enum gang_status settle_state(struct run *r, const char *dir) {
     r->state = (struct gang_state){.seed = job->seed,
                                    .sequence_length = job->sequence_length,
                                    .global_batch_tokens = job->global_batch_tokens,
-                                   .data_tokens = gang_data_tokens(r->data)};
+                                   .data_tokens = gang_data_tokens(r->data),
+                                   .data_checksum = gang_data_checksum(r->data),
+                                   .compute_bits = job->compute == GANG_COMPUTE_BF16 ? 16 : 32};
     if (!dir) return GANG_OK;
     struct gang_state saved;
     enum gang_status status = gang_save_state(dir, &saved);
@@ -137,8 +135,12 @@ static enum gang_status settle_state(struct run *r, const char *dir) {
     if (!status) status = check_same(dir, "sequence_length", saved.sequence_length, r->state.sequence_length);
     if (!status) status = check_same(dir, "global_batch_tokens", saved.global_batch_tokens, r->state.global_batch_tokens);
     if (!status) status = check_same(dir, "the number of tokens of the data", saved.data_tokens, r->state.data_tokens);
-    if (!status) r->state = saved;
-    return status;
+    if (!status) status = check_same(dir, "the checksum of the data", saved.data_checksum, r->state.data_checksum);
+    if (!status) status = check_same(dir, "the compute type's number of bits", saved.compute_bits, r->state.compute_bits);
+    if (status) return status;
+    r->state = saved;
+    r->first_step = r->last_saved = saved.step;
+    return GANG_OK;
 }
 
 // Keeps the lines of steps up to `step`: what came after the save is done again.
@@ -161,10 +163,20 @@ static enum gang_status trim_metrics(const char *path, int64_t step) {
     return status;
 }
 
+// Two runs in one directory would take each other's saves for their own. The lock goes with the process.
+static enum gang_status lock_output(struct run *r) {
+    r->lock = gang_os->open(r->job->output, O_RDONLY | O_DIRECTORY, 0);
+    if (r->lock < 0) return gang_fail_os("%s: cannot open the directory", r->job->output);
+    if (!flock(r->lock, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK) return GANG_OK; // file systems without locks serve too
+    return gang_fail(GANG_ERR_INPUT, "%s: another process trains here: wait for its end, or choose another output directory", r->job->output);
+}
+
 static enum gang_status open_output(struct run *r) {
     struct gang_buffer text = {0};
-    const char *copy = gang_arena_printf(&r->arena, "%s/job.yaml", r->job->output), *path = gang_arena_printf(&r->arena, "%s/metrics.jsonl", r->job->output);
+    const char *copy = gang_arena_printf(&r->arena, "%s/job.yaml", r->job->output),
+               *path = gang_arena_printf(&r->arena, "%s/metrics.jsonl", r->job->output);
     enum gang_status status = gang_mkdirs(r->job->output);
+    if (!status) status = lock_output(r);
     if (!status) status = gang_file_read(r->job->path, MAX_JOB_BYTES, &text);
     if (!status) status = gang_file_publish(copy, text.data, text.len);
     gang_buffer_release(&text);
@@ -184,14 +196,16 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
                            (long long)job->sequence_length, r->config.max_positions);
     if (!status) status = find_save(r, resume, &dir);
     if (!status) status = open_tokenizer(r);
-    if (!status) status = gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = (enum gang_compute)job->compute, .threads = (int)job->threads}, &r->device);
+    if (!status)
+        status = gang_device_open(
+            &(struct gang_device_options){.kind = "cpu", .compute = (enum gang_compute)job->compute, .threads = (int)job->threads}, &r->device);
     if (status) return status;
 
     gang_model_init(&r->model, &r->config, &r->arena);
     struct gang_net_shape shape = {.batch = job->micro_batch, .length = job->sequence_length};
     struct gang_run_start start = {.job = job, .model = &r->model, .device = r->device};
     gang_net_memory(&r->model, r->device, &shape, &start.memory);
-    status = check_memory(&start.memory);
+    status = gang_memory_check(&start.memory, "choose a smaller model, micro_batch or sequence_length");
     if (!status) status = open_data(r);
     if (!status) status = settle_state(r, dir);
     if (!status) status = open_output(r);
@@ -200,14 +214,13 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     if (status) return status;
     r->peak_flops = job->compute == GANG_COMPUTE_BF16 ? profile.peak_bf16 : profile.peak_f32;
     reset_peak();
-    start.baseline_bytes = resident_bytes("VmRSS");
+    start.baseline_bytes = resident_bytes("VmRSS") + gang_device_overhead_bytes(r->device);
     result->predicted_bytes = start.baseline_bytes + (double)start.memory.total;
     status = gang_net_new(&r->model, r->device, &shape, &r->net);
     if (!status) status = load_weights(r, dir, &fresh);
     if (status) return status;
     r->tokens = gang_arena_alloc(&r->arena, (size_t)(job->micro_batch * (job->sequence_length + 1)) * sizeof *r->tokens);
-    r->rates = gang_arena_alloc(&r->arena, (size_t)job->steps * sizeof *r->rates);
-    r->first_step = r->last_saved = r->state.step;
+    r->rates = gang_arena_alloc(&r->arena, (size_t)(job->steps < MAX_RATES ? job->steps : MAX_RATES) * sizeof *r->rates);
     start.peak_flops = r->peak_flops;
     start.data_tokens = gang_data_tokens(r->data);
     start.first_step = r->first_step;
@@ -218,6 +231,7 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
 
 static void tear_down(struct run *r) {
     if (r->metrics) fclose(r->metrics);
+    if (r->lock >= 0) gang_os->close(r->lock);
     gang_net_free(r->net);
     gang_device_close(r->device);
     gang_data_free(r->data);
@@ -259,24 +273,29 @@ static double one_step(struct run *r, double rate, double *gradient_norm) {
 }
 
 static enum gang_status save(struct run *r, struct gang_run_result *result) {
-    enum gang_status status = gang_save_write(r->job->output, &r->state, r->net, &r->model, gang_tokenizer_path(r->tokenizer), (int)r->job->keep, result->saved,
-                                              sizeof result->saved);
+    enum gang_status status = gang_save_write(r->job->output, &r->state, r->net, &r->model, gang_tokenizer_path(r->tokenizer), (int)r->job->keep,
+                                              result->saved, sizeof result->saved);
     if (status) return status;
     r->last_saved = r->state.step;
     if (r->events->saved) r->events->saved(r->events->context, result->saved, r->state.step);
     return GANG_OK;
 }
 
-static enum gang_status record(struct run *r, const struct gang_run_step *s) {
+// A metrics file that cannot be written costs the metrics, not the run.
+static void record(struct run *r, const struct gang_run_step *s) {
+    if (!r->metrics) return;
     fprintf(r->metrics,
             "{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"learning_rate\": %.6g, \"seconds\": %.6f, \"tokens\": %lld, "
             "\"tokens_per_second\": %.1f, \"peak_fraction\": %.4f}\n",
             (long long)s->step, s->loss, s->gradient_norm, s->rate, s->seconds, (long long)s->tokens, s->tokens_per_second, s->peak_fraction);
-    if (fflush(r->metrics)) return gang_fail_os("%s/metrics.jsonl: cannot write", r->job->output);
-    return GANG_OK;
+    if (!fflush(r->metrics)) return;
+    gang_log(GANG_LOG_WARNING, "%s/metrics.jsonl: cannot write: %s: training goes on without it", r->job->output, strerror(errno));
+    fclose(r->metrics);
+    r->metrics = NULL;
 }
 
-static enum gang_status after_step(struct run *r, double began, double step_began, double loss, double gradient_norm, double rate, struct gang_run_result *result) {
+static enum gang_status after_step(struct run *r, double began, double step_began, double loss, double gradient_norm, double rate,
+                                   struct gang_run_result *result) {
     double now = gang_seconds();
     int64_t done = r->state.step - r->first_step;
     struct gang_run_step s = {.step = r->state.step,
@@ -288,16 +307,19 @@ static enum gang_status after_step(struct run *r, double began, double step_bega
                               .elapsed = now - began,
                               .tokens = r->state.tokens};
     s.tokens_per_second = (double)r->job->global_batch_tokens / s.seconds;
-    s.peak_fraction = 6 * (double)r->model.parameters * s.tokens_per_second / r->peak_flops;
+    if (r->peak_flops > 0) s.peak_fraction = 6 * (double)r->model.parameters * s.tokens_per_second / r->peak_flops;
     s.left = s.elapsed / (double)done * (double)(s.steps - s.step);
-    r->rates[done - 1] = s.tokens_per_second;
+    r->rates[(done - 1) % MAX_RATES] = s.tokens_per_second;
     if (done == 1) result->first_loss = loss;
     result->last_loss = loss;
-    if (r->events->stepped) r->events->stepped(r->events->context, &s);
     if (!isfinite(loss) || !isfinite(gradient_norm))
-        return gang_fail(GANG_ERR_INPUT, "step %lld: loss %g and gradient norm %g are not finite: the last save is kept as it was; lower learning_rate, or check the data",
-                         (long long)s.step, loss, gradient_norm);
-    return record(r, &s);
+        return gang_fail(
+            GANG_ERR_INPUT,
+            "step %lld: loss %g and gradient norm %g are not finite: the last save is kept as it was; lower learning_rate, or check the data",
+            (long long)s.step, loss, gradient_norm);
+    if (r->events->stepped) r->events->stepped(r->events->context, &s);
+    record(r, &s);
+    return GANG_OK;
 }
 
 static enum gang_status loop(struct run *r, struct gang_run_result *result) {
@@ -322,15 +344,16 @@ static int ascending(const void *a, const void *b) {
 
 enum gang_status gang_train_run(const struct gang_job *job, bool resume, const struct gang_run_events *events, const volatile int *stop,
                                 struct gang_run_result *result) {
-    struct run r = {.job = job, .events = events, .stop = stop};
+    struct run r = {.job = job, .events = events, .stop = stop, .lock = -1};
     *result = (struct gang_run_result){0};
     gang_arena_init(&r.arena);
     enum gang_status status = set_up(&r, resume, result);
     if (!status) status = loop(&r, result);
     result->steps_done = r.state.step - r.first_step;
     if (result->steps_done > 0) {
-        qsort(r.rates, (size_t)result->steps_done, sizeof *r.rates, ascending);
-        result->tokens_per_second = r.rates[result->steps_done / 2];
+        int64_t count = result->steps_done < MAX_RATES ? result->steps_done : MAX_RATES;
+        qsort(r.rates, (size_t)count, sizeof *r.rates, ascending);
+        result->tokens_per_second = r.rates[count / 2];
     }
     result->peak_bytes = resident_bytes("VmHWM");
     tear_down(&r);

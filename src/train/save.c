@@ -1,7 +1,8 @@
 // Saves: a directory that appears whole or not at all.
 //
 // OUTPUT/step-NNNNNNNN.tmp is filled and made durable file by file, then renamed; only then OUTPUT/latest is turned to it,
-// and only then older saves go. Whatever breaks off in between leaves the previous save and `latest` as they were.
+// and only then older saves go. Whatever breaks off in between leaves the previous save and `latest` as they were, and at
+// most a *.tmp beside them, which the next save sweeps up.
 #include "train/train.h"
 
 #include <dirent.h>
@@ -26,6 +27,8 @@ static const struct state_field state_fields[] = {
     {"sequence_length", offsetof(struct gang_state, sequence_length)},
     {"global_batch_tokens", offsetof(struct gang_state, global_batch_tokens)},
     {"data_tokens", offsetof(struct gang_state, data_tokens)},
+    {"data_checksum", offsetof(struct gang_state, data_checksum)},
+    {"compute_bits", offsetof(struct gang_state, compute_bits)},
 };
 enum { STATE_FIELDS = sizeof state_fields / sizeof *state_fields };
 
@@ -73,8 +76,8 @@ static enum gang_status copy_file(const char *from, const char *to) {
     return status;
 }
 
-static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
-                             const char *tokenizer) {
+static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, struct gang_net *net,
+                             const struct gang_model *model, const char *tokenizer) {
     const struct gang_st_part weights = {"", gang_net_parameters(net)};
     const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
     enum gang_status status = gang_mkdirs(dir);
@@ -90,21 +93,53 @@ static enum gang_status point_latest(struct gang_arena *arena, const char *outpu
     const char *link = in(arena, output, "latest"), *tmp = in(arena, output, "latest.tmp");
     gang_os->unlink(tmp);
     if (symlink(name, tmp)) return gang_fail_os("%s: cannot make the link", tmp);
-    if (gang_os->rename(tmp, link)) return gang_fail_os("%s: cannot rename to %s", tmp, link);
+    if (gang_os->rename(tmp, link)) {
+        enum gang_status status = gang_fail_os("%s: cannot rename to %s", tmp, link);
+        gang_os->unlink(tmp);
+        return status;
+    }
     return gang_dir_sync(output);
 }
 
-static bool is_save(const char *name) { return !strncmp(name, "step-", 5) && strlen(name) == 13 && strspn(name + 5, "0123456789") == 8; }
+static bool is_latest(struct gang_arena *arena, const char *output, const char *name) {
+    char target[64];
+    ssize_t len = readlink(in(arena, output, "latest"), target, sizeof target);
+    return len == (ssize_t)strlen(name) && !memcmp(target, name, (size_t)len);
+}
+
+static const char unfinished[] = ".tmp";
+enum { NAME_LEN = 13 };
+
+static bool starts_as_save(const char *name) { return !strncmp(name, "step-", 5) && strspn(name + 5, "0123456789") == NAME_LEN - 5; }
 
 static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
-static int only_saves(const struct dirent *entry) { return is_save(entry->d_name); }
+static int only_saves(const struct dirent *entry) { return starts_as_save(entry->d_name) && !entry->d_name[NAME_LEN]; }
+static int only_unfinished(const struct dirent *entry) { return starts_as_save(entry->d_name) && !strcmp(entry->d_name + NAME_LEN, unfinished); }
 
 // What cannot be removed stays: it costs room, not correctness.
-static void drop_old(struct gang_arena *arena, const char *output, int keep) {
+static void remove_or_warn(const char *dir) {
+    if (gang_dir_remove(dir)) gang_log(GANG_LOG_WARNING, "an old save stays: %s", gang_error());
+}
+
+static void drop_unfinished(struct gang_arena *arena, const char *output) {
     struct dirent **names = NULL;
-    int count = scandir(output, &names, only_saves, by_name);
+    int count = scandir(output, &names, only_unfinished, by_name);
     for (int i = 0; i < count; i++) {
-        if (i < count - keep && gang_dir_remove(in(arena, output, names[i]->d_name))) gang_log(GANG_LOG_WARNING, "an old save stays: %s", gang_error());
+        remove_or_warn(in(arena, output, names[i]->d_name));
+        free(names[i]);
+    }
+    free(names);
+}
+
+// Of the saves before `name` the newest keep - 1 stay. Later ones are of a run that somebody went back from: not ours to drop.
+static void drop_old(struct gang_arena *arena, const char *output, const char *name, int keep) {
+    struct dirent **names = NULL;
+    int count = scandir(output, &names, only_saves, by_name), older = 0;
+    while (older < count && strcmp(names[older]->d_name, name) < 0) older++;
+    for (int i = 0; i < count; i++) {
+        const char *dir = in(arena, output, names[i]->d_name), *tmp = gang_arena_printf(arena, "%s%s", dir, unfinished);
+        // First it loses its name: no save is ever half there.
+        if (i <= older - keep) remove_or_warn(gang_os->rename(dir, tmp) ? dir : tmp);
         free(names[i]);
     }
     free(names);
@@ -118,24 +153,32 @@ static enum gang_status abandon(enum gang_status status, const char *tmp) {
     return gang_fail(status, "%s", first);
 }
 
-enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
-                                 const char *tokenizer_path, int keep, char *saved, size_t saved_bytes) {
-    struct gang_arena arena;
-    gang_arena_init(&arena);
-    const char *name = gang_arena_printf(&arena, "step-%08lld", (long long)state->step), *dir = in(&arena, output, name);
-    const char *tmp = gang_arena_printf(&arena, "%s.tmp", dir);
+static enum gang_status publish(struct gang_arena *arena, const char *output, const char *name, const struct gang_state *state, struct gang_net *net,
+                                const struct gang_model *model, const char *tokenizer) {
+    const char *dir = in(arena, output, name), *tmp = gang_arena_printf(arena, "%s%s", dir, unfinished);
     enum gang_status status = gang_dir_remove(tmp);
-    if (!status) status = fill(&arena, tmp, state, net, model, tokenizer_path);
+    if (!status) status = fill(arena, tmp, state, net, model, tokenizer);
     // A save of this step that `latest` does not name was cut off just before its turn; this one takes its place.
     if (!status) status = gang_dir_remove(dir);
     if (!status && gang_os->rename(tmp, dir)) status = gang_fail_os("%s: cannot rename to %s", tmp, dir);
     if (!status) status = gang_dir_sync(output);
-    if (!status) status = point_latest(&arena, output, name);
-    if (status) {
-        status = abandon(status, tmp);
-    } else {
-        drop_old(&arena, output, keep);
-        snprintf(saved, saved_bytes, "%s", dir);
+    if (!status) status = point_latest(arena, output, name);
+    return status ? abandon(status, tmp) : GANG_OK;
+}
+
+enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
+                                 const char *tokenizer_path, int keep, char *saved, size_t saved_bytes) {
+    struct gang_arena arena;
+    gang_arena_init(&arena);
+    const char *name = gang_arena_printf(&arena, "step-%08lld", (long long)state->step);
+    // Where `latest` names this step already, a save of it failed at the very last call: what is there is whole, and to take
+    // it away for another try would leave `latest` without a save for a while.
+    enum gang_status status = is_latest(&arena, output, name) ? gang_dir_sync(output)
+                                                              : publish(&arena, output, name, state, net, model, tokenizer_path);
+    if (!status) {
+        drop_unfinished(&arena, output);
+        drop_old(&arena, output, name, keep);
+        snprintf(saved, saved_bytes, "%s", in(&arena, output, name));
     }
     gang_arena_release(&arena);
     return status;

@@ -27,6 +27,8 @@ struct gang_net;
 
 // What gang_net_new will take. Opens nothing.
 void gang_net_memory(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape, struct gang_memory *out);
+// GANG_ERR_MEMORY with the figures and what to do (`remedy`) if this machine has less available now.
+GANG_CHECK_RESULT enum gang_status gang_memory_check(const struct gang_memory *memory, const char *remedy);
 // Allocates everything in one block; no later call allocates tensors. `model` and `device` must outlive the network; one
 // network uses a device at a time.
 GANG_CHECK_RESULT enum gang_status gang_net_new(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape,
@@ -68,7 +70,7 @@ struct gang_job {
     int64_t steps, tokens;
     double learning_rate, min_learning_rate, weight_decay, beta1, beta2, epsilon, gradient_clip;
     int64_t warmup_steps, seed, threads, save_every, keep;
-    int compute; // enum gang_compute
+    int compute; // enum gang_compute, settled when the job is read
     int weights; // enum gang_weights
 };
 
@@ -87,11 +89,11 @@ struct gang_run_start {
     const struct gang_model *model;
     const struct gang_device *device;
     struct gang_memory memory;
-    double baseline_bytes;  // resident before the network
-    double peak_flops;      // of the device in the compute type, measured
+    double baseline_bytes; // resident before the network, and what the device's libraries will take
+    double peak_flops;     // of the device in the compute type, measured
     int64_t data_tokens;
-    int64_t first_step;     // steps done before (resumed)
-    bool fresh;             // weights were initialised, not read
+    int64_t first_step; // steps done before (resumed)
+    bool fresh;         // weights were initialised, not read
 };
 
 struct gang_run_step {
@@ -114,7 +116,7 @@ struct gang_run_events {
 
 struct gang_run_result {
     int64_t steps_done;
-    bool stopped; // ended early because *stop was set
+    bool stopped;                                    // ended early because *stop was set
     double first_loss, last_loss, tokens_per_second; // of this call; medians over steps for the rate
     double predicted_bytes, peak_bytes;              // resident memory: said before, measured by the kernel
     char saved[512];                                 // directory of the last save
@@ -128,15 +130,18 @@ GANG_CHECK_RESULT enum gang_status gang_train_run(const struct gang_job *job, bo
 // ---- Saves ---------------------------------------------------------------------------------------------------------
 
 // A save is a Hugging Face directory (config.json, model.safetensors, tokenizer.json) plus optimizer.safetensors and
-// state.json, under OUTPUT/step-NNNNNNNN; OUTPUT/latest points to the newest. It appears whole or not at all.
+// state.json, under OUTPUT/step-NNNNNNNN; OUTPUT/latest points to the newest. It appears whole or not at all. A step is
+// saved once: one that `latest` names already is made durable, not written again. Of older saves keep - 1 stay.
 struct gang_state {
     int64_t step, tokens;
     // What must be the same for the run to go on as if it had not been interrupted.
-    int64_t seed, sequence_length, global_batch_tokens, data_tokens;
+    int64_t seed, sequence_length, global_batch_tokens, data_tokens, data_checksum;
+    int64_t compute_bits; // 32 or 16
 };
 
-GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
-                                                   const char *tokenizer_path, int keep, char *saved, size_t saved_bytes);
+GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net,
+                                                   const struct gang_model *model, const char *tokenizer_path, int keep, char *saved,
+                                                   size_t saved_bytes);
 // The state of a save's directory; then its tensors.
 GANG_CHECK_RESULT enum gang_status gang_save_state(const char *dir, struct gang_state *out);
 GANG_CHECK_RESULT enum gang_status gang_save_load(const char *dir, struct gang_net *net, const struct gang_model *model);

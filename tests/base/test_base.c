@@ -92,6 +92,10 @@ static void test_read(void **state) {
     assert_fails(GANG_ERR_INPUT, "5 bytes, more than the 4", gang_file_read(path, 4, &text));
     assert_fails(GANG_ERR_OS, "absent: cannot open: No such file", gang_file_read(scratch_path("absent"), 4, &text));
     assert_fails(GANG_ERR_INPUT, "not a regular file", gang_file_read(scratch_dir, 4, &text));
+    assert_int_equal(mkfifo(scratch_path("pipe"), 0600), 0);
+    alarm(10); // a pipe that is opened as a file is never read to its end
+    assert_fails(GANG_ERR_INPUT, "not a regular file", gang_file_read(scratch_path("pipe"), 4, &text));
+    alarm(0);
 
     struct gang_map map;
     assert_ok(gang_map_open(path, &map));
@@ -151,7 +155,9 @@ static int bad_close(int fd) {
     return bad ? -1 : result;
 }
 // A full disk takes a part first.
-static ssize_t bad_write(int fd, const void *data, size_t bytes) { return faulty('w') ? -1 : gang_os_real.write(fd, data, bytes > 100 ? bytes / 2 : bytes); }
+static ssize_t bad_write(int fd, const void *data, size_t bytes) {
+    return faulty('w') ? -1 : gang_os_real.write(fd, data, bytes > 100 ? bytes / 2 : bytes);
+}
 static int bad_fsync(int fd) { return faulty('s') ? -1 : gang_os_real.fsync(fd); }
 static int bad_rename(const char *from, const char *to) { return faulty('r') ? -1 : gang_os_real.rename(from, to); }
 static int bad_unlink(const char *path) { return gang_os_real.unlink(path); }
@@ -271,9 +277,11 @@ static void test_parse_int(void **state) {
     assert_ok(gang_parse_int("n", "-9223372036854775808", INT64_MIN, INT64_MAX, &value));
     assert_true(value == INT64_MIN);
     static const char *const bad[] = {"", " 1", "1 ", "1.5", "1e3", "0x10", "many", "\t3", "1_000", "--1", "12a"};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_fails(GANG_ERR_INPUT, "not a whole number: expected 0 to 100", gang_parse_int("n", bad[i], 0, 100, &value));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_fails(GANG_ERR_INPUT, "not a whole number: expected 0 to 100", gang_parse_int("n", bad[i], 0, 100, &value));
     static const char *const out[] = {"101", "-1", "9223372036854775808", "-99999999999999999999"};
-    for (size_t i = 0; i < sizeof out / sizeof *out; i++) assert_fails(GANG_ERR_INPUT, "out of range: expected 0 to 100", gang_parse_int("n", out[i], 0, 100, &value));
+    for (size_t i = 0; i < sizeof out / sizeof *out; i++)
+        assert_fails(GANG_ERR_INPUT, "out of range: expected 0 to 100", gang_parse_int("n", out[i], 0, 100, &value));
     assert_fails(GANG_ERR_INPUT, "out of range", gang_parse_int("n", "9223372036854775808", INT64_MIN, INT64_MAX, &value));
     assert_true(value == INT64_MIN); // untouched by failures
 }
@@ -286,9 +294,11 @@ static void test_parse_real(void **state) {
     assert_ok(gang_parse_real("x", "-.5", -1, 1, &value));
     assert_true(value == -0.5);
     static const char *const bad[] = {"", " 1", "nan", "inf", "-infinity", "0x1p3", "1,5", "1e", "."};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_fails(GANG_ERR_INPUT, "is not a number: expected 0 to 1", gang_parse_real("x", bad[i], 0, 1, &value));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_fails(GANG_ERR_INPUT, "is not a number: expected 0 to 1", gang_parse_real("x", bad[i], 0, 1, &value));
     static const char *const out[] = {"1.1", "-1e-9", "1e999"};
-    for (size_t i = 0; i < sizeof out / sizeof *out; i++) assert_fails(GANG_ERR_INPUT, "out of range: expected 0 to 1", gang_parse_real("x", out[i], 0, 1, &value));
+    for (size_t i = 0; i < sizeof out / sizeof *out; i++)
+        assert_fails(GANG_ERR_INPUT, "out of range: expected 0 to 1", gang_parse_real("x", out[i], 0, 1, &value));
 }
 
 static void test_human(void **state) {

@@ -134,7 +134,8 @@ static void test_wrong_fields(void **state) {
 static void test_wrong_syntax(void **state) {
     (void)state;
     expect_error("model: m\n---\nmodel: n\n", "job.yaml:2: a second document begins: expected one in the file");
-    expect_error("model: m\n\tdata: d\n", "job.yaml:2:1: found a tab character that violates indentation while scanning a plain scalar: indent by spaces");
+    expect_error("model: m\n\tdata: d\n",
+                 "job.yaml:2:1: found a tab character that violates indentation while scanning a plain scalar: indent by spaces");
     expect_error("model: m\ndata: @d\n", "job.yaml:2:7: found character that cannot start any token while scanning for the next token: "
                                          "indent by spaces, and put text with special characters in quotes");
     expect_error("model: m\ndata: *d\n", "job.yaml:2:7: found undefined alias");
@@ -167,7 +168,8 @@ static void test_bombs(void **state) {
 static void test_mutations(void **state) {
     (void)state;
     const char *seed_text = "# job\nmodel: &m x\ndata: [*m, \"b\", 'c']\nsteps: 10\nlearning_rate: 3e-4\nshuffle: true\ntype: f32\nnote: >\n  a\n";
-    static const char pieces[] = "\n\t :-[]{}&*!|>'\"%@#?,\\\0\xff" "9a";
+    static const char pieces[] = "\n\t :-[]{}&*!|>'\"%@#?,\\\0\xff"
+                                 "9a";
     uint64_t seed = test_seed(), draw = 0;
     char text[256];
     int accepted = 0, refused = 0;

@@ -111,14 +111,17 @@ static void test_refuses_what_changes_the_result(void **state) {
         {"{\"partial_rotary_factor\": 0.5}", "partial_rotary_factor: not supported"},
         {"{\"hidden_act\": \"gelu\"}", "hidden_act: 'gelu' is not supported: expected silu"},
         {"{\"hidden_act\": 3}", "hidden_act: 'not text'"},
-        {"{\"model_type\": \"qwen2\", \"architectures\": null, \"use_mrope\": false}", "model_type: 'qwen2' is not supported: expected llama or mistral"},
+        {"{\"model_type\": \"qwen2\", \"architectures\": null, \"use_mrope\": false}",
+         "model_type: 'qwen2' is not supported: expected llama or mistral"},
         {"{\"architectures\": [\"LlamaModel\"]}", "architectures: 'LlamaModel' is not supported"},
         {"{\"logit_scale\": 2}", "logit_scale: unknown field: remove it if it does not change"},
         {"{\"logit_scale\": null}", "logit_scale: unknown field"},
-        {"{\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}}", "rope_scaling: rope_type: 'dynamic' is not supported: expected default, linear or llama3"},
+        {"{\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}}",
+         "rope_scaling: rope_type: 'dynamic' is not supported: expected default, linear or llama3"},
         {"{\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 2}}", "rope_scaling: rope_type: 'yarn'"},
         {"{\"rope_parameters\": {\"rope_type\": \"longrope\", \"factor\": 2}}", "rope_parameters: rope_type: 'longrope'"},
-        {"{\"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 2, \"attention_factor\": 1.1}}", "rope_scaling: attention_factor: not supported"},
+        {"{\"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 2, \"attention_factor\": 1.1}}",
+         "rope_scaling: attention_factor: not supported"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) expect_refusal(GANG_ERR_UNSUPPORTED, cases[i][0], cases[i][1]);
 }
@@ -158,8 +161,10 @@ static void test_refuses_wrong_values(void **state) {
         {"{\"rope_scaling\": {\"type\": \"linear\"}}", "rope_scaling: factor: missing"},
         {"{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 0.5}}", "rope_scaling: factor: 0.5 is out of range"},
         {"{\"rope_scaling\": {\"type\": \"linear\", \"rope_type\": \"llama3\", \"factor\": 2}}", "type and rope_type contradict"},
-        {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4}}", "original_max_position_embeddings: missing"},
-        {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, \"high_freq_factor\": 4, \"original_max_position_embeddings\": 64}}",
+        {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4}}",
+         "original_max_position_embeddings: missing"},
+        {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, \"high_freq_factor\": 4, "
+         "\"original_max_position_embeddings\": 64}}",
          "high_freq_factor: 4 is not above low_freq_factor, 4"},
         {"{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}, \"rope_parameters\": {\"rope_type\": \"default\"}}", "both given"},
         {"{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 1e4}}", "rope_theta: contradicts the one outside"},
@@ -180,7 +185,8 @@ static void test_round_trip(void **state) {
         "{\"tie_word_embeddings\": true, \"head_dim\": 32, \"bos_token_id\": 1, \"rms_norm_eps\": 1.2345678901234567e-06}",
         "{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.5}}",
         "{\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 4}}",
-        "{\"rope_theta\": \"-\", \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0,"
+        "{\"rope_theta\": \"-\", \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": "
+        "4.0,"
         " \"original_max_position_embeddings\": 8192, \"rope_theta\": 500000.0}}",
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -209,8 +215,13 @@ static void test_rope_frequencies(void **state) {
     for (int i = 0; i < 4; i++) assert_true(fabs(f[i] / plain[i] * 4 - 1) < 1e-14);
 
     // The settings of Llama 3.1, against the published form with its three branches.
-    c = (struct gang_config){.head_dim = 128, .rope_theta = 500000, .rope_kind = GANG_ROPE_LLAMA3, .rope_factor = 8, .rope_low_freq = 1,
-                             .rope_high_freq = 4, .rope_original_positions = 8192};
+    c = (struct gang_config){.head_dim = 128,
+                             .rope_theta = 500000,
+                             .rope_kind = GANG_ROPE_LLAMA3,
+                             .rope_factor = 8,
+                             .rope_low_freq = 1,
+                             .rope_high_freq = 4,
+                             .rope_original_positions = 8192};
     double g[64];
     gang_rope_frequencies(&c, g);
     int kept = 0, slowed = 0, blended = 0;
@@ -237,7 +248,8 @@ static void test_rope_frequencies(void **state) {
 // Any bytes: a status and a message. The long form is tests/fuzz/fuzz_config.c.
 static void test_mutations(void **state) {
     (void)state;
-    static const char *const pieces[] = {"0", "-1", "9999999999", "1e308", "null", "true", "[", "]", "{", "}", "\"", ",", ":", "\\u0000", "\xff", "2", "x"};
+    static const char *const pieces[] = {"0", "-1", "9999999999", "1e308", "null",    "true", "[", "]", "{",
+                                         "}", "\"", ",",          ":",     "\\u0000", "\xff", "2", "x"};
     uint64_t seed = test_seed(), draw = 0;
     int accepted = 0, refused = 0;
     for (int round = 0; round < 3000; round++) {

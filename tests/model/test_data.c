@@ -115,8 +115,23 @@ static void expect_refused(const struct gang_data_options *options, enum gang_st
 
 static size_t make_text(uint64_t stream, size_t bytes, char **out) {
     static const char *const parts[] = {
-        " the", " licence", "\n", "\n\n", "  ", " caf\xc3\xa9", "\xe6\xbc\xa2\xe5\xad\x97", " 2024", ".",
-        "<|endoftext|>", "\xff\xfe", "\xf0\x9f\x91\x8d", "Word", "\r\n", "'s", " e\xcc\x81", "!?",
+        " the",
+        " licence",
+        "\n",
+        "\n\n",
+        "  ",
+        " caf\xc3\xa9",
+        "\xe6\xbc\xa2\xe5\xad\x97",
+        " 2024",
+        ".",
+        "<|endoftext|>",
+        "\xff\xfe",
+        "\xf0\x9f\x91\x8d",
+        "Word",
+        "\r\n",
+        "'s",
+        " e\xcc\x81",
+        "!?",
     };
     struct gang_buffer text = {0};
     for (uint64_t i = 0; text.len < bytes; i++) {
@@ -551,8 +566,10 @@ static void test_failing_disk(void **state) {
         for (int after = 0;; after++) {
             assert_int_equal(gang_dir_remove(cache_dir), GANG_OK);
             struct gang_os table = gang_os_real;
-            if (kind) table.write = failing_write;
-            else table.pread = failing_pread;
+            if (kind)
+                table.write = failing_write;
+            else
+                table.pread = failing_pread;
             options->threads = 1;
             calls_until_failure = after;
             gang_os = &table;

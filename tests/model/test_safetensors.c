@@ -39,10 +39,11 @@ static uint32_t bits_of(float x) {
 
 // The value of a half-precision pattern by its definition; NaN apart.
 static double value_of(unsigned half, int exponent_bits, int fraction_bits) {
-    int exponent = half >> fraction_bits & ((1 << exponent_bits) - 1), fraction = half & ((1 << fraction_bits) - 1), bias = (1 << (exponent_bits - 1)) - 1;
+    int exponent = half >> fraction_bits & ((1 << exponent_bits) - 1), fraction = half & ((1 << fraction_bits) - 1),
+        bias = (1 << (exponent_bits - 1)) - 1;
     double magnitude = exponent == (1 << exponent_bits) - 1 ? INFINITY
-                       : exponent                          ? ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits)
-                                                           : ldexp(fraction, 1 - bias - fraction_bits);
+                       : exponent                           ? ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits)
+                                                            : ldexp(fraction, 1 - bias - fraction_bits);
     return half & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -53,9 +54,12 @@ static void check_all_patterns(enum gang_dtype type, int exponent_bits, int frac
     struct gang_st_entry entry = {.readable = true, .type = type, .elements = 65536, .data = (const uint8_t *)patterns};
     gang_st_to_f32(&entry, 0, 65536, values);
     for (unsigned i = 0; i < 65536; i++) {
-        bool special = (i >> fraction_bits & ((1u << exponent_bits) - 1)) == (1u << exponent_bits) - 1, nan = special && (i & ((1u << fraction_bits) - 1));
-        if (nan) assert_true(isnan(values[i]) && (bits_of(values[i]) >> 31) == i >> 15);
-        else assert_int_equal(bits_of(values[i]), bits_of((float)value_of(i, exponent_bits, fraction_bits)));
+        bool special = (i >> fraction_bits & ((1u << exponent_bits) - 1)) == (1u << exponent_bits) - 1,
+             nan = special && (i & ((1u << fraction_bits) - 1));
+        if (nan)
+            assert_true(isnan(values[i]) && (bits_of(values[i]) >> 31) == i >> 15);
+        else
+            assert_int_equal(bits_of(values[i]), bits_of((float)value_of(i, exponent_bits, fraction_bits)));
     }
     float part[3];
     gang_st_to_f32(&entry, 0x3c00, 3, part);
@@ -187,7 +191,8 @@ static void test_bad_headers(void **state) {
     const char data[16] = {0};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         enum gang_status status = try_open(write_tensors("bad.safetensors", cases[i][0], data, sizeof data));
-        if (status != GANG_ERR_FORMAT || !strstr(gang_error(), cases[i][1])) fail_msg("%s: status %d, '%s'; expected '%s'", cases[i][0], status, gang_error(), cases[i][1]);
+        if (status != GANG_ERR_FORMAT || !strstr(gang_error(), cases[i][1]))
+            fail_msg("%s: status %d, '%s'; expected '%s'", cases[i][0], status, gang_error(), cases[i][1]);
         assert_non_null(strstr(gang_error(), "bad.safetensors: "));
     }
     assert_ok(try_open(write_tensors("good.safetensors", "{\"__metadata__\":null,\"a\":" F32_AT("[4]", 0, 16) "}   ", data, sizeof data)));
@@ -210,8 +215,9 @@ static void test_bad_lengths(void **state) {
 // Every byte of the tensors that an accepted header tells of may be read. The long form is tests/fuzz/fuzz_safetensors.c.
 static void test_mutations(void **state) {
     (void)state;
-    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},\"a\":" F32_AT("[2,2]", 0, 16) ",\"b\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[16,22]},"
-                                 "\"c\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[22,30]}}";
+    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},\"a\":" F32_AT(
+        "[2,2]", 0, 16) ",\"b\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[16,22]},"
+                        "\"c\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[22,30]}}";
     static const char pieces[] = "0123456789-.,:[]{}\"eFaB_\\ \xff";
     uint64_t seed = test_seed(), draw = 0;
     int accepted = 0, refused = 0;
@@ -241,8 +247,17 @@ static void test_mutations(void **state) {
 
 // ---- Directories ---------------------------------------------------------------------------------------------------
 
-static const struct gang_config tiny = {.vocab_size = 5, .hidden_size = 6, .intermediate_size = 7, .layers = 2, .heads = 2, .kv_heads = 1, .head_dim = 2,
-                                        .max_positions = 8, .norm_eps = 1e-5, .init_range = 1, .rope_theta = 10000};
+static const struct gang_config tiny = {.vocab_size = 5,
+                                        .hidden_size = 6,
+                                        .intermediate_size = 7,
+                                        .layers = 2,
+                                        .heads = 2,
+                                        .kv_heads = 1,
+                                        .head_dim = 2,
+                                        .max_positions = 8,
+                                        .norm_eps = 1e-5,
+                                        .init_range = 1,
+                                        .rope_theta = 10000};
 
 // A model with fresh weights, and room for others.
 struct fixture {
@@ -269,10 +284,10 @@ static void fixture_init(struct fixture *f, bool tied) {
 // Writes tensors [from, to) of the fixture into a file, then `extra` of the header with its data.
 struct writing {
     int from, to;
-    const char *type;        // F32 when NULL
-    const char *extra_name;  // one more tensor, a copy of the embedding
-    int skip, reshape;       // tensor left out, tensor written as one row; -1: none
-    float change;            // added to the extra tensor
+    const char *type;       // F32 when NULL
+    const char *extra_name; // one more tensor, a copy of the embedding
+    int skip, reshape;      // tensor left out, tensor written as one row; -1: none
+    float change;           // added to the extra tensor
 };
 
 static void write_part(const struct fixture *f, const char *file, struct writing w) {
@@ -287,12 +302,17 @@ static void write_part(const struct fixture *f, const char *file, struct writing
         for (int64_t k = 0; k < elements; k++) {
             float x = f->weights[t->offset + k] + (i < w.to ? 0 : w.change);
             uint16_t top = (uint16_t)(bits_of(x) >> 16);
-            if (half) gang_buffer_append(&data, &top, 2);
-            else gang_buffer_append(&data, &x, 4);
+            if (half)
+                gang_buffer_append(&data, &top, 2);
+            else
+                gang_buffer_append(&data, &x, 4);
         }
-        gang_buffer_printf(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", header.len > 1 ? "," : "", i < w.to ? t->name : w.extra_name, w.type ? w.type : "F32");
-        if (gang_tensor_is_norm(t) || i == w.reshape) gang_buffer_printf(&header, "%lld", (long long)elements);
-        else gang_buffer_printf(&header, "%lld,%lld", (long long)t->rows, (long long)t->cols);
+        gang_buffer_printf(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", header.len > 1 ? "," : "", i < w.to ? t->name : w.extra_name,
+                           w.type ? w.type : "F32");
+        if (gang_tensor_is_norm(t) || i == w.reshape)
+            gang_buffer_printf(&header, "%lld", (long long)elements);
+        else
+            gang_buffer_printf(&header, "%lld,%lld", (long long)t->rows, (long long)t->cols);
         gang_buffer_printf(&header, "],\"data_offsets\":[%zu,%zu]}", begin, data.len);
     }
     gang_buffer_printf(&header, "}");
@@ -331,7 +351,8 @@ static void test_load_single(void **state) {
     w = (struct writing){WHOLE(&f)};
     w.reshape = 2;
     write_part(&f, single, w);
-    assert_fails(GANG_ERR_INPUT, "model.layers.0.self_attn.q_proj.weight: its shape [24] contradicts the model's configuration, which asks for [4, 6]", load(&f));
+    assert_fails(GANG_ERR_INPUT,
+                 "model.layers.0.self_attn.q_proj.weight: its shape [24] contradicts the model's configuration, which asks for [4, 6]", load(&f));
     write_part(&f, single, (struct writing){WHOLE(&f), .type = "I32"});
     assert_fails(GANG_ERR_UNSUPPORTED, "model.embed_tokens.weight: its type I32 is not supported: expected F32, BF16 or F16", load(&f));
     write_part(&f, single, (struct writing){WHOLE(&f), .extra_name = "model.layers.0.self_attn.q_proj.bias"});
@@ -384,7 +405,8 @@ static void test_load_sharded(void **state) {
     assert_fails(GANG_ERR_FORMAT, "post_attention_layernorm.weight: is here, though the index says a.safetensors", load(&f));
     write_part(&f, b, (struct writing){.from = 7, .to = f.model.count, .skip = -1, .reshape = -1, .extra_name = "more"});
     assert_fails(GANG_ERR_FORMAT, "b.safetensors: more: is here, though the index says nothing of it", load(&f));
-    static const char *const escapes[] = {"\"x\":\"../a.safetensors\"", "\"x\":\"/etc/passwd\"", "\"x\":\"..\"", "\"x\":\"\"", "\"x\":\".hidden\"", "\"x\":7", "\"x\":null"};
+    static const char *const escapes[] = {
+        "\"x\":\"../a.safetensors\"", "\"x\":\"/etc/passwd\"", "\"x\":\"..\"", "\"x\":\"\"", "\"x\":\".hidden\"", "\"x\":7", "\"x\":null"};
     for (size_t i = 0; i < sizeof escapes / sizeof *escapes; i++) {
         write_index(&f, 7, escapes[i]);
         assert_fails(GANG_ERR_FORMAT, "weight_map: x: expected the name of a file in the same directory", load(&f));
@@ -468,9 +490,9 @@ static void test_full_disk(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_half_precision), cmocka_unit_test(test_golden_mixed), cmocka_unit_test(test_golden_llamas),
-        cmocka_unit_test(test_bad_headers),    cmocka_unit_test(test_bad_lengths),  cmocka_unit_test(test_mutations),
-        cmocka_unit_test(test_load_single),    cmocka_unit_test(test_load_tied),    cmocka_unit_test(test_load_sharded),
+        cmocka_unit_test(test_half_precision),  cmocka_unit_test(test_golden_mixed), cmocka_unit_test(test_golden_llamas),
+        cmocka_unit_test(test_bad_headers),     cmocka_unit_test(test_bad_lengths),  cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_load_single),     cmocka_unit_test(test_load_tied),    cmocka_unit_test(test_load_sharded),
         cmocka_unit_test(test_foreign_weights), cmocka_unit_test(test_save_restore), cmocka_unit_test(test_full_disk),
     };
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);

@@ -6,8 +6,17 @@
 #include <omp.h>
 
 // Sizes that 16 does not divide, K's among them: V must follow it unaligned.
-static const struct gang_config small = {.vocab_size = 97, .hidden_size = 20, .intermediate_size = 33, .layers = 3, .heads = 4, .kv_heads = 1, .head_dim = 6,
-                                         .max_positions = 64, .norm_eps = 1e-5, .init_range = 0.02, .rope_theta = 10000};
+static const struct gang_config small = {.vocab_size = 97,
+                                         .hidden_size = 20,
+                                         .intermediate_size = 33,
+                                         .layers = 3,
+                                         .heads = 4,
+                                         .kv_heads = 1,
+                                         .head_dim = 6,
+                                         .max_positions = 64,
+                                         .norm_eps = 1e-5,
+                                         .init_range = 0.02,
+                                         .rope_theta = 10000};
 
 static int64_t size_of(const struct gang_tensor *t) { return t->rows * t->cols; }
 
@@ -20,12 +29,20 @@ static void test_table(void **state) {
     assert_int_equal(model.count, 2 + 9 * 3 + 1);
     // vocabulary twice; per layer q and o 24 x 20, k and v 6 x 20, three of 33 x 20, two norms; the last norm
     assert_int_equal(model.parameters, 2 * 97 * 20 + 3 * (2 * 24 * 20 + 2 * 6 * 20 + 3 * 33 * 20 + 2 * 20) + 20);
-    static const char *const names[] = {"model.embed_tokens.weight", "model.layers.2.input_layernorm.weight", "model.layers.2.self_attn.q_proj.weight",
-                                        "model.layers.2.self_attn.k_proj.weight", "model.layers.2.self_attn.v_proj.weight",
-                                        "model.layers.2.self_attn.o_proj.weight", "model.layers.2.post_attention_layernorm.weight",
-                                        "model.layers.2.mlp.gate_proj.weight", "model.layers.2.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight",
-                                        "model.norm.weight", "lm_head.weight"};
-    static const int shapes[][2] = {{97, 20}, {1, 20}, {24, 20}, {6, 20}, {6, 20}, {20, 24}, {1, 20}, {33, 20}, {33, 20}, {20, 33}, {1, 20}, {97, 20}};
+    static const char *const names[] = {"model.embed_tokens.weight",
+                                        "model.layers.2.input_layernorm.weight",
+                                        "model.layers.2.self_attn.q_proj.weight",
+                                        "model.layers.2.self_attn.k_proj.weight",
+                                        "model.layers.2.self_attn.v_proj.weight",
+                                        "model.layers.2.self_attn.o_proj.weight",
+                                        "model.layers.2.post_attention_layernorm.weight",
+                                        "model.layers.2.mlp.gate_proj.weight",
+                                        "model.layers.2.mlp.up_proj.weight",
+                                        "model.layers.2.mlp.down_proj.weight",
+                                        "model.norm.weight",
+                                        "lm_head.weight"};
+    static const int shapes[][2] = {{97, 20}, {1, 20},  {24, 20}, {6, 20},  {6, 20}, {20, 24},
+                                    {1, 20},  {33, 20}, {33, 20}, {20, 33}, {1, 20}, {97, 20}};
     for (int role = GANG_ROLE_EMBED; role <= GANG_ROLE_HEAD; role++) {
         bool in_layer = role >= GANG_ROLE_NORM_ATTENTION && role <= GANG_ROLE_DOWN;
         const struct gang_tensor *t = gang_model_find(&model, (enum gang_role)role, in_layer ? 2 : -1);
@@ -48,8 +65,10 @@ static void test_layout(void **state) {
         const struct gang_tensor *t = &model.tensors[i];
         assert_true(t->offset >= end && t->offset - end < 16);
         bool follows = t->role == GANG_ROLE_K || t->role == GANG_ROLE_V || t->role == GANG_ROLE_UP;
-        if (follows) assert_int_equal(t->offset, end);
-        else assert_int_equal(t->offset % 16, 0);
+        if (follows)
+            assert_int_equal(t->offset, end);
+        else
+            assert_int_equal(t->offset % 16, 0);
         end = t->offset + size_of(t);
     }
     assert_true(model.elements >= end && model.elements - end < 16 && model.elements % 16 == 0);
@@ -74,7 +93,13 @@ static void test_largest(void **state) {
     (void)state;
     struct gang_arena arena;
     struct gang_model model;
-    struct gang_config config = {.vocab_size = 1 << 22, .hidden_size = 1 << 17, .intermediate_size = 1 << 20, .layers = 1024, .heads = 4096, .kv_heads = 4096, .head_dim = 1024};
+    struct gang_config config = {.vocab_size = 1 << 22,
+                                 .hidden_size = 1 << 17,
+                                 .intermediate_size = 1 << 20,
+                                 .layers = 1024,
+                                 .heads = 4096,
+                                 .kv_heads = 4096,
+                                 .head_dim = 1024};
     gang_arena_init(&arena);
     gang_model_init(&model, &config, &arena);
     assert_true(model.parameters > (int64_t)1 << 50 && model.parameters <= model.elements && model.elements < (int64_t)1 << 56);
@@ -129,7 +154,8 @@ static void test_randomise(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table), cmocka_unit_test(test_layout), cmocka_unit_test(test_tied), cmocka_unit_test(test_largest), cmocka_unit_test(test_randomise),
+        cmocka_unit_test(test_table),   cmocka_unit_test(test_layout),    cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_largest), cmocka_unit_test(test_randomise),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,8 +120,8 @@ static void test_golden(void **state) {
 // Bytes, characters and pieces of characters, in the random mixture that broken text is.
 static size_t random_text(uint64_t seed, uint64_t index, char *out, size_t cap) {
     static const char *const parts[] = {
-        "the ", "\xc3", "\xe6\xbc\xa2", "\xe6\xbc", "\xf0\x9f\x91\x8d", "\xed\xa0\x80", "\xff\xfe", "  \n",
-        "<|endoftext|>", "e\xcc", "\xf4\x90\x80\x80", "\xc0\xaf", "A1",
+        "the ", "\xc3",          "\xe6\xbc\xa2", "\xe6\xbc",         "\xf0\x9f\x91\x8d", "\xed\xa0\x80", "\xff\xfe",
+        "  \n", "<|endoftext|>", "e\xcc",        "\xf4\x90\x80\x80", "\xc0\xaf",         "A1",
     };
     size_t len = 0, steps = gang_random_at(seed, index, 0) % 40;
     for (size_t i = 1; i <= steps && len + 16 < cap; i++) {
@@ -156,7 +156,10 @@ static void test_nfc_leaves_broken_bytes_alone(void **state) {
     check_round_trip(t, "\xff\xc3\xa9\xe6\xbc", 6);
     struct gang_ids ids = {0};
     struct gang_buffer back = {0};
-    encode(t, "\xff" "e\xcc\x81\xcc", 5, &ids); // e, combining acute, then half a character
+    encode(t,
+           "\xff"
+           "e\xcc\x81\xcc",
+           5, &ids); // e, combining acute, then half a character
     decode(t, &ids, &back);
     assert_string_equal(back.data, "\xff\xc3\xa9\xcc");
     gang_ids_release(&ids);
@@ -170,9 +173,13 @@ static void test_put_space(void **state) {
     struct gang_tokenizer *t = open_kind(MIXED);
     struct gang_ids ids = {0};
     struct gang_buffer back = {0};
-    encode(t, "a\xff" "b", 3, &ids);
+    encode(t,
+           "a\xff"
+           "b",
+           3, &ids);
     decode(t, &ids, &back);
-    assert_string_equal(back.data, " a\xff" "b");
+    assert_string_equal(back.data, " a\xff"
+                                   "b");
     gang_ids_release(&ids);
     gang_buffer_release(&back);
     gang_tokenizer_free(t);
@@ -293,9 +300,24 @@ static void test_utf8(void **state) {
         const char *text;
         size_t len;
     } cases[] = {
-        {"a", 1}, {"\x7f", 1}, {"\x80", 0}, {"\xc1\xbf", 0}, {"\xc2\x80", 2}, {"\xdf\xbf", 2}, {"\xc3", 0},
-        {"\xe0\x9f\xbf", 0}, {"\xe0\xa0\x80", 3}, {"\xed\x9f\xbf", 3}, {"\xed\xa0\x80", 0}, {"\xee\x80\x80", 3}, {"\xe6\xbc", 0},
-        {"\xf0\x8f\xbf\xbf", 0}, {"\xf0\x90\x80\x80", 4}, {"\xf4\x8f\xbf\xbf", 4}, {"\xf4\x90\x80\x80", 0}, {"\xf5\x80\x80\x80", 0},
+        {"a", 1},
+        {"\x7f", 1},
+        {"\x80", 0},
+        {"\xc1\xbf", 0},
+        {"\xc2\x80", 2},
+        {"\xdf\xbf", 2},
+        {"\xc3", 0},
+        {"\xe0\x9f\xbf", 0},
+        {"\xe0\xa0\x80", 3},
+        {"\xed\x9f\xbf", 3},
+        {"\xed\xa0\x80", 0},
+        {"\xee\x80\x80", 3},
+        {"\xe6\xbc", 0},
+        {"\xf0\x8f\xbf\xbf", 0},
+        {"\xf0\x90\x80\x80", 4},
+        {"\xf4\x8f\xbf\xbf", 4},
+        {"\xf4\x90\x80\x80", 0},
+        {"\xf5\x80\x80\x80", 0},
         {"\xf0\x9f\x91", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) assert_int_equal(gang_utf8_char(cases[i].text, strlen(cases[i].text)), cases[i].len);
@@ -324,8 +346,10 @@ static void set_at(json_t *root, const char *path, const char *text) {
     }
     json_t *value = json_loads(text, JSON_DECODE_ANY, NULL);
     assert_non_null(value);
-    if (json_is_array(root)) json_array_set_new(root, (size_t)(*key - '0'), value);
-    else json_object_set_new(root, key, value);
+    if (json_is_array(root))
+        json_array_set_new(root, (size_t)(*key - '0'), value);
+    else
+        json_object_set_new(root, key, value);
 }
 
 struct hostile {
@@ -378,10 +402,10 @@ static const struct hostile hostiles[] = {
     {"pre_tokenizer", "{\"type\": \"Digits\"}", GANG_ERR_UNSUPPORTED, "without ByteLevel"},
     {"pre_tokenizer", "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\"}, {\"type\": \"Digits\"}]}", GANG_ERR_UNSUPPORTED,
      "after ByteLevel"},
-    {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"MergedWithNext\", \"pattern\": {\"String\": \"a\"}}",
-     GANG_ERR_UNSUPPORTED, "MergedWithNext"},
-    {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"(a\"}}",
-     GANG_ERR_FORMAT, "cannot read the pattern"},
+    {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"MergedWithNext\", \"pattern\": {\"String\": \"a\"}}", GANG_ERR_UNSUPPORTED,
+     "MergedWithNext"},
+    {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"(a\"}}", GANG_ERR_FORMAT,
+     "cannot read the pattern"},
     {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"\\\\w+\"}}", GANG_ERR_UNSUPPORTED, "\\w"},
     {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"\"}}", GANG_ERR_FORMAT, "empty"},
     {"pre_tokenizer", "{\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": \"a\"}", GANG_ERR_FORMAT, "pattern"},

@@ -67,7 +67,8 @@ static void same(const struct golden *g, const char *name, const float *got, dou
         off += d * d;
         size += (double)want[i] * (double)want[i];
     }
-    if (!(sqrt(off) <= tolerance * (sqrt(size) + 1e-30))) fail_msg("%s: %s off by %g of its norm, allowed %g", g->dir, name, sqrt(off / size), tolerance);
+    if (!(sqrt(off) <= tolerance * (sqrt(size) + 1e-30)))
+        fail_msg("%s: %s off by %g of its norm, allowed %g", g->dir, name, sqrt(off / size), tolerance);
     free(want);
 }
 
@@ -188,8 +189,9 @@ static void test_feed(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference_f32), cmocka_unit_test(test_cpu_f32),   cmocka_unit_test(test_reference_bf16), cmocka_unit_test(test_cpu_bf16),
-        cmocka_unit_test(test_steps),         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_feed),
+        cmocka_unit_test(test_reference_f32), cmocka_unit_test(test_cpu_f32), cmocka_unit_test(test_reference_bf16),
+        cmocka_unit_test(test_cpu_bf16),      cmocka_unit_test(test_steps),   cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_feed),
     };
     return cmocka_run_group_tests_name("net", tests, NULL, NULL);
 }
