@@ -111,10 +111,10 @@ GANG_CHECK_RESULT enum gang_status gang_socket_listen(const struct gang_address 
 GANG_CHECK_RESULT enum gang_status gang_socket_address(int fd, struct gang_address *out); // its own, with the port that the kernel picked
 // Starts to connect, from `local` unless NULL; writable when done, gang_socket_error then says how it went.
 GANG_CHECK_RESULT enum gang_status gang_socket_connect(const struct gang_address *local, const struct gang_address *remote, int *fd);
-int gang_socket_error(int fd);                    // an errno, 0 when connected
-int gang_socket_accept(int listener);             // -1 and errno
-void gang_socket_no_delay(int fd);                // small frames leave at once
-void gang_socket_buffers(int fd, size_t bytes);   // both ways, beyond the system's limit where we may
+int gang_socket_error(int fd);                         // an errno, 0 when connected
+int gang_socket_accept(int listener);                  // -1 and errno
+void gang_socket_no_delay(int fd);                     // small frames leave at once
+void gang_socket_buffers(int fd, size_t bytes);        // both ways, beyond the system's limit where we may
 bool gang_socket_congestion(int fd, const char *name); // false: the kernel has it not, or we may not
 
 // ---- Files ---------------------------------------------------------------------------------------------------------
@@ -172,7 +172,8 @@ enum gang_quantity {
     GANG_BYTES,  // B kB MB GB TB, KiB MiB GiB TiB
     GANG_LENGTH, // m km
 };
-GANG_CHECK_RESULT enum gang_status gang_parse_quantity(const char *what, const char *text, enum gang_quantity kind, double min, double max, double *out);
+GANG_CHECK_RESULT enum gang_status gang_parse_quantity(const char *what, const char *text, enum gang_quantity kind, double min, double max,
+                                                       double *out);
 
 // "12.3 GiB", "1.2 M": for people. `out` holds at least GANG_HUMAN_BYTES.
 enum { GANG_HUMAN_BYTES = 32 };

@@ -37,13 +37,13 @@ struct unit {
 };
 
 static const struct unit units[] = {
-    {GANG_TIME, "ns", 1e-9},       {GANG_TIME, "us", 1e-6},      {GANG_TIME, "ms", 1e-3},      {GANG_TIME, "s", 1},
-    {GANG_TIME, "min", 60},        {GANG_TIME, "h", 3600},       {GANG_RATE, "bps", 1.0 / 8},  {GANG_RATE, "kbps", 1e3 / 8},
-    {GANG_RATE, "Mbps", 1e6 / 8},  {GANG_RATE, "Gbps", 1e9 / 8}, {GANG_RATE, "Tbps", 1e12 / 8}, {GANG_RATE, "B/s", 1},
-    {GANG_RATE, "kB/s", 1e3},      {GANG_RATE, "MB/s", 1e6},     {GANG_RATE, "GB/s", 1e9},     {GANG_RATE, "TB/s", 1e12},
-    {GANG_BYTES, "B", 1},          {GANG_BYTES, "kB", 1e3},      {GANG_BYTES, "MB", 1e6},      {GANG_BYTES, "GB", 1e9},
-    {GANG_BYTES, "TB", 1e12},      {GANG_BYTES, "KiB", 0x1p10},  {GANG_BYTES, "MiB", 0x1p20},  {GANG_BYTES, "GiB", 0x1p30},
-    {GANG_BYTES, "TiB", 0x1p40},   {GANG_LENGTH, "m", 1},        {GANG_LENGTH, "km", 1e3},
+    {GANG_TIME, "ns", 1e-9},      {GANG_TIME, "us", 1e-6},      {GANG_TIME, "ms", 1e-3},       {GANG_TIME, "s", 1},
+    {GANG_TIME, "min", 60},       {GANG_TIME, "h", 3600},       {GANG_RATE, "bps", 1.0 / 8},   {GANG_RATE, "kbps", 1e3 / 8},
+    {GANG_RATE, "Mbps", 1e6 / 8}, {GANG_RATE, "Gbps", 1e9 / 8}, {GANG_RATE, "Tbps", 1e12 / 8}, {GANG_RATE, "B/s", 1},
+    {GANG_RATE, "kB/s", 1e3},     {GANG_RATE, "MB/s", 1e6},     {GANG_RATE, "GB/s", 1e9},      {GANG_RATE, "TB/s", 1e12},
+    {GANG_BYTES, "B", 1},         {GANG_BYTES, "kB", 1e3},      {GANG_BYTES, "MB", 1e6},       {GANG_BYTES, "GB", 1e9},
+    {GANG_BYTES, "TB", 1e12},     {GANG_BYTES, "KiB", 0x1p10},  {GANG_BYTES, "MiB", 0x1p20},   {GANG_BYTES, "GiB", 0x1p30},
+    {GANG_BYTES, "TiB", 0x1p40},  {GANG_LENGTH, "m", 1},        {GANG_LENGTH, "km", 1e3},
 };
 enum { UNITS = sizeof units / sizeof *units, NUMBER_CHARS = 64, NAMES_CHARS = 128 };
 

@@ -43,7 +43,8 @@ enum gang_status gang_address_resolve(const char *what, const char *text, struct
 
 const char *gang_address_text(const struct gang_address *address, char out[GANG_ADDRESS_TEXT]) {
     char host[GANG_ADDRESS_TEXT - 16], port[8];
-    if (getnameinfo((const struct sockaddr *)&address->storage, address->bytes, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV)) {
+    if (getnameinfo((const struct sockaddr *)&address->storage, address->bytes, host, sizeof host, port, sizeof port,
+                    NI_NUMERICHOST | NI_NUMERICSERV)) {
         snprintf(out, GANG_ADDRESS_TEXT, "?");
         return out;
     }

@@ -11,7 +11,17 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PUMP_BYTES = 256 << 10, SMALL_BYTES = 64, ROUND_TRIP_BYTES = 8, ROUNDS_MAX = 15, IN_FLIGHT = 4, BATCH = 256, STREAMS_MAX = 4, FAR_STREAMS = 2, FAR_ROUNDS = 3 };
+enum {
+    PUMP_BYTES = 256 << 10,
+    SMALL_BYTES = 64,
+    ROUND_TRIP_BYTES = 8,
+    ROUNDS_MAX = 15,
+    IN_FLIGHT = 4,
+    BATCH = 256,
+    STREAMS_MAX = 4,
+    FAR_STREAMS = 2,
+    FAR_ROUNDS = 3
+};
 static const size_t large_bytes = (size_t)64 << 20, most_bytes = (size_t)256 << 20; // gone through in turn; each way at hand
 static const double far_rtt_s = 0.005;
 static const useconds_t posting_us = 20000;
@@ -101,7 +111,8 @@ static void *plain_receive(void *context) {
     struct plain *plain = context;
     double start = gang_seconds();
     // Into a buffer as large as the wire's, or the caches would do half of the work.
-    for (size_t at = 0; get_all(plain->fds[1], plain->data + most_bytes + at, PUMP_BYTES); at = (at + PUMP_BYTES) % large_bytes) plain->bytes += PUMP_BYTES;
+    for (size_t at = 0; get_all(plain->fds[1], plain->data + most_bytes + at, PUMP_BYTES); at = (at + PUMP_BYTES) % large_bytes)
+        plain->bytes += PUMP_BYTES;
     plain->seconds = gang_seconds() - start;
     return NULL;
 }
@@ -175,12 +186,14 @@ struct ends {
 };
 
 // `target`: rank 1, opened already, to be reached at `through`; NULL: to be opened, and reached directly.
-static enum gang_status ends_open(struct ends *ends, int planes, int streams, const char *secret_path, struct gang_wire *target, const char *through) {
+static enum gang_status ends_open(struct ends *ends, int planes, int streams, const char *secret_path, struct gang_wire *target,
+                                  const char *through) {
     struct gang_wire_plane plane[GANG_WIRE_PLANES];
     enum gang_status status = GANG_OK;
     *ends = (struct ends){{NULL, target}, {NULL, NULL}};
     for (int i = 0; i < 2 && !status; i++)
-        if (!ends->wires[i]) status = gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0", .secret_path = secret_path}, &ends->wires[i]);
+        if (!ends->wires[i])
+            status = gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0", .secret_path = secret_path}, &ends->wires[i]);
     if (status) return status;
     for (int p = 0; p < planes; p++) plane[p] = (struct gang_wire_plane){.remote = through ? through : gang_wire_address(ends->wires[1])};
     for (int i = 1; i >= 0 && !status; i--) {
@@ -300,8 +313,10 @@ static enum gang_status bench_sizes(struct results *r, uint8_t *data) {
         char human[GANG_HUMAN_BYTES];
         status = carry(&ends, data, sizes[i], sizes[i] < PUMP_BYTES ? BATCH : IN_FLIGHT, r->seconds / 2, &rate);
         if (status) break;
-        if (!r->json) printf("  %-12s %8.3f GB/s  %10.0f messages/s\n", gang_human_bytes((double)sizes[i], human), rate / 1e9, rate / (double)sizes[i]);
-        if (sizes[i] == SMALL_BYTES) add(r, "wire.small.messages_per_s", rate / SMALL_BYTES, "1/s", true, 300000, "64-byte messages, one link, loopback");
+        if (!r->json)
+            printf("  %-12s %8.3f GB/s  %10.0f messages/s\n", gang_human_bytes((double)sizes[i], human), rate / 1e9, rate / (double)sizes[i]);
+        if (sizes[i] == SMALL_BYTES)
+            add(r, "wire.small.messages_per_s", rate / SMALL_BYTES, "1/s", true, 300000, "64-byte messages, one link, loopback");
     }
     ends_close(&ends);
     return status;
@@ -319,7 +334,7 @@ static double median(double *values, int count) {
 
 // Pump and wire in turns, so that a busy neighbour hits both; the median of the ratios.
 static enum gang_status bench_planes(struct results *r, uint8_t *data, int planes, const char *secret_path) {
-    double ratios[ROUNDS_MAX], pumped[ROUNDS_MAX], carried[ROUNDS_MAX];
+    double ratios[ROUNDS_MAX], pumped[ROUNDS_MAX] = {0}, carried[ROUNDS_MAX] = {0};
     struct ends ends;
     int rounds = 5;
     enum gang_status status = ends_open(&ends, planes, 1, secret_path, NULL, NULL);
@@ -333,10 +348,18 @@ static enum gang_status bench_planes(struct results *r, uint8_t *data, int plane
     char name[64];
     double ratio = median(ratios, rounds);
     if (!r->json)
-        printf("  %d plane%s%s %8.3f GB/s, %d plain stream%s %.3f GB/s, ratio %.2f\n", planes, planes > 1 ? "s" : " ", secret_path ? ", TLS" : "     ", median(carried, rounds) / 1e9,
-               planes, planes > 1 ? "s" : "", median(pumped, rounds) / 1e9, ratio);
-    snprintf(name, sizeof name, secret_path ? "wire.loopback.tls.ratio_to_pump" : planes > 1 ? "wire.loopback.planes%d.ratio_to_pump" : "wire.loopback.ratio_to_pump", planes);
-    add(r, name, ratio, "ratio", true, secret_path ? 0.5 : planes > 1 ? 0.95 : 0.9, "16 MiB messages with checksums, against as many plain TCP streams");
+        printf("  %d plane%s%s %8.3f GB/s, %d plain stream%s %.3f GB/s, ratio %.2f\n", planes, planes > 1 ? "s" : " ",
+               secret_path ? ", TLS" : "     ", median(carried, rounds) / 1e9, planes, planes > 1 ? "s" : "", median(pumped, rounds) / 1e9, ratio);
+    snprintf(name, sizeof name,
+             secret_path  ? "wire.loopback.tls.ratio_to_pump"
+             : planes > 1 ? "wire.loopback.planes%d.ratio_to_pump"
+                          : "wire.loopback.ratio_to_pump",
+             planes);
+    add(r, name, ratio, "ratio", true,
+        secret_path  ? 0.5
+        : planes > 1 ? 0.95
+                     : 0.9,
+        "16 MiB messages with checksums, against as many plain TCP streams");
     return GANG_OK;
 }
 
@@ -353,7 +376,7 @@ static enum gang_status bench_tls(struct results *r, uint8_t *data) {
 }
 
 static enum gang_status bench_round_trip(struct results *r) {
-    double ratios[ROUNDS_MAX], plain[ROUNDS_MAX], wire[ROUNDS_MAX];
+    double ratios[ROUNDS_MAX], plain[ROUNDS_MAX] = {0}, wire[ROUNDS_MAX] = {0};
     int rounds = 5;
     enum gang_status status = GANG_OK;
     for (int i = 0; i < rounds && !status; i++) {
@@ -376,7 +399,10 @@ static enum gang_status bench_far(struct results *r, uint8_t *data, double gbps)
     struct ends ends = {{NULL, NULL}, {NULL, NULL}};
     double rate = gbps * 1e9 / 8, took;
     enum gang_status status = gang_wire_open(&(struct gang_wire_options){.rank = 1, .listen = "127.0.0.1:0"}, &ends.wires[1]);
-    if (!status) status = gang_relay_open(&(struct gang_relay_options){.listen = "127.0.0.1:0", .to = gang_wire_address(ends.wires[1]), .rtt_s = far_rtt_s, .bytes_per_s = rate}, &relay);
+    if (!status)
+        status = gang_relay_open(
+            &(struct gang_relay_options){.listen = "127.0.0.1:0", .to = gang_wire_address(ends.wires[1]), .rtt_s = far_rtt_s, .bytes_per_s = rate},
+            &relay);
     if (!status) status = ends_open(&ends, 1, FAR_STREAMS, NULL, ends.wires[1], gang_relay_address(relay));
     if (!status) status = transfer(&ends, data, sizes[1], 1, 1, &took); // connect, grow
     for (int i = 0; i < 2 && !status; i++) {
@@ -388,7 +414,9 @@ static enum gang_status bench_far(struct results *r, uint8_t *data, double gbps)
         }
         if (status) break;
         double share = median(shares, FAR_ROUNDS);
-        if (!r->json) printf("  %g Gbit/s, %.0f ms round trip, %s: %.3f of the rate\n", gbps, 1e3 * far_rtt_s, gang_human_bytes((double)sizes[i], human), share);
+        if (!r->json)
+            printf("  %g Gbit/s, %.0f ms round trip, %s: %.3f of the rate\n", gbps, 1e3 * far_rtt_s, gang_human_bytes((double)sizes[i], human),
+                   share);
         snprintf(name, sizeof name, "wire.far.%ggbps.%zuMiB.share", gbps, sizes[i] >> 20);
         add(r, name, share, "ratio", true, goals[i], "of the relay's rate, 5 ms round trip, from the call until the last byte is there");
     }
@@ -415,7 +443,8 @@ static void *sum(void *context) {
 static enum gang_status all_reduce(struct gang_group *const *groups, uint8_t *data, size_t bytes, int rounds, double *each_s) {
     struct summing jobs[2];
     pthread_t threads[2];
-    for (int i = 0; i < 2; i++) jobs[i] = (struct summing){groups[i], (float *)(data + (size_t)i * most_bytes), bytes / sizeof(float), rounds, GANG_OK};
+    for (int i = 0; i < 2; i++)
+        jobs[i] = (struct summing){groups[i], (float *)(data + (size_t)i * most_bytes), bytes / sizeof(float), rounds, GANG_OK};
     double start = gang_seconds();
     for (int i = 0; i < 2; i++)
         if (pthread_create(&threads[i], NULL, sum, &jobs[i])) return gang_fail_os("bench: cannot start a thread");
@@ -449,8 +478,12 @@ static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
         }
         if (status) break;
         double ratio = median(ratios, rounds);
-        if (!r->json) printf("  all-reduce of %-10s by 2 ranks: %.3f GB/s of buffer, %.2f of plain TCP both ways\n", gang_human_bytes((double)sizes[k], human), median(rates, rounds) / 1e9, ratio);
-        if (k == 2) add(r, "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true, 0.8, "f32, 2 ranks, loopback TCP, against plain TCP both ways at once");
+        if (!r->json)
+            printf("  all-reduce of %-10s by 2 ranks: %.3f GB/s of buffer, %.2f of plain TCP both ways\n", gang_human_bytes((double)sizes[k], human),
+                   median(rates, rounds) / 1e9, ratio);
+        if (k == 2)
+            add(r, "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true, 0.8,
+                "f32, 2 ranks, loopback TCP, against plain TCP both ways at once");
     }
     gang_group_free(groups[0]);
     gang_group_free(groups[1]);
@@ -463,8 +496,8 @@ static void print_json(const struct results *r) {
     for (int i = 0; i < r->count; i++) {
         const struct entry *e = &r->entries[i];
         bool holds = e->at_least ? e->value >= e->goal : e->value <= e->goal;
-        printf("  {\"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"goal\": \"%s %g\", \"holds\": %s, \"note\": \"%s\"}%s\n", e->name, e->value, e->unit,
-               e->at_least ? ">=" : "<=", e->goal, holds ? "true" : "false", e->note, i + 1 < r->count ? "," : "");
+        printf("  {\"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"goal\": \"%s %g\", \"holds\": %s, \"note\": \"%s\"}%s\n", e->name, e->value,
+               e->unit, e->at_least ? ">=" : "<=", e->goal, holds ? "true" : "false", e->note, i + 1 < r->count ? "," : "");
     }
     printf("]\n");
 }

@@ -7,7 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static const struct gang_command *const commands[] = {&gang_command_train, &gang_command_generate, &gang_command_probe, &gang_command_bench, &gang_command_wan};
+static const struct gang_command *const commands[] = {&gang_command_train, &gang_command_generate, &gang_command_probe, &gang_command_bench,
+                                                      &gang_command_wan};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 volatile int gang_interrupted;

@@ -22,7 +22,8 @@ static enum gang_status parse_outage(const char *text, struct gang_relay_options
     char span[SPAN_CHARS];
     const char *at = text ? strchr(text, '@') : NULL;
     if (!text) return GANG_OK;
-    if (!at || (size_t)(at - text) >= sizeof span) return gang_fail(GANG_ERR_INPUT, "wan: --outage: '%s': expected so long @ every so often, like 50ms@10s", text);
+    if (!at || (size_t)(at - text) >= sizeof span)
+        return gang_fail(GANG_ERR_INPUT, "wan: --outage: '%s': expected so long @ every so often, like 50ms@10s", text);
     memcpy(span, text, (size_t)(at - text));
     span[at - text] = 0;
     enum gang_status status = gang_parse_quantity("wan: --outage", span, GANG_TIME, 1e-4, most_time_s, &options->outage_s);
@@ -50,9 +51,10 @@ static enum gang_status parse(const struct texts *texts, struct gang_relay_optio
 
 static int run_wan(int argc, char **argv) {
     struct texts t = {0};
-    const struct gang_option options[] = {{"--listen", &t.listen, NULL},   {"--to", &t.to, NULL},         {"--rtt", &t.rtt, NULL},       {"--distance", &t.distance, NULL},
-                                          {"--rate", &t.rate, NULL},       {"--jitter", &t.jitter, NULL}, {"--outage", &t.outage, NULL}, {"--cut-at", &t.cut_at, NULL},
-                                          {"--heal-at", &t.heal_at, NULL}, {"--corrupt", &t.corrupt, NULL}};
+    const struct gang_option options[] = {{"--listen", &t.listen, NULL},     {"--to", &t.to, NULL},         {"--rtt", &t.rtt, NULL},
+                                          {"--distance", &t.distance, NULL}, {"--rate", &t.rate, NULL},     {"--jitter", &t.jitter, NULL},
+                                          {"--outage", &t.outage, NULL},     {"--cut-at", &t.cut_at, NULL}, {"--heal-at", &t.heal_at, NULL},
+                                          {"--corrupt", &t.corrupt, NULL}};
     int code = gang_options(&gang_command_wan, argc, argv, options, sizeof options / sizeof *options, 0, 0, NULL);
     if (code >= 0) return code;
     struct gang_relay_options relay_options;
@@ -64,7 +66,8 @@ static int run_wan(int argc, char **argv) {
     gang_catch_interrupts();
     enum gang_status status = gang_relay_open(&relay_options, &relay);
     if (status) return gang_report(status);
-    printf("relay %s to %s, round trip %.3f ms%s%s\n", gang_relay_address(relay), t.to, 1e3 * relay_options.rtt_s, t.rate ? ", rate " : "", t.rate ? t.rate : "");
+    printf("relay %s to %s, round trip %.3f ms%s%s\n", gang_relay_address(relay), t.to, 1e3 * relay_options.rtt_s, t.rate ? ", rate " : "",
+           t.rate ? t.rate : "");
     fflush(stdout);
     while (!gang_interrupted) usleep((useconds_t)(look_s * 1e6));
     struct gang_relay_report report;

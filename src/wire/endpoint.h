@@ -25,8 +25,8 @@ struct gang_pipe {
 // How bytes move over a connection: plain, or under TLS.
 struct gang_carrier {
     const char *name;
-    bool (*open)(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts); // the connection stands
-    int (*handshake)(struct gang_pipe *pipe);                                   // 1 done, 0 not yet, -1 failed
+    bool (*open)(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts);   // the connection stands
+    int (*handshake)(struct gang_pipe *pipe);                                     // 1 done, 0 not yet, -1 failed
     ssize_t (*read)(struct gang_pipe *pipe, const struct iovec *iov, int count);  // as readv
     ssize_t (*write)(struct gang_pipe *pipe, const struct iovec *iov, int count); // as writev, without a signal
     void (*close)(struct gang_pipe *pipe);
@@ -85,10 +85,10 @@ struct gang_wire {
     pthread_cond_t baton, park; // users wait for the baton, the progress thread parks
     pthread_t thread;
     bool thread_started, closing, stop, again; // again: some connection has more to read
-    bool timeless;                    // a caller drives and sleeps until an event comes
+    bool timeless;                             // a caller drives and sleeps until an event comes
     enum gang_driver driver;
-    int wanting;                          // users that wait for the baton
-    int64_t user_ns, next_ns; // a user drove last; what is due next
+    int wanting;                           // users that wait for the baton
+    int64_t user_ns, next_ns;              // a user drove last; what is due next
     int64_t sleep_until_ns, park_until_ns; // the driver sleeps until; the progress thread is parked until; 0: neither
     int rank;
     uint64_t cluster, session;
@@ -104,19 +104,20 @@ struct gang_wire {
 
 // wire.c
 // Waits until the operation is done, or one of `links` (NULLs are skipped) is dead, or `notice` of any of them is done.
-void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct gang_wire_link *const *links, const struct gang_wire_op *notices, int count);
-void gang_wire_cancel(struct gang_wire_op *op); // if it is not done
+void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct gang_wire_link *const *links, const struct gang_wire_op *notices,
+                        int count);
+void gang_wire_cancel(struct gang_wire_op *op);               // if it is not done
 const char *gang_wire_why(const struct gang_wire_link *link); // a dead link's error: it does not change any more
 
 // tcp.c
 void gang_tcp_event(struct gang_wire *wire, void *source, uint32_t events, int64_t now_ns);
-void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns);          // those that had more
-void gang_tcp_flush(struct gang_wire_link *link, int64_t now_ns);         // sends what can be sent
-int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns);       // connects; returns when it is due again
+void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns);    // those that had more
+void gang_tcp_flush(struct gang_wire_link *link, int64_t now_ns);   // sends what can be sent
+int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns); // connects; returns when it is due again
 int64_t gang_tcp_tick_strangers(struct gang_wire *wire, int64_t now_ns);
 void gang_tcp_close(struct gang_conn *conn, int64_t now_ns);
 void gang_tcp_end(struct gang_wire *wire, struct gang_pipe *pipe); // closes it if it is open
-void gang_tcp_reset(void *link, int plane, int stream);                   // the core's hook
+void gang_tcp_reset(void *link, int plane, int stream);            // the core's hook
 bool gang_epoll_add(struct gang_wire *wire, int fd, uint32_t events, void *source);
 
 #endif

@@ -49,16 +49,24 @@ static const char *check_fields(const struct gang_frame *f) {
     if (numbered != (f->number != 0)) return "the frame number does not fit the type";
     if (numbered && (f->floor_back >= WIRE_PN_WINDOW || f->floor_back >= f->number)) return "the window is too wide";
     switch (f->type) {
-    case WIRE_HELLO: return f->payload_bytes != WIRE_HELLO_BYTES ? "the hello has a wrong length" : NULL;
-    case WIRE_CHUNK: return check_chunk(f);
-    case WIRE_EAGER: return f->payload_bytes > WIRE_EAGER_MAX_BYTES || f->total != f->payload_bytes || f->offset ? "the small message has a wrong length" : NULL;
+    case WIRE_HELLO:
+        return f->payload_bytes != WIRE_HELLO_BYTES ? "the hello has a wrong length" : NULL;
+    case WIRE_CHUNK:
+        return check_chunk(f);
+    case WIRE_EAGER:
+        return f->payload_bytes > WIRE_EAGER_MAX_BYTES || f->total != f->payload_bytes || f->offset ? "the small message has a wrong length" : NULL;
     case WIRE_POST:
     case WIRE_CREDIT:
-    case WIRE_PING: return f->payload_bytes ? "the frame must be empty" : NULL;
+    case WIRE_PING:
+        return f->payload_bytes ? "the frame must be empty" : NULL;
     case WIRE_ACK:
-        return f->payload_bytes < WIRE_ACK_FIXED_BYTES || f->payload_bytes > WIRE_ACK_MAX_BYTES || f->payload_bytes % 8 ? "the acknowledgement has a wrong length" : NULL;
-    case WIRE_BYE: return f->payload_bytes > WIRE_BYE_MAX_BYTES ? "the farewell is too long" : NULL;
-    default: return "the type is unknown";
+        return f->payload_bytes < WIRE_ACK_FIXED_BYTES || f->payload_bytes > WIRE_ACK_MAX_BYTES || f->payload_bytes % 8
+                   ? "the acknowledgement has a wrong length"
+                   : NULL;
+    case WIRE_BYE:
+        return f->payload_bytes > WIRE_BYE_MAX_BYTES ? "the farewell is too long" : NULL;
+    default:
+        return "the type is unknown";
     }
 }
 
@@ -135,9 +143,10 @@ enum gang_status gang_hello_decode(const uint8_t p[WIRE_HELLO_BYTES], struct gan
         .streams = (uint16_t)get(p + 42, 2),
     };
     if (hello->plane >= hello->planes || hello->stream >= hello->streams || !hello->session || !hello->epoch)
-        return gang_fail(GANG_ERR_FORMAT, "hello: plane %u of %u, stream %u of %u: not possible", hello->plane, hello->planes, hello->stream, hello->streams);
+        return gang_fail(GANG_ERR_FORMAT, "hello: plane %u of %u, stream %u of %u: not possible", hello->plane, hello->planes, hello->stream,
+                         hello->streams);
     if (hello->version_min > WIRE_VERSION || hello->version_max < WIRE_VERSION)
-        return gang_fail(GANG_ERR_UNSUPPORTED, "hello: rank %u speaks wire versions %u to %u, this program %d: run the same release on both", hello->from,
-                         hello->version_min, hello->version_max, WIRE_VERSION);
+        return gang_fail(GANG_ERR_UNSUPPORTED, "hello: rank %u speaks wire versions %u to %u, this program %d: run the same release on both",
+                         hello->from, hello->version_min, hello->version_max, WIRE_VERSION);
     return GANG_OK;
 }

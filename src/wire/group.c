@@ -62,12 +62,14 @@ static enum gang_status break_up(struct gang_group *g) {
         for (int i = 0; i < g->members && !g->error[0]; i++) {
             if (!g->links[i]) continue;
             gang_wire_report(g->links[i], &report);
-            if (report.dead) snprintf(g->error, sizeof g->error, "the group lost rank %d: %.*s", g->links[i]->peer, NOTICE_BYTES - 48, gang_wire_why(g->links[i]));
+            if (report.dead)
+                snprintf(g->error, sizeof g->error, "the group lost rank %d: %.*s", g->links[i]->peer, NOTICE_BYTES - 48, gang_wire_why(g->links[i]));
         }
         if (!g->error[0]) snprintf(g->error, sizeof g->error, "%.*s", NOTICE_BYTES - 1, gang_error());
         memcpy(g->told, g->error, sizeof g->told);
         for (int i = 0; i < g->members; i++)
-            if (g->links[i] && gang_wire_send(g->links[i], g->tag + TAG_NOTICE, 0, g->told, NOTICE_BYTES, &g->notice_out[i])) g->notice_out[i].link = NULL;
+            if (g->links[i] && gang_wire_send(g->links[i], g->tag + TAG_NOTICE, 0, g->told, NOTICE_BYTES, &g->notice_out[i]))
+                g->notice_out[i].link = NULL;
     }
     for (int k = 0; k < WINDOW; k++) {
         call_off(g->slots[k].parts_out, g->members);
@@ -94,7 +96,8 @@ static enum gang_status await_all(struct gang_group *g, struct gang_wire_op *ops
 }
 
 static enum gang_status start(struct gang_group *g, bool receive, int member, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op) {
-    enum gang_status status = receive ? gang_wire_recv(g->links[member], g->tag + tag, data, bytes, op) : gang_wire_send(g->links[member], g->tag + tag, 0, data, bytes, op);
+    enum gang_status status = receive ? gang_wire_recv(g->links[member], g->tag + tag, data, bytes, op)
+                                      : gang_wire_send(g->links[member], g->tag + tag, 0, data, bytes, op);
     if (!status) return GANG_OK;
     op->link = NULL;
     return break_up(g);
@@ -104,7 +107,8 @@ static enum gang_status check(const struct gang_group *g) { return g->error[0] ?
 
 // ---- The group -----------------------------------------------------------------------------------------------------
 
-enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag, struct gang_group **out) {
+enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
+                                struct gang_group **out) {
     *out = NULL;
     if (members < 1 || members > GANG_GROUP_MEMBERS || me < 0 || me >= members)
         return gang_fail(GANG_ERR_INPUT, "group: member %d of %d: at most %d members", me, members, GANG_GROUP_MEMBERS);
@@ -292,7 +296,9 @@ enum gang_status gang_broadcast(struct gang_group *g, int root, void *data, size
         struct slot *ready = &g->slots[s % WINDOW];
         status = await(g, &ready->parts_in[0]);
         for (int step = lowest >> 1, child = 0; step && !status; step >>= 1, child++)
-            if (rank + step < g->members) status = start(g, false, (rank + step + root) % g->members, TAG_OTHER, (uint8_t *)data + s * segment_bytes, n, &ready->parts_out[child]);
+            if (rank + step < g->members)
+                status = start(g, false, (rank + step + root) % g->members, TAG_OTHER, (uint8_t *)data + s * segment_bytes, n,
+                               &ready->parts_out[child]);
     }
     return status;
 }

@@ -16,9 +16,9 @@
 //
 // States of a plane: up while one of its streams is. It goes down when the carrier breaks, or when it is silent (something
 // is unacknowledged and neither a report that something arrived has come for three heartbeats, counted from a round trip
-// after the oldest such frame, nor any byte, unless reports deny that anything arrives) while another plane is not. If all are silent nothing is torn down: the
-// link is held, SUSPECT after hold_ns, DEAD after dead_ns. Any progress makes it UP again. Who carries bytes brings planes
-// back by gang_stream_up, as often as it likes.
+// after the oldest such frame, nor any byte, unless reports deny that anything arrives) while another plane is not. If all are silent nothing is torn
+// down: the link is held, SUSPECT after hold_ns, DEAD after dead_ns. Any progress makes it UP again. Who carries bytes brings planes back by
+// gang_stream_up, as often as it likes.
 #include "wire/link.h"
 
 #include <assert.h>
@@ -383,7 +383,9 @@ static void sample_rate(struct gang_link *link, struct gang_plane *plane, const 
 static int64_t expected_rtt(const struct gang_plane *plane) { return plane->srtt_ns ? plane->srtt_ns + 4 * plane->rttvar_ns : unknown_rtt_ns; }
 
 // When the oldest unresolved frame left.
-static int64_t oldest_ns(const struct gang_stream *stream) { return stream->flight_count ? stream->flights[stream->floor % WIRE_PN_WINDOW].sent_ns : never_ns; }
+static int64_t oldest_ns(const struct gang_stream *stream) {
+    return stream->flight_count ? stream->flights[stream->floor % WIRE_PN_WINDOW].sent_ns : never_ns;
+}
 
 // Since when the peer owes a report of something having arrived: a round trip after the oldest frame, or the last report.
 static int64_t owed_at(const struct gang_link *link, int plane) {
@@ -527,8 +529,8 @@ static void judge_link(struct gang_link *link, bool sound, int64_t now_ns, int64
             *next_ns = min_ns(*next_ns, end);
             return;
         }
-        gang_link_fail(link, false, "rank %d: no connection with rank %d within %lld ms: is it running, is its address right?", config->rank, config->peer,
-                       (long long)(config->connect_ns / ms));
+        gang_link_fail(link, false, "rank %d: no connection with rank %d within %lld ms: is it running, is its address right?", config->rank,
+                       config->peer, (long long)(config->connect_ns / ms));
         return;
     }
     if (!link->quiet_ns) link->quiet_ns = now_ns - MISSED_HEARTBEATS * config->heartbeat_ns;

@@ -17,8 +17,8 @@
 
 enum {
     WIRE_PLANES_MAX = 8,
-    WIRE_STREAMS_MAX = 8,   // per plane
-    WIRE_OPS_MAX = 1024,    // sends, and receives, that may be outstanding on a link
+    WIRE_STREAMS_MAX = 8, // per plane
+    WIRE_OPS_MAX = 1024,  // sends, and receives, that may be outstanding on a link
     WIRE_CHANNELS_MAX = 256,
     WIRE_PRIORITIES = 4,    // 0 goes first
     WIRE_SEQ_WINDOW = 2048, // messages of a channel that may be unfinished at a time: at least ops + eager slots
@@ -74,10 +74,10 @@ struct gang_send {
     uint32_t generation, chunks, fresh, acked; // chunks: all, first never sent, acknowledged
     struct gang_chunk_set lost;                // sent, but to be sent again
     uint8_t chunk_log2, priority;
-    bool eager, credited, copied; // copied: `data` is a slot and the user has been told already
-    bool cancelled;               // the user has been told; what is queued was copied aside, nothing more is sent
+    bool eager, credited, copied;                      // copied: `data` is a slot and the user has been told already
+    bool cancelled;                                    // the user has been told; what is queued was copied aside, nothing more is sent
     uint8_t *aside[WIRE_PLANES_MAX][WIRE_STREAMS_MAX]; // heap
-    bool busy, ready;             // in use; in a list of those that may send
+    bool busy, ready;                                  // in use; in a list of those that may send
 };
 
 struct gang_recv {
@@ -97,11 +97,11 @@ struct gang_channel {
     uint32_t tag;
     uint64_t send_next; // number of the next message
     uint64_t peer_posted;
-    struct gang_send *waiting; // for peer_posted, in order
-    uint64_t recv_next, recv_head;        // next to be posted; all below are complete
-    uint64_t advertised;                  // of recv_next
-    bool post_dirty;                      // advertise at once
-    uint16_t arrived[WIRE_SEQ_WINDOW];    // by message number: what is known of it
+    struct gang_send *waiting;         // for peer_posted, in order
+    uint64_t recv_next, recv_head;     // next to be posted; all below are complete
+    uint64_t advertised;               // of recv_next
+    bool post_dirty;                   // advertise at once
+    uint16_t arrived[WIRE_SEQ_WINDOW]; // by message number: what is known of it
 };
 
 struct gang_out_frame {
@@ -126,11 +126,11 @@ enum gang_landing_mode { LANDING_NONE, LANDING_STAGED, LANDING_DIRECT, LANDING_S
 struct gang_landing {
     enum gang_landing_mode mode;
     struct gang_frame frame;
-    uint8_t *to;       // DIRECT
+    uint8_t *to; // DIRECT
     struct gang_recv *recv;
     uint32_t chunk;
-    uint32_t got;      // of frame.payload_bytes; DIRECT and SINK
-    bool known;        // what the frame carries is here already: it is as good as received
+    uint32_t got; // of frame.payload_bytes; DIRECT and SINK
+    bool known;   // what the frame carries is here already: it is as good as received
 };
 
 struct gang_stream {
@@ -146,8 +146,8 @@ struct gang_stream {
     uint64_t next_number, floor, gone; // to be given next; all below are resolved; all up to here have left
     unsigned flight_count, flight_pings;
     uint64_t flight_bytes;
-    int64_t ping_ns;                   // when a numbered frame left last
-    int64_t progress_ns;               // the peer showed life
+    int64_t ping_ns;     // when a numbered frame left last
+    int64_t progress_ns; // the peer showed life
     uint64_t peer_rx_bytes;
     bool ping_now;
     // In.
@@ -162,7 +162,7 @@ struct gang_stream {
 };
 
 struct gang_plane {
-    int ups; // streams that are up
+    int ups;             // streams that are up
     int64_t progress_ns; // the peer showed life
     int64_t advance_ns;  // the peer reported that something arrived
     bool stuck;          // it reports, but nothing arrives: what it sends is no proof of life
@@ -198,8 +198,8 @@ struct gang_link {
     uint32_t slot_bytes[WIRE_EAGER_SLOTS]; // of the messages in slots_in
     bool slot_credited[WIRE_EAGER_SLOTS];
     int free_out_count, free_in_count;
-    uint64_t credit_used, credit_limit;                    // as sender
-    uint64_t credited_in, credited_done, credit_told;      // as receiver: arrived, handed over, granted
+    uint64_t credit_used, credit_limit;               // as sender
+    uint64_t credited_in, credited_done, credit_told; // as receiver: arrived, handed over, granted
     bool credit_dirty, any_post_dirty;
     int64_t lazy_post_ns; // when small receives are advertised; 0: nothing to do
     int64_t born_ns, quiet_ns, promised_ns;
@@ -212,7 +212,8 @@ void gang_link_free(struct gang_link *link);
 
 // Starts an operation; hooks.complete follows, once, perhaps before this returns. GANG_ERR_MEMORY when WIRE_OPS_MAX are
 // outstanding (see gang_link_room), GANG_ERR_PEER when the link is dead.
-GANG_CHECK_RESULT enum gang_status gang_link_send(struct gang_link *link, int64_t now_ns, uint32_t tag, int priority, const void *data, uint64_t bytes, void *user);
+GANG_CHECK_RESULT enum gang_status gang_link_send(struct gang_link *link, int64_t now_ns, uint32_t tag, int priority, const void *data,
+                                                  uint64_t bytes, void *user);
 GANG_CHECK_RESULT enum gang_status gang_link_recv(struct gang_link *link, int64_t now_ns, uint32_t tag, void *data, uint64_t bytes, void *user);
 // Ends an operation early: it completes with GANG_ERR_PEER and its buffer is the caller's again. What was under way is
 // dropped at both ends; the peer must cancel its half as well, or it waits for ever. A small message takes its credit along.
@@ -246,7 +247,7 @@ size_t gang_link_bye(const struct gang_link *link, uint8_t frame[WIRE_HEADER_BYT
 
 // ---- Between link.c, link_send.c, link_recv.c and stream.c ----------------------------------------------------------
 
-struct gang_channel *gang_link_channel(struct gang_link *link, uint32_t tag); // NULL: too many; the link has failed
+struct gang_channel *gang_link_channel(struct gang_link *link, uint32_t tag);      // NULL: too many; the link has failed
 bool gang_chunks_add(struct gang_chunk_set *set, uint32_t chunks, uint32_t index); // false: it was there
 void gang_chunks_remove(struct gang_chunk_set *set, uint32_t index);
 bool gang_chunks_has(const struct gang_chunk_set *set, uint32_t index);
@@ -262,7 +263,7 @@ void gang_send_credit(struct gang_link *link, uint64_t limit);
 void gang_send_abort(struct gang_link *link);
 
 // link_recv.c
-void gang_recv_frame(struct gang_stream *stream); // a header has come: sets stream->landing
+void gang_recv_frame(struct gang_stream *stream);                                           // a header has come: sets stream->landing
 bool gang_recv_payload(struct gang_stream *stream, const uint8_t *payload, int64_t now_ns); // and its payload. True: good
 void gang_recv_abort(struct gang_link *link);
 bool gang_recv_cancel(struct gang_link *link, void *user); // false: no such receive

@@ -4,7 +4,7 @@
 #include <assert.h>
 #include <string.h>
 
-static const int64_t lazy_post_ns = 1000000;     // small receives are advertised this late, and together
+static const int64_t lazy_post_ns = 1000000; // small receives are advertised this late, and together
 static const int64_t small_ack_ns = 1000000;
 enum { CREDITS_PER_FRAME = 4 }; // credit is granted when a fourth of it is back
 
@@ -27,8 +27,8 @@ static void credit_back(struct gang_link *link) {
 }
 
 static void sizes_differ(struct gang_link *link, uint32_t tag, uint64_t message, uint64_t sent, uint64_t expected) {
-    gang_link_fail(link, true, "rank %d: message %llu of tag %u: rank %d sends %llu bytes and rank %d expects %llu", link->config.rank, (unsigned long long)message,
-                   tag, link->config.peer, (unsigned long long)sent, link->config.rank, (unsigned long long)expected);
+    gang_link_fail(link, true, "rank %d: message %llu of tag %u: rank %d sends %llu bytes and rank %d expects %llu", link->config.rank,
+                   (unsigned long long)message, tag, link->config.peer, (unsigned long long)sent, link->config.rank, (unsigned long long)expected);
 }
 
 static void violation(struct gang_link *link, const char *what) {
@@ -52,7 +52,8 @@ static enum gang_status take_waiting(struct gang_link *link, struct gang_channel
 bool gang_link_room_to_recv(const struct gang_link *link) { return link->free_recv_count > 0; }
 
 enum gang_status gang_link_recv(struct gang_link *link, int64_t now_ns, uint32_t tag, void *data, uint64_t bytes, void *user) {
-    if (bytes > WIRE_MESSAGE_MAX_BYTES) return gang_fail(GANG_ERR_INPUT, "receive from rank %d: %llu bytes in one message: too many", link->config.peer, (unsigned long long)bytes);
+    if (bytes > WIRE_MESSAGE_MAX_BYTES)
+        return gang_fail(GANG_ERR_INPUT, "receive from rank %d: %llu bytes in one message: too many", link->config.peer, (unsigned long long)bytes);
     struct gang_channel *channel = link->state == LINK_DEAD ? NULL : gang_link_channel(link, tag);
     if (!channel) return gang_fail(GANG_ERR_PEER, "%s", link->error);
     if (!link->free_recv_count || channel->recv_next - channel->recv_head >= WIRE_OPS_MAX)
@@ -270,7 +271,9 @@ static bool take_control(struct gang_stream *stream, const uint8_t *payload, int
     const struct gang_frame *f = &stream->landing.frame;
     struct gang_ack ack;
     switch (f->type) {
-    case WIRE_POST: take_post(link, f); return true;
+    case WIRE_POST:
+        take_post(link, f);
+        return true;
     case WIRE_CREDIT:
         if (f->message > link->credit_used + (uint64_t)link->config.eager_slots) return false;
         gang_send_credit(link, f->message);
@@ -280,9 +283,11 @@ static bool take_control(struct gang_stream *stream, const uint8_t *payload, int
         return !gang_ack_decode(payload, f->payload_bytes, &ack) && gang_stream_acked(stream, &ack, now_ns);
     case WIRE_BYE:
         link->peer_left = true;
-        if (f->payload_bytes) gang_link_fail(link, false, "rank %d ended the link: %.*s", link->config.peer, (int)f->payload_bytes, (const char *)payload);
+        if (f->payload_bytes)
+            gang_link_fail(link, false, "rank %d ended the link: %.*s", link->config.peer, (int)f->payload_bytes, (const char *)payload);
         return true;
-    default: return true;
+    default:
+        return true;
     }
 }
 

@@ -120,14 +120,23 @@ bool gang_link_room_to_send(const struct gang_link *link) { return link->free_se
 enum gang_status gang_link_send(struct gang_link *link, int64_t now_ns, uint32_t tag, int priority, const void *data, uint64_t bytes, void *user) {
     (void)now_ns;
     assert(priority >= 0 && priority < WIRE_PRIORITIES);
-    if (bytes > WIRE_MESSAGE_MAX_BYTES) return gang_fail(GANG_ERR_INPUT, "send to rank %d: %llu bytes in one message: too many", link->config.peer, (unsigned long long)bytes);
+    if (bytes > WIRE_MESSAGE_MAX_BYTES)
+        return gang_fail(GANG_ERR_INPUT, "send to rank %d: %llu bytes in one message: too many", link->config.peer, (unsigned long long)bytes);
     struct gang_channel *channel = link->state == LINK_DEAD ? NULL : gang_link_channel(link, tag);
     if (!channel) return gang_fail(GANG_ERR_PEER, "%s", link->error);
-    if (!link->free_send_count) return gang_fail(GANG_ERR_MEMORY, "send to rank %d: %d sends are outstanding already", link->config.peer, WIRE_OPS_MAX);
+    if (!link->free_send_count)
+        return gang_fail(GANG_ERR_MEMORY, "send to rank %d: %d sends are outstanding already", link->config.peer, WIRE_OPS_MAX);
     struct gang_send *op = &link->sends[link->free_sends[--link->free_send_count]];
     uint32_t generation = op->generation;
-    *op = (struct gang_send){.user = user, .data = data, .bytes = bytes, .message = channel->send_next++, .channel = channel, .generation = generation,
-                             .priority = (uint8_t)priority, .busy = true, .chunk_log2 = (uint8_t)link->config.chunk_log2};
+    *op = (struct gang_send){.user = user,
+                             .data = data,
+                             .bytes = bytes,
+                             .message = channel->send_next++,
+                             .channel = channel,
+                             .generation = generation,
+                             .priority = (uint8_t)priority,
+                             .busy = true,
+                             .chunk_log2 = (uint8_t)link->config.chunk_log2};
     op->eager = bytes <= (uint64_t)link->config.eager_bytes;
     while (bytes > (uint64_t)WIRE_CHUNKS_MAX << op->chunk_log2) op->chunk_log2++;
     op->chunks = op->eager ? 1 : (uint32_t)((bytes + ((uint64_t)1 << op->chunk_log2) - 1) >> op->chunk_log2);
@@ -238,7 +247,8 @@ bool gang_send_next(struct gang_stream *stream, int64_t now_ns) {
         .total = op->bytes,
         .offset = offset,
     };
-    struct gang_flight flight = {.kind = frame.type, .index = (uint16_t)(op - link->sends), .generation = op->generation, .chunk = chunk, .bytes = (uint32_t)bytes};
+    struct gang_flight flight = {
+        .kind = frame.type, .index = (uint16_t)(op - link->sends), .generation = op->generation, .chunk = chunk, .bytes = (uint32_t)bytes};
     gang_stream_push(stream, &frame, &flight, now_ns)->payload = op->data + offset;
     return true;
 }

@@ -143,7 +143,8 @@ static void open_pair(struct gang_relay *relay, int fd) {
         struct direction *way = &pair->ways[end];
         void *ring = NULL;
         gang_socket_no_delay(pair->fds[end]);
-        good = gang_big_alloc(relay->ring_bytes, &ring) == GANG_OK && watch(relay, pair->fds[end], EPOLLIN | EPOLLOUT | EPOLLET, &relay->ends[i][end]);
+        good = gang_big_alloc(relay->ring_bytes, &ring) == GANG_OK &&
+               watch(relay, pair->fds[end], EPOLLIN | EPOLLOUT | EPOLLET, &relay->ends[i][end]);
         *way = (struct direction){.from = pair->fds[end], .to = pair->fds[!end], .ring = ring, .pieces = calloc(PIECES_MAX, sizeof *way->pieces)};
         assert(way->pieces && "out of memory");
         relay->ends[i][end] = (struct relay_end){pair, end};
@@ -344,7 +345,8 @@ static enum gang_status start(struct gang_relay *relay) {
     gang_address_text(&address, relay->address);
     relay->epoll = epoll_create1(EPOLL_CLOEXEC);
     relay->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (relay->epoll < 0 || relay->kick < 0 || !watch(relay, relay->listener, EPOLLIN, &relay->listener) || !watch(relay, relay->kick, EPOLLIN | EPOLLET, &relay->kick))
+    if (relay->epoll < 0 || relay->kick < 0 || !watch(relay, relay->listener, EPOLLIN, &relay->listener) ||
+        !watch(relay, relay->kick, EPOLLIN | EPOLLET, &relay->kick))
         return gang_fail_os("relay: cannot make an event queue");
     relay->started = pthread_create(&relay->thread, NULL, run, relay) == 0;
     return relay->started ? GANG_OK : gang_fail_os("relay: cannot start a thread");

@@ -12,7 +12,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SECRET_LEAST_BYTES = 16, SECRET_MOST_BYTES = 4096, KEY_BYTES = 32, RECORD_BYTES = 16 << 10, DIRECT_BYTES = 4 << 10, READ_BYTES = 128 << 10, OUT_BYTES = 256 << 10 };
+enum {
+    SECRET_LEAST_BYTES = 16,
+    SECRET_MOST_BYTES = 4096,
+    KEY_BYTES = 32,
+    RECORD_BYTES = 16 << 10,
+    DIRECT_BYTES = 4 << 10,
+    READ_BYTES = 128 << 10,
+    OUT_BYTES = 256 << 10
+};
 static const char identity[] = "gangline-wire-1";
 static const unsigned char suite[2] = {0x13, 0x01}; // TLS_AES_128_GCM_SHA256
 

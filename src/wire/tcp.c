@@ -15,7 +15,7 @@
 
 enum { READS_PER_TURN = 16, ACCEPTS_PER_TURN = 64 };
 static const int64_t connecting_ns = 300000000, greeting_ns = 1000000000, // a lost SYN is better sent anew than waited for
-                     pause_least_ns = 10000000, pause_most_ns = 160000000;
+    pause_least_ns = 10000000, pause_most_ns = 160000000;
 static const unsigned long_way_us = 1000; // from this round trip on BBR
 
 static bool tcp_open(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts) {
@@ -76,7 +76,8 @@ static bool send_hello(struct gang_conn *conn) {
         .streams = (uint16_t)link->streams,
     };
     gang_hello_encode(&hello, bytes + WIRE_HEADER_BYTES);
-    gang_frame_encode(&(struct gang_frame){.type = WIRE_HELLO, .payload_bytes = WIRE_HELLO_BYTES,
+    gang_frame_encode(&(struct gang_frame){.type = WIRE_HELLO,
+                                           .payload_bytes = WIRE_HELLO_BYTES,
                                            .payload_crc = gang_crc32c(bytes + WIRE_HEADER_BYTES, WIRE_HELLO_BYTES)},
                       bytes);
     return send_all(wire, &conn->pipe, bytes, sizeof bytes);
@@ -152,7 +153,8 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
     conn->pause_ns = pause_least_ns;
     conn->refused = false;
     gang_socket_no_delay(conn->pipe.fd);
-    if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt >= long_way_us) gang_socket_congestion(conn->pipe.fd, "bbr");
+    if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt >= long_way_us)
+        gang_socket_congestion(conn->pipe.fd, "bbr");
     gang_stream_up(stream_of(conn), conn->epoch, now_ns);
     conn->readable = true;
     conn->link->wire->again = true;
@@ -186,7 +188,8 @@ static void hear_answer(struct gang_conn *conn, int64_t now_ns) {
     }
     const uint8_t *payload = conn->greeting.bytes + WIRE_HEADER_BYTES;
     if (frame.type == WIRE_BYE) {
-        gang_link_fail(link->core, false, "rank %d: plane %d: refused: %.*s", link->wire->rank, conn->plane, (int)frame.payload_bytes, (const char *)payload);
+        gang_link_fail(link->core, false, "rank %d: plane %d: refused: %.*s", link->wire->rank, conn->plane, (int)frame.payload_bytes,
+                       (const char *)payload);
         drop(conn, now_ns);
         return;
     }
@@ -223,8 +226,8 @@ static void secure(struct gang_conn *conn, int64_t now_ns) {
     if (done < 0 || !send_hello(conn)) {
         drop(conn, now_ns);
         if (refused)
-            gang_link_fail(conn->link->core, false, "rank %d: plane %d: rank %d does not accept the %s handshake: is the cluster's secret the same?", wire->rank, conn->plane,
-                           conn->link->peer, wire->carrier->name);
+            gang_link_fail(conn->link->core, false, "rank %d: plane %d: rank %d does not accept the %s handshake: is the cluster's secret the same?",
+                           wire->rank, conn->plane, conn->link->peer, wire->carrier->name);
         return;
     }
     conn->state = CONN_GREETING;
@@ -307,7 +310,8 @@ static struct gang_wire_link *admit(struct gang_wire *wire, struct gang_pipe *pi
     } else if (link->connects) {
         refuse(wire, pipe, "ranks %d and %u both connect", wire->rank, hello->from);
     } else if (hello->planes != link->planes || hello->streams != link->streams) {
-        refuse(wire, pipe, "rank %d expects %d planes of %d streams, not %u of %u", wire->rank, link->planes, link->streams, hello->planes, hello->streams);
+        refuse(wire, pipe, "rank %d expects %d planes of %d streams, not %u of %u", wire->rank, link->planes, link->streams, hello->planes,
+               hello->streams);
     } else if (link->peer_session && link->peer_session != hello->session) {
         refuse(wire, pipe, "the link to rank %d belongs to an earlier process of rank %u", wire->rank, hello->from);
     } else {
@@ -366,7 +370,8 @@ static void accept_strangers(struct gang_wire *wire, int64_t now_ns) {
         if (fd < 0) return; // none left, or none to be had now: the listener stays level-triggered
         struct gang_stranger *stranger = place_for_stranger(wire);
         *stranger = (struct gang_stranger){.source = SOURCE_STRANGER, .pipe = {.fd = fd}, .deadline_ns = now_ns + greeting_ns};
-        if (!wire->carrier->open(wire, &stranger->pipe, true) || !gang_epoll_add(wire, fd, EPOLLIN | EPOLLET, stranger)) gang_tcp_end(wire, &stranger->pipe);
+        if (!wire->carrier->open(wire, &stranger->pipe, true) || !gang_epoll_add(wire, fd, EPOLLIN | EPOLLET, stranger))
+            gang_tcp_end(wire, &stranger->pipe);
     }
 }
 
@@ -401,12 +406,17 @@ static void conn_event(struct gang_conn *conn, uint32_t events, int64_t now_ns) 
 
 void gang_tcp_event(struct gang_wire *wire, void *source, uint32_t events, int64_t now_ns) {
     switch (*(enum gang_source *)source) {
-    case SOURCE_STREAM: conn_event(source, events, now_ns); break;
+    case SOURCE_STREAM:
+        conn_event(source, events, now_ns);
+        break;
     case SOURCE_STRANGER:
         if (((struct gang_stranger *)source)->pipe.fd >= 0) hear_stranger(wire, source, now_ns);
         break;
-    case SOURCE_LISTENER: accept_strangers(wire, now_ns); break;
-    case SOURCE_KICK: break; // only to wake the sleeper; edge-triggered, so that nobody need read it
+    case SOURCE_LISTENER:
+        accept_strangers(wire, now_ns);
+        break;
+    case SOURCE_KICK:
+        break; // only to wake the sleeper; edge-triggered, so that nobody need read it
     }
 }
 

@@ -20,7 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
-static const int64_t park_ns = 1000000, park_least_ns = 100000, park_most_ns = 100000000, flush_limit_ns = 1000000000, second_ns = 1000000000, ms = 1000000;
+static const int64_t park_ns = 1000000, park_least_ns = 100000, park_most_ns = 100000000, flush_limit_ns = 1000000000, second_ns = 1000000000,
+                     ms = 1000000;
 
 // ---- Driving -------------------------------------------------------------------------------------------------------
 
@@ -225,8 +226,7 @@ static bool flushed(void *context) {
 
 static void free_link(struct gang_wire_link *link) {
     for (int p = 0; p < link->planes; p++)
-        for (int s = 0; s < link->streams; s++)
-            gang_tcp_end(link->wire, &link->conns[p][s].pipe);
+        for (int s = 0; s < link->streams; s++) gang_tcp_end(link->wire, &link->conns[p][s].pipe);
     gang_link_free(link->core);
     free(link);
 }
@@ -239,8 +239,7 @@ void gang_wire_close(struct gang_wire *wire) {
         wire->closing = true;
         drive_until(wire, flushed, &closing);
         wire->stop = true;
-        for (struct gang_wire_link *link = wire->links; link; link = link->next)
-            gang_link_fail(link->core, true, "rank %d left", wire->rank);
+        for (struct gang_wire_link *link = wire->links; link; link = link->next) gang_link_fail(link->core, true, "rank %d left", wire->rank);
         pthread_cond_signal(&wire->park);
         (void)eventfd_write(wire->kick, 1);
         pthread_mutex_unlock(&wire->lock);
@@ -253,8 +252,7 @@ void gang_wire_close(struct gang_wire *wire) {
         next = link->next;
         free_link(link);
     }
-    for (int i = 0; i < WIRE_STRANGERS_MAX; i++)
-        gang_tcp_end(wire, &wire->strangers[i].pipe);
+    for (int i = 0; i < WIRE_STRANGERS_MAX; i++) gang_tcp_end(wire, &wire->strangers[i].pipe);
     if (wire->listener >= 0) close(wire->listener);
     if (wire->kick >= 0) close(wire->kick);
     if (wire->epoll >= 0) close(wire->epoll);
@@ -278,11 +276,15 @@ static enum gang_status resolve_planes(struct gang_wire_link *link, const struct
 enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_link_options *options, struct gang_wire_link **out) {
     int streams = options->streams ? options->streams : 1;
     if (options->planes < 1 || options->planes > WIRE_PLANES_MAX || streams < 1 || streams > WIRE_STREAMS_MAX)
-        return gang_fail(GANG_ERR_INPUT, "wire: %d planes of %d streams to rank %d: at most %d of %d", options->planes, streams, options->peer, WIRE_PLANES_MAX,
-                         WIRE_STREAMS_MAX);
+        return gang_fail(GANG_ERR_INPUT, "wire: %d planes of %d streams to rank %d: at most %d of %d", options->planes, streams, options->peer,
+                         WIRE_PLANES_MAX, WIRE_STREAMS_MAX);
     struct gang_wire_link *link = calloc(1, sizeof *link);
     assert(link && "out of memory");
-    *link = (struct gang_wire_link){.wire = wire, .peer = options->peer, .planes = options->planes, .streams = streams, .connects = options->plane != NULL,
+    *link = (struct gang_wire_link){.wire = wire,
+                                    .peer = options->peer,
+                                    .planes = options->planes,
+                                    .streams = streams,
+                                    .connects = options->plane != NULL,
                                     .buffer_bytes = options->buffer_bytes};
     enum gang_status status = resolve_planes(link, options);
     if (status) {
@@ -297,7 +299,8 @@ enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_l
     int64_t now = gang_os->now_ns();
     for (int p = 0; p < link->planes; p++)
         for (int s = 0; s < streams; s++)
-            link->conns[p][s] = (struct gang_conn){.source = SOURCE_STREAM, .link = link, .plane = p, .stream = s, .pipe = {.fd = -1}, .retry_ns = now, .pause_ns = 10 * ms};
+            link->conns[p][s] = (struct gang_conn){
+                .source = SOURCE_STREAM, .link = link, .plane = p, .stream = s, .pipe = {.fd = -1}, .retry_ns = now, .pause_ns = 10 * ms};
     pthread_mutex_lock(&wire->lock);
     link->core = gang_link_new(&config, &(struct gang_link_hooks){link, on_complete, gang_tcp_reset, on_state}, now);
     link->next = wire->links;
@@ -374,7 +377,8 @@ static bool any_ready(void *context) {
     return false;
 }
 
-void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct gang_wire_link *const *links, const struct gang_wire_op *notices, int count) {
+void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct gang_wire_link *const *links, const struct gang_wire_op *notices,
+                        int count) {
     pthread_mutex_lock(&wire->lock);
     drive_until(wire, any_ready, &(struct wait_any){op, notices, links, count});
     pthread_mutex_unlock(&wire->lock);

@@ -19,13 +19,13 @@ enum { GANG_WIRE_PLANES = 8, GANG_WIRE_STREAMS = 8, GANG_WIRE_EAGER_BYTES = 8192
 
 struct gang_wire_options {
     int rank;
-    const char *listen;   // "host:port"; port 0 lets the kernel pick
-    uint64_t cluster;     // both ends must name the same
+    const char *listen;      // "host:port"; port 0 lets the kernel pick
+    uint64_t cluster;        // both ends must name the same
     const char *secret_path; // a file that only its owner may read: TLS 1.3 with this secret. NULL: plain, for loopback only
-    int64_t heartbeat_ms; // 0: 4
-    int64_t hold_ms;      // 0: 100; silence on all planes after which the link is suspect
-    int64_t dead_ms;      // 0: 1000; and lost
-    int64_t connect_ms;   // 0: 10000; to come up the first time
+    int64_t heartbeat_ms;    // 0: 4
+    int64_t hold_ms;         // 0: 100; silence on all planes after which the link is suspect
+    int64_t dead_ms;         // 0: 1000; and lost
+    int64_t connect_ms;      // 0: 10000; to come up the first time
 };
 
 // Opens the listening port and starts the progress thread.
@@ -43,8 +43,8 @@ struct gang_wire_plane {
 
 struct gang_wire_link_options {
     int peer;
-    int planes;  // of both ends the same
-    int streams; // per plane; 0: 1
+    int planes;                          // of both ends the same
+    int streams;                         // per plane; 0: 1
     const struct gang_wire_plane *plane; // `planes` of them on the side that connects; NULL on the side that is connected to
     size_t buffer_bytes;                 // of each socket; 0: the system's. Twice bandwidth times delay over a long way
 };
@@ -60,7 +60,8 @@ struct gang_wire_op {
 };
 
 // Starts to send or receive. Waits only while too many operations are outstanding on the link. Priority 0 goes first.
-GANG_CHECK_RESULT enum gang_status gang_wire_send(struct gang_wire_link *link, uint32_t tag, int priority, const void *data, size_t bytes, struct gang_wire_op *op);
+GANG_CHECK_RESULT enum gang_status gang_wire_send(struct gang_wire_link *link, uint32_t tag, int priority, const void *data, size_t bytes,
+                                                  struct gang_wire_op *op);
 GANG_CHECK_RESULT enum gang_status gang_wire_recv(struct gang_wire_link *link, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op);
 // Until the operation is done; its status. A send of at most GANG_WIRE_EAGER_BYTES may be done before the peer has it.
 GANG_CHECK_RESULT enum gang_status gang_wire_wait(struct gang_wire_op *op);
@@ -122,13 +123,13 @@ GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_group *group);
 struct gang_relay;
 
 struct gang_relay_options {
-    const char *listen, *to; // "host:port"
-    double rtt_s;            // half of it each way
-    double jitter_s;         // up to so much more each way, drawn anew every so often; order is kept
-    double bytes_per_s;      // 0: as fast as it goes
+    const char *listen, *to;         // "host:port"
+    double rtt_s;                    // half of it each way
+    double jitter_s;                 // up to so much more each way, drawn anew every so often; order is kept
+    double bytes_per_s;              // 0: as fast as it goes
     double outage_s, outage_every_s; // 0: none
     double cut_at_s, heal_at_s;      // after the start; 0: never
-    double flips;            // chance per bit to be flipped
+    double flips;                    // chance per bit to be flipped
     uint64_t seed;
 };
 
@@ -138,8 +139,8 @@ void gang_relay_cut(struct gang_relay *relay, bool cut); // now, until healed; a
 void gang_relay_close(struct gang_relay *relay);
 
 struct gang_relay_report {
-    uint64_t bytes[2];    // towards `to`, and back
-    double late_s;        // how much later than meant data left, on average by piece
+    uint64_t bytes[2]; // towards `to`, and back
+    double late_s;     // how much later than meant data left, on average by piece
     double late_most_s;
     uint64_t connections, flipped;
 };

@@ -19,7 +19,8 @@ static inline struct gang_wire_link *join_to(struct gang_wire *wire, int peer, c
     struct gang_wire_plane plane[GANG_WIRE_PLANES];
     for (int p = 0; addresses && p < planes; p++) plane[p] = (struct gang_wire_plane){.remote = addresses[p]};
     struct gang_wire_link *link;
-    assert_ok(gang_wire_join(wire, &(struct gang_wire_link_options){.peer = peer, .planes = planes, .streams = streams, .plane = addresses ? plane : NULL}, &link));
+    assert_ok(gang_wire_join(
+        wire, &(struct gang_wire_link_options){.peer = peer, .planes = planes, .streams = streams, .plane = addresses ? plane : NULL}, &link));
     return link;
 }
 

@@ -60,8 +60,8 @@ static void sim_fail(struct sim *sim, const char *what) {
     fail_msg("%s: seed %llu at %.3f ms, event %llu (GANG_TEST_SEED=%llu repeats it)", what, (unsigned long long)sim->seed, (double)sim->now_ns * 1e-6,
              (unsigned long long)sim->events, (unsigned long long)sim->seed);
 }
-#define sim_assert(sim, condition) \
-    do {                           \
+#define sim_assert(sim, condition)                   \
+    do {                                             \
         if (!(condition)) sim_fail(sim, #condition); \
     } while (0)
 
@@ -112,7 +112,8 @@ static void sim_carry(struct sim *sim, struct sim_plane *plane, struct sim_pipe 
     uint8_t *data = malloc(count);
     memcpy(data, bytes, count);
     if (sim_chance(sim, sim->flip)) data[sim_below(sim, count)] ^= (uint8_t)(1u << sim_below(sim, 8));
-    int64_t at = sim->now_ns + plane->delay_ns + (int64_t)sim_below(sim, (uint64_t)plane->jitter_ns + 1), takes = (int64_t)((double)count / plane->bytes_per_ns);
+    int64_t at = sim->now_ns + plane->delay_ns + (int64_t)sim_below(sim, (uint64_t)plane->jitter_ns + 1),
+            takes = (int64_t)((double)count / plane->bytes_per_ns);
     if (sim->ordered && at < pipe->last_at_ns) at = pipe->last_at_ns; // behind what went before
     at += takes;
     if (sim->ordered) {
@@ -181,7 +182,8 @@ static void sim_break(struct sim *sim, int plane, int index) {
     for (int side = 0; side < 2; side++) {
         // Through a cut nobody hears of it.
         int64_t told = sim->now_ns + (int64_t)sim_below(sim, (uint64_t)sim->plane[plane].delay_ns + 1);
-        int64_t cut = sim->plane[plane].cut_until_ns[0] > sim->plane[plane].cut_until_ns[1] ? sim->plane[plane].cut_until_ns[0] : sim->plane[plane].cut_until_ns[1];
+        int64_t cut = sim->plane[plane].cut_until_ns[0] > sim->plane[plane].cut_until_ns[1] ? sim->plane[plane].cut_until_ns[0]
+                                                                                            : sim->plane[plane].cut_until_ns[1];
         stream->down_at_ns[side] = told > cut ? told : cut;
         stream->up_at_ns[side] = back + (int64_t)sim_below(sim, (uint64_t)sim->plane[plane].delay_ns + 1);
     }
@@ -276,7 +278,8 @@ static void sim_fault(struct sim *sim) {
     }
     if (!sim_chance(sim, sim->cut)) return;
     int p = (int)sim_below(sim, (uint64_t)sim->planes), others = 0;
-    for (int q = 0; q < sim->planes; q++) others += q != p && sim->plane[q].cut_until_ns[0] <= sim->now_ns && sim->plane[q].cut_until_ns[1] <= sim->now_ns;
+    for (int q = 0; q < sim->planes; q++)
+        others += q != p && sim->plane[q].cut_until_ns[0] <= sim->now_ns && sim->plane[q].cut_until_ns[1] <= sim->now_ns;
     for (int q = 0; q < sim->planes && !others; q++)
         if (sim->plane[q].cut_until_ns[0] > sim->now_ns || sim->plane[q].cut_until_ns[1] > sim->now_ns) return;
     int64_t until = sim->now_ns + (int64_t)sim_below(sim, (uint64_t)((others ? 400 : 120) * MS));

@@ -17,7 +17,11 @@ static void test_crc_forms_agree(void **state) {
 
 static struct gang_frame draw_chunk(uint64_t seed, uint64_t i) {
     uint64_t r = gang_random_at(seed, 4, i);
-    struct gang_frame f = {.type = WIRE_CHUNK, .chunk_log2 = (uint8_t)(WIRE_CHUNK_LOG2_MIN + r % 15), .number = 1 + (r >> 8), .epoch = (uint32_t)(r >> 3), .tag = (uint32_t)r};
+    struct gang_frame f = {.type = WIRE_CHUNK,
+                           .chunk_log2 = (uint8_t)(WIRE_CHUNK_LOG2_MIN + r % 15),
+                           .number = 1 + (r >> 8),
+                           .epoch = (uint32_t)(r >> 3),
+                           .tag = (uint32_t)r};
     uint64_t chunk = (uint64_t)1 << f.chunk_log2;
     f.floor_back = (uint32_t)(f.number - 1 < WIRE_PN_WINDOW - 1 ? f.number - 1 : WIRE_PN_WINDOW - 1);
     f.total = 1 + gang_random_at(seed, 5, i) % (chunk * 100);
@@ -73,7 +77,8 @@ static void test_hostile_fields_are_refused(void **state) {
     f = chunk, f.number = 0, refuse(f, "number");
     f = chunk, f.floor_back = WIRE_PN_WINDOW, refuse(f, "window");
     f = chunk, f.floor_back = 9, refuse(f, "window");
-    refuse((struct gang_frame){.type = WIRE_EAGER, .number = 1, .payload_bytes = WIRE_EAGER_MAX_BYTES + 1, .total = WIRE_EAGER_MAX_BYTES + 1}, "small message");
+    refuse((struct gang_frame){.type = WIRE_EAGER, .number = 1, .payload_bytes = WIRE_EAGER_MAX_BYTES + 1, .total = WIRE_EAGER_MAX_BYTES + 1},
+           "small message");
     refuse((struct gang_frame){.type = WIRE_PING, .number = 1, .payload_bytes = 1}, "empty");
     refuse((struct gang_frame){.type = WIRE_ACK, .payload_bytes = 25}, "acknowledgement");
     refuse((struct gang_frame){.type = WIRE_BYE, .payload_bytes = 100000}, "farewell");
@@ -103,7 +108,8 @@ static void test_mutations(void **state) {
         struct gang_frame in = draw_chunk(seed, i), out;
         uint8_t header[WIRE_HEADER_BYTES];
         gang_frame_encode(&in, header);
-        for (uint64_t n = 0; n < 1 + gang_random_at(seed, 7, i) % 4; n++) header[4 + gang_random_at(seed, 8 + n, i) % 56] = (uint8_t)gang_random_at(seed, 20 + n, i);
+        for (uint64_t n = 0; n < 1 + gang_random_at(seed, 7, i) % 4; n++)
+            header[4 + gang_random_at(seed, 8 + n, i) % 56] = (uint8_t)gang_random_at(seed, 20 + n, i);
         uint32_t crc = gang_crc32c(header, 60);
         for (int b = 0; b < 4; b++) header[60 + b] = (uint8_t)(crc >> (8 * b));
         if (gang_frame_decode(header, &out)) continue;
@@ -119,9 +125,12 @@ static void test_mutations(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_crc_forms_agree),          cmocka_unit_test(test_frames_return),
-        cmocka_unit_test(test_any_flipped_bit_is_refused), cmocka_unit_test(test_hostile_fields_are_refused),
-        cmocka_unit_test(test_a_future_version_is_named),  cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_crc_forms_agree),
+        cmocka_unit_test(test_frames_return),
+        cmocka_unit_test(test_any_flipped_bit_is_refused),
+        cmocka_unit_test(test_hostile_fields_are_refused),
+        cmocka_unit_test(test_a_future_version_is_named),
+        cmocka_unit_test(test_mutations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -50,12 +50,23 @@ enum { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, BROADCAST, ALL_TO_ALL, BARRIER, K
 static void *run_job(void *context) {
     struct job *job = context;
     switch (job->kind) {
-    case ALL_REDUCE: job->status = gang_all_reduce(job->group, job->data, job->count, job->type); break;
-    case REDUCE_SCATTER: job->status = gang_reduce_scatter(job->group, job->data, job->count, job->type); break;
-    case ALL_GATHER: job->status = gang_all_gather(job->group, job->data, job->count, job->type); break;
-    case BROADCAST: job->status = gang_broadcast(job->group, job->root, job->data, job->count); break;
-    case ALL_TO_ALL: job->status = gang_all_to_all(job->group, job->data, job->in, job->count); break;
-    default: job->status = gang_barrier(job->group);
+    case ALL_REDUCE:
+        job->status = gang_all_reduce(job->group, job->data, job->count, job->type);
+        break;
+    case REDUCE_SCATTER:
+        job->status = gang_reduce_scatter(job->group, job->data, job->count, job->type);
+        break;
+    case ALL_GATHER:
+        job->status = gang_all_gather(job->group, job->data, job->count, job->type);
+        break;
+    case BROADCAST:
+        job->status = gang_broadcast(job->group, job->root, job->data, job->count);
+        break;
+    case ALL_TO_ALL:
+        job->status = gang_all_to_all(job->group, job->data, job->in, job->count);
+        break;
+    default:
+        job->status = gang_barrier(job->group);
     }
     snprintf(job->error, sizeof job->error, "%s", gang_error());
     return NULL;
@@ -107,7 +118,13 @@ static void try_one(struct mesh *mesh, uint64_t seed, int kind) {
     enum gang_element type = r >> 60 & 1 ? GANG_BF16 : GANG_F32;
     size_t bytes = kind == ALL_TO_ALL ? count * (size_t)mesh->members : kind == BROADCAST ? count : count * size_of(type);
     for (int i = 0; i < mesh->members; i++) {
-        jobs[i] = (struct job){.group = mesh->groups[i], .member = i, .members = mesh->members, .kind = kind, .root = (int)(r >> 50) % mesh->members, .type = type, .count = count};
+        jobs[i] = (struct job){.group = mesh->groups[i],
+                               .member = i,
+                               .members = mesh->members,
+                               .kind = kind,
+                               .root = (int)(r >> 50) % mesh->members,
+                               .type = type,
+                               .count = count};
         jobs[i].data = malloc(bytes + 1);
         jobs[i].in = calloc(1, bytes + 1);
         before[i] = malloc(bytes + 1);
@@ -165,7 +182,8 @@ static void expect_named(struct mesh *mesh, int living, const char *words) {
     struct job jobs[MEMBERS_MAX];
     double start = gang_seconds();
     for (int i = 0; i < living; i++) {
-        jobs[i] = (struct job){.group = mesh->groups[i], .member = i, .members = mesh->members, .kind = ALL_REDUCE, .type = GANG_F32, .count = 700000};
+        jobs[i] = (struct job){
+            .group = mesh->groups[i], .member = i, .members = mesh->members, .kind = ALL_REDUCE, .type = GANG_F32, .count = 700000};
         jobs[i].data = calloc(jobs[i].count, 4);
     }
     run_all(jobs, living);
@@ -226,7 +244,8 @@ static void test_a_silent_member_is_named(void **state) {
     }
     struct job jobs[2];
     float ones[2] = {1, 1};
-    for (int i = 0; i < 2; i++) jobs[i] = (struct job){.group = mesh.groups[i], .member = i, .members = 3, .kind = ALL_REDUCE, .count = 1, .data = (uint8_t *)&ones[i]};
+    for (int i = 0; i < 2; i++)
+        jobs[i] = (struct job){.group = mesh.groups[i], .member = i, .members = 3, .kind = ALL_REDUCE, .count = 1, .data = (uint8_t *)&ones[i]};
     run_all(jobs, 2);
     assert_true(!jobs[0].status && !jobs[1].status && ones[0] == 3 && ones[1] == 3);
     expect_named(&mesh, 2, "rank 2");

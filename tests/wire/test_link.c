@@ -124,10 +124,14 @@ static void check_link(struct sim *sim, struct gang_link *link) {
 
 static size_t draw_bytes(struct sim *sim) {
     switch (sim_below(sim, 4)) {
-    case 0: return sim_below(sim, TEST_EAGER + 1);
-    case 1: return TEST_EAGER + 1 + sim_below(sim, 2000);
-    case 2: return (1 + sim_below(sim, 4)) << TEST_CHUNK_LOG2;
-    default: return sim_below(sim, LONG_BYTES);
+    case 0:
+        return sim_below(sim, TEST_EAGER + 1);
+    case 1:
+        return TEST_EAGER + 1 + sim_below(sim, 2000);
+    case 2:
+        return (1 + sim_below(sim, 4)) << TEST_CHUNK_LOG2;
+    default:
+        return sim_below(sim, LONG_BYTES);
     }
 }
 
@@ -232,7 +236,8 @@ static void drain(struct sim *sim) {
 
 static uint64_t bytes_received(const struct sim *sim) {
     uint64_t bytes = 0;
-    for (int i = 0; i < 2 * sim->planes * sim->streams; i++) bytes += sim->links[i % 2]->streams[i / 2 / sim->streams][i / 2 % sim->streams]->rx_bytes;
+    for (int i = 0; i < 2 * sim->planes * sim->streams; i++)
+        bytes += sim->links[i % 2]->streams[i / 2 / sim->streams][i / 2 % sim->streams]->rx_bytes;
     return bytes;
 }
 
@@ -279,14 +284,15 @@ static void run_seed(uint64_t seed) {
             check_link(&sim, sim.links[0]);
             check_link(&sim, sim.links[1]);
         }
-        sim_assert(&sim, sim.now_ns < limit_ns);                                        // no deadlock
+        sim_assert(&sim, sim.now_ns < limit_ns);                                  // no deadlock
         sim_assert(&sim, sim.dead_forever || (!app.deaths[0] && !app.deaths[1])); // no false death
     }
     sim_assert(&sim, app.deaths[0] == sim.dead_forever && app.deaths[1] == sim.dead_forever);
     if (!sim.dead_forever) drain(&sim);
     if (calm && !sim.dead_forever && seed % 8 == 0) check_rest(&sim);
     // On a sound network no plane is ever given up.
-    for (int p = 0; p < sim.planes && calm && !sim.dead_forever; p++) sim_assert(&sim, !sim.links[0]->planes[p].losses && !sim.links[1]->planes[p].losses);
+    for (int p = 0; p < sim.planes && calm && !sim.dead_forever; p++)
+        sim_assert(&sim, !sim.links[0]->planes[p].losses && !sim.links[1]->planes[p].losses);
     sim_close(&sim);
 }
 

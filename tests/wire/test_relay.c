@@ -178,12 +178,9 @@ static void test_bad_addresses(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_distance_and_rate),
-        cmocka_unit_test(test_both_planes_are_filled),
-        cmocka_unit_test(test_a_plane_cut_and_healed),
-        cmocka_unit_test(test_an_outage_of_all_planes_is_only_time),
-        cmocka_unit_test(test_flipped_bits_are_mended),
-        cmocka_unit_test(test_all_planes_cut_is_death_once),
+        cmocka_unit_test(test_distance_and_rate),       cmocka_unit_test(test_both_planes_are_filled),
+        cmocka_unit_test(test_a_plane_cut_and_healed),  cmocka_unit_test(test_an_outage_of_all_planes_is_only_time),
+        cmocka_unit_test(test_flipped_bits_are_mended), cmocka_unit_test(test_all_planes_cut_is_death_once),
         cmocka_unit_test(test_bad_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -13,7 +13,8 @@ static const char *write_secret(const char *name, const char *text, int mode) {
 
 static struct gang_wire *open_with(int rank, const char *secret_path) {
     struct gang_wire *wire;
-    assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = rank, .listen = "127.0.0.1:0", .secret_path = secret_path, .connect_ms = 3000}, &wire));
+    assert_ok(
+        gang_wire_open(&(struct gang_wire_options){.rank = rank, .listen = "127.0.0.1:0", .secret_path = secret_path, .connect_ms = 3000}, &wire));
     return wire;
 }
 

@@ -28,7 +28,8 @@ static void exchange_batch(struct pair *pair, uint64_t seed) {
         if (i % 2) assert_ok(gang_wire_recv(pair->links[i < BATCH], tag + 10u * (i % 2), in[i], bytes, &recvs[i]));
         assert_ok(gang_wire_send(pair->links[i >= BATCH], tag + 10u * (i % 2), i % GANG_WIRE_PRIORITIES, out[i], bytes, &sends[i]));
     }
-    for (int i = 0; i < 2 * BATCH; i += 2) assert_ok(gang_wire_recv(pair->links[i < BATCH], (uint32_t)(i % 3), in[i], draw_bytes(seed, (uint64_t)i), &recvs[i]));
+    for (int i = 0; i < 2 * BATCH; i += 2)
+        assert_ok(gang_wire_recv(pair->links[i < BATCH], (uint32_t)(i % 3), in[i], draw_bytes(seed, (uint64_t)i), &recvs[i]));
     for (int i = 0; i < 2 * BATCH; i++) {
         assert_ok(gang_wire_wait(&sends[i]));
         assert_ok(gang_wire_wait(&recvs[i]));
@@ -133,7 +134,8 @@ static void test_sizes_that_differ_are_named(void **state) {
         struct gang_wire_op send, recv;
         assert_ok(gang_wire_recv(pair.links[1], 3, data, i ? 50000 : 10, &recv));
         enum gang_status status = gang_wire_send(pair.links[0], 3, 0, data, i ? 60000 : 20, &send);
-        assert_fails(GANG_ERR_PEER, i ? "rank 0 sends 60000 bytes and rank 1 expects 50000" : "rank 0 sends 20 bytes and rank 1 expects 10", gang_wire_wait(&recv));
+        assert_fails(GANG_ERR_PEER, i ? "rank 0 sends 60000 bytes and rank 1 expects 50000" : "rank 0 sends 20 bytes and rank 1 expects 10",
+                     gang_wire_wait(&recv));
         if (!status && i) assert_fails(GANG_ERR_PEER, "rank 1 expects 50000", gang_wire_wait(&send));
         close_pair(&pair);
     }
