@@ -10,8 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Chunks in flight per stream while the plane's rate is unknown, and at least.
-enum { FLIGHT_CHUNKS_MIN = 8 };
+// Chunks in flight per stream while the plane's rate is unknown, and at least. What is in flight on a plane that is cut must be
+// sent again, behind what is in flight on the others: so no more than it takes.
+enum { FLIGHT_CHUNKS_FIRST = 8, FLIGHT_CHUNKS_MIN = 2 };
 static const double flight_slack_s = 0.002; // for acknowledgements that dawdle
 
 // ---- Sets of chunks ------------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ void gang_send_credit(struct gang_link *link, uint64_t limit) {
 // What a stream of this plane may have in flight: twice what fills the path.
 static double flight_limit(const struct gang_link *link, const struct gang_plane *plane) {
     double path = 2 * plane->rate * ((double)plane->min_rtt_ns * 1e-9 + flight_slack_s) / (plane->ups ? plane->ups : 1);
-    double least = (double)((uint64_t)FLIGHT_CHUNKS_MIN << link->config.chunk_log2);
+    double least = (double)((uint64_t)(plane->rate > 0 ? FLIGHT_CHUNKS_MIN : FLIGHT_CHUNKS_FIRST) << link->config.chunk_log2);
     return path > least ? path : least;
 }
 
