@@ -2,7 +2,7 @@
 BUILD ?= build
 SHELL := /bin/sh
 .DEFAULT_GOAL := build
-.PHONY: help build demo check bench tidy asan tsan fuzz install clean
+.PHONY: help build demo check bench tidy asan tsan fuzz soak install clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,7 +28,7 @@ asan: ## the tests under the address and undefined-behaviour sanitizers
 	@tools/sanitized address tests/run build-asan
 
 # What runs on OpenMP threads (src/device, fresh weights, what trains) is left out: see tools/sanitized.
-TSAN_TESTS = base yaml config safetensors tokenizer data save sample
+TSAN_TESTS = base yaml config safetensors tokenizer data save sample link wire relay group secure
 
 tsan: ## the tests of threads of our own under the thread sanitizer
 	@$(MAKE) --no-print-directory build BUILD=build-tsan OPTIONS="-DSANITIZE=thread"
@@ -37,6 +37,9 @@ tsan: ## the tests of threads of our own under the thread sanitizer
 fuzz: ## every harness for SECONDS (60) each
 	@tools/setup build fuzz
 	@for f in tests/fuzz/fuzz_*.c; do tests/fuzz/run $$(basename $$f .c) $(or $(SECONDS),60) || exit 1; done
+
+soak: build ## the link's protocol under RUNS (100000) seeded networks; GANG_TEST_SEED=n repeats one
+	@GANG_TEST_RUNS=$(or $(RUNS),100000) $(BUILD)/test_link
 
 tidy: build ## format, clang-tidy, and the rules of the house that a script can check
 	@tools/setup tidy

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 // ---- Status and error text -----------------------------------------------------------------------------------------
@@ -21,6 +22,7 @@ enum gang_status {
     GANG_ERR_OS,          // a system call failed
     GANG_ERR_MEMORY,      // does not fit
     GANG_ERR_STOPPED,     // the user asked for an end
+    GANG_ERR_PEER,        // another rank died, fell silent or broke the protocol
 };
 
 #define GANG_CHECK_RESULT __attribute__((warn_unused_result))
@@ -90,6 +92,30 @@ extern const struct gang_os gang_os_real;
 extern const struct gang_os *gang_os; // set before threads start; points to gang_os_real by default
 
 static inline double gang_seconds(void) { return (double)gang_os->now_ns() * 1e-9; }
+
+// ---- Sockets (TCP) -------------------------------------------------------------------------------------------------
+
+struct gang_address {
+    struct sockaddr_storage storage;
+    socklen_t bytes;
+};
+enum { GANG_ADDRESS_TEXT = 80 };
+
+// "host:port", "[v6]:port"; asks the resolver, so it may block. Port 0 lets the kernel pick when listening.
+GANG_CHECK_RESULT enum gang_status gang_address_resolve(const char *what, const char *text, struct gang_address *out);
+bool gang_address_is_loopback(const struct gang_address *address);
+const char *gang_address_text(const struct gang_address *address, char out[GANG_ADDRESS_TEXT]);
+
+// All sockets are non-blocking and close on exec. The caller closes them.
+GANG_CHECK_RESULT enum gang_status gang_socket_listen(const struct gang_address *address, int *fd);
+GANG_CHECK_RESULT enum gang_status gang_socket_address(int fd, struct gang_address *out); // its own, with the port that the kernel picked
+// Starts to connect, from `local` unless NULL; writable when done, gang_socket_error then says how it went.
+GANG_CHECK_RESULT enum gang_status gang_socket_connect(const struct gang_address *local, const struct gang_address *remote, int *fd);
+int gang_socket_error(int fd);                         // an errno, 0 when connected
+int gang_socket_accept(int listener);                  // -1 and errno
+void gang_socket_no_delay(int fd);                     // small frames leave at once
+void gang_socket_buffers(int fd, size_t bytes);        // both ways, beyond the system's limit where we may
+bool gang_socket_congestion(int fd, const char *name); // false: the kernel has it not, or we may not
 
 // ---- Files ---------------------------------------------------------------------------------------------------------
 

@@ -41,17 +41,27 @@ struct unit_family {
 };
 
 static const struct unit_family unit_families[] = {
-    [GANG_UNIT_BYTES] =
-        {"80GiB or 512MB",
-         {{"B", 1}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}}},
+    [GANG_UNIT_BYTES] = {"80GiB or 512MB",
+                         {{"B", 1},
+                          {"KB", 1e3},
+                          {"kB", 1e3},
+                          {"MB", 1e6},
+                          {"GB", 1e9},
+                          {"TB", 1e12},
+                          {"KiB", 0x1p10},
+                          {"MiB", 0x1p20},
+                          {"GiB", 0x1p30},
+                          {"TiB", 0x1p40}}},
     [GANG_UNIT_RATE] = {"200Gbps (bits) or 3.35TB/s (bytes)",
                         {{"bps", 0.125},
                          {"Kbps", 125},
+                         {"kbps", 125},
                          {"Mbps", 125e3},
                          {"Gbps", 125e6},
                          {"Tbps", 125e9},
                          {"B/s", 1},
                          {"KB/s", 1e3},
+                         {"kB/s", 1e3},
                          {"MB/s", 1e6},
                          {"GB/s", 1e9},
                          {"TB/s", 1e12}}},
@@ -97,13 +107,13 @@ static const char *human(double value, double step, const char *const *units, in
 }
 
 const char *gang_human_bytes(double bytes, char *out) {
-    static const char *const units[] = {" B", " KiB", " MiB", " GiB", " TiB", " PiB"};
-    return human(bytes, 1024, units, 6, out);
+    static const char *const names[] = {" B", " KiB", " MiB", " GiB", " TiB", " PiB"};
+    return human(bytes, 1024, names, 6, out);
 }
 
 const char *gang_human_count(double count, char *out) {
-    static const char *const units[] = {"", " K", " M", " B", " T"};
-    return human(count, 1000, units, 5, out);
+    static const char *const names[] = {"", " K", " M", " B", " T"};
+    return human(count, 1000, names, 5, out);
 }
 
 const char *gang_human_seconds(double seconds, char *out) {

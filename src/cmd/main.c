@@ -7,8 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static const struct gang_command *const commands[] = {&gang_command_train, &gang_command_generate, &gang_command_probe,
-                                                      &gang_command_plan,  &gang_command_simulate, &gang_command_validate};
+static const struct gang_command *const commands[] = {&gang_command_train,    &gang_command_generate, &gang_command_probe, &gang_command_plan,
+                                                      &gang_command_simulate, &gang_command_validate, &gang_command_wan,   &gang_command_bench};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 volatile int gang_interrupted;

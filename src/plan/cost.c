@@ -31,13 +31,13 @@ double gang_time_sum(const struct gang_time *t) { return t->matmul + t->attentio
 
 // ---- Exchanges -----------------------------------------------------------------------------------------------------
 
-double gang_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency) {
+double gang_cost_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency) {
     return n < 2 ? 0 : (double)(n - 1) * (bytes / (double)n / bandwidth + latency);
 }
-double gang_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency) {
-    return 2 * gang_ring_reduce_scatter(n, bytes, bandwidth, latency);
+double gang_cost_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency) {
+    return 2 * gang_cost_ring_reduce_scatter(n, bytes, bandwidth, latency);
 }
-double gang_all_to_all(int64_t n, double bytes, double bandwidth, double latency) {
+double gang_cost_all_to_all(int64_t n, double bytes, double bandwidth, double latency) {
     return n < 2 ? 0 : (double)(n - 1) / (double)n * bytes / bandwidth + latency;
 }
 
@@ -188,8 +188,8 @@ static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk
         double bytes = p->M * (double)s->hidden * p->element;
         // Attention and feed-forward; experts that are cut exchange every copy of a token.
         double copies = moe ? (double)s->experts_per_token : 1;
-        double both = gang_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency) +
-                      gang_ring_all_reduce(l->tp, copies * bytes, tier.bandwidth, tier.latency);
+        double both = gang_cost_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency) +
+                      gang_cost_ring_all_reduce(l->tp, copies * bytes, tier.bandwidth, tier.latency);
         out->forward.tensor += exposed(p, both, out->forward.matmul);
         out->input.tensor += exposed(p, both, out->input.matmul);
         // With sequence parallelism the inputs are gathered once more for the weights' gradients, behind the input's product.
@@ -303,7 +303,7 @@ static void price_ends(const struct pricing *p, struct gang_chunk_cost *first, s
     last->input.vector = p->M * V * (p->l->fused ? 6 : 18) / p->memory;
     if (p->l->tp > 1) {
         struct tier tier = tier_of(p->group, p->l->tp, 1);
-        double both = gang_ring_all_reduce(p->l->tp, p->M * C * p->element, tier.bandwidth, tier.latency);
+        double both = gang_cost_ring_all_reduce(p->l->tp, p->M * C * p->element, tier.bandwidth, tier.latency);
         last->forward.tensor = both / 2;
         last->input.tensor = both / 2;
     }

@@ -143,9 +143,9 @@ struct gang_chunk_cost {
 
 // Seconds that `bytes` (the whole buffer on each of n members) take as ring all-reduce, reduce-scatter, all-gather, all-to-all
 // at `bandwidth` a member and `latency` a hop. Thakur, Rabenseifner, Gropp 2005 (doi 10.1177/1094342005051521).
-double gang_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency);
-double gang_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency); // and all-gather
-double gang_all_to_all(int64_t n, double bytes, double bandwidth, double latency);
+double gang_cost_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency);
+double gang_cost_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency); // and all-gather
+double gang_cost_all_to_all(int64_t n, double bytes, double bandwidth, double latency);
 
 // Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
 double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);

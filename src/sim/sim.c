@@ -175,7 +175,7 @@ static void hop_of(const struct sim *s, const struct message *m, struct gang_hop
                      hop);
 }
 
-static void send(struct sim *s, int rank, const struct gang_instruction *i) {
+static void send_message(struct sim *s, int rank, const struct gang_instruction *i) {
     struct message m = {.from = rank, .to = i->peer, .chunk = i->chunk, .micro = i->micro, .gradient = i->gradient, .started = s->now};
     struct gang_hop hop;
     struct gang_use uses[2 + GANG_MAX_ROUTE];
@@ -342,7 +342,7 @@ static bool step_message(struct sim *s, int rank, const struct gang_instruction 
     if (i->op == GANG_OP_SEND) {
         if (s->under_way[2 * rank + i->gradient] >= s->in->program->buffers) return wait_for(s, rank, &booked(s, rank)->pipeline), false;
         stop_waiting(s, rank);
-        send(s, rank, i);
+        send_message(s, rank, i);
         return true;
     }
     if (!*arrival(s, replica_of(s, rank), i->gradient, i->chunk, i->micro)) return wait_for(s, rank, &booked(s, rank)->pipeline), false;

@@ -1,0 +1,123 @@
+// endpoint: between wire.c (threads, the calls of wire.h) and tcp.c (connections). Internal to src/wire; everything here
+// is touched only under wire->lock.
+#ifndef GANG_WIRE_ENDPOINT_H
+#define GANG_WIRE_ENDPOINT_H
+
+#include "wire/link.h"
+#include "wire/wire.h"
+
+#include <pthread.h>
+
+enum { WIRE_STRANGERS_MAX = 16, WIRE_GREETING_BYTES = WIRE_HEADER_BYTES + WIRE_BYE_MAX_BYTES, WIRE_EVENTS = 64 };
+
+enum gang_source { SOURCE_STREAM, SOURCE_STRANGER, SOURCE_LISTENER, SOURCE_KICK }; // first member of what epoll points to
+
+struct ssl_st;
+struct gang_secure; // secure.c: the cluster's secret
+
+struct gang_pipe {
+    int fd;       // -1: closed
+    bool pending; // bytes that `write` took still wait for the socket; call it again, with none if there are no more
+    struct ssl_st *ssl;
+    struct tls_out *out;
+};
+
+// How bytes move over a connection: plain, or under TLS.
+struct gang_carrier {
+    const char *name;
+    bool (*open)(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts);   // the connection stands
+    int (*handshake)(struct gang_pipe *pipe);                                     // 1 done, 0 not yet, -1 failed
+    ssize_t (*read)(struct gang_pipe *pipe, const struct iovec *iov, int count);  // as readv
+    ssize_t (*write)(struct gang_pipe *pipe, const struct iovec *iov, int count); // as writev, without a signal
+    void (*close)(struct gang_pipe *pipe);
+};
+extern const struct gang_carrier gang_carrier_tcp, gang_carrier_tls;
+
+GANG_CHECK_RESULT enum gang_status gang_secure_new(const char *path, struct gang_secure **out);
+void gang_secure_free(struct gang_secure *secure);
+
+// A greeting that is being received: one HELLO, or a BYE.
+struct gang_greeting {
+    uint8_t bytes[WIRE_GREETING_BYTES];
+    size_t got;
+};
+
+struct gang_stranger {
+    enum gang_source source;
+    struct gang_pipe pipe; // closed: free
+    bool secured;          // its handshake is done
+    int64_t deadline_ns;
+    struct gang_greeting greeting;
+};
+
+enum gang_conn_state { CONN_IDLE, CONN_CONNECTING, CONN_SECURING, CONN_GREETING, CONN_UP };
+
+// The carrier of one stream.
+struct gang_conn {
+    enum gang_source source;
+    enum gang_conn_state state;
+    struct gang_wire_link *link;
+    int plane, stream;
+    struct gang_pipe pipe;
+    bool readable, refused;
+    uint32_t epoch;
+    int64_t deadline_ns, retry_ns, pause_ns;
+    struct gang_greeting greeting;
+};
+
+struct gang_wire_link {
+    struct gang_wire *wire;
+    struct gang_wire_link *next;
+    struct gang_link *core;
+    int peer, planes, streams;
+    bool connects, has_local[WIRE_PLANES_MAX];
+    struct gang_address local[WIRE_PLANES_MAX], remote[WIRE_PLANES_MAX];
+    size_t buffer_bytes;
+    uint64_t peer_session;
+    int outstanding; // operations that are not done
+    struct gang_conn conns[WIRE_PLANES_MAX][WIRE_STREAMS_MAX];
+};
+
+enum gang_driver { DRIVER_NONE, DRIVER_PROGRESS, DRIVER_USER };
+
+struct gang_wire {
+    pthread_mutex_t lock;
+    pthread_cond_t baton, park; // users wait for the baton, the progress thread parks
+    pthread_t thread;
+    bool thread_started, closing, stop, again; // again: some connection has more to read
+    bool timeless;                             // a caller drives and sleeps until an event comes
+    enum gang_driver driver;
+    int wanting;                           // users that wait for the baton
+    int64_t user_ns, next_ns;              // a user drove last; what is due next
+    int64_t sleep_until_ns, park_until_ns; // the driver sleeps until; the progress thread is parked until; 0: neither
+    int rank;
+    uint64_t cluster, session;
+    const struct gang_carrier *carrier;
+    struct gang_secure *secure; // NULL: plain
+    struct gang_link_config config;
+    char address[GANG_ADDRESS_TEXT];
+    int epoll, kick, listener;
+    enum gang_source listener_source, kick_source;
+    struct gang_wire_link *links;
+    struct gang_stranger strangers[WIRE_STRANGERS_MAX];
+};
+
+// wire.c
+// Waits until the operation is done, or one of `links` (NULLs are skipped) is dead, or `notice` of any of them is done.
+void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct gang_wire_link *const *links, const struct gang_wire_op *notices,
+                        int count);
+void gang_wire_cancel(struct gang_wire_op *op);               // if it is not done
+const char *gang_wire_why(const struct gang_wire_link *link); // a dead link's error: it does not change any more
+
+// tcp.c
+void gang_tcp_event(struct gang_wire *wire, void *source, uint32_t events, int64_t now_ns);
+void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns);    // those that had more
+void gang_tcp_flush(struct gang_wire_link *link, int64_t now_ns);   // sends what can be sent
+int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns); // connects; returns when it is due again
+int64_t gang_tcp_tick_strangers(struct gang_wire *wire, int64_t now_ns);
+void gang_tcp_close(struct gang_conn *conn, int64_t now_ns);
+void gang_tcp_end(struct gang_wire *wire, struct gang_pipe *pipe); // closes it if it is open
+void gang_tcp_reset(void *link, int plane, int stream);            // the core's hook
+bool gang_epoll_add(struct gang_wire *wire, int fd, uint32_t events, void *source);
+
+#endif

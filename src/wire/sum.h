@@ -1,0 +1,13 @@
+// sum: adding up what the members of a group have sent. Internal to src/wire.
+#ifndef GANG_WIRE_SUM_H
+#define GANG_WIRE_SUM_H
+
+#include "wire/wire.h"
+
+// to[i] = (((parts[0][i] + parts[1][i]) + parts[2][i]) + ...), in f32, rounded to the type at the end; a NaN is the quiet
+// one of that type. `to` may be one of the
+// parts. This is the definition; gang_sum gives the same bits faster.
+void gang_sum_reference(void *to, const void *const *parts, int count, size_t elements, enum gang_element type);
+void gang_sum(void *to, const void *const *parts, int count, size_t elements, enum gang_element type);
+
+#endif

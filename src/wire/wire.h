@@ -1,0 +1,149 @@
+// wire: what crosses between ranks. A process opens one wire, joins links to other ranks, and sends and receives messages on
+// tags of a link; the wire brings every byte once and intact, over whatever planes of the link still work.
+//
+// Any thread may call anything here. A buffer belongs to the caller, but while its operation is under way nobody may
+// change (send) or look at (receive) it. Messages of one tag match in the order of the calls: the n-th send of one side
+// with the n-th receive of the other, whose sizes must be equal.
+//
+// When the peer dies, falls silent on all planes for dead_ms, or breaks the protocol, every operation on the link ends
+// with GANG_ERR_PEER and a text that names it. That is the only error an operation under way can have.
+#ifndef GANG_WIRE_H
+#define GANG_WIRE_H
+
+#include "base/base.h"
+
+struct gang_wire;
+struct gang_wire_link;
+
+enum { GANG_WIRE_PLANES = 8, GANG_WIRE_STREAMS = 8, GANG_WIRE_EAGER_BYTES = 8192, GANG_WIRE_PRIORITIES = 4 };
+
+struct gang_wire_options {
+    int rank;
+    const char *listen;      // "host:port"; port 0 lets the kernel pick
+    uint64_t cluster;        // both ends must name the same
+    const char *secret_path; // a file that only its owner may read: TLS 1.3 with this secret. NULL: plain, for loopback only
+    int64_t heartbeat_ms;    // 0: 4
+    int64_t hold_ms;         // 0: 100; silence on all planes after which the link is suspect
+    int64_t dead_ms;         // 0: 1000; and lost
+    int64_t connect_ms;      // 0: 10000; to come up the first time
+};
+
+// Opens the listening port and starts the progress thread.
+GANG_CHECK_RESULT enum gang_status gang_wire_open(const struct gang_wire_options *options, struct gang_wire **out);
+// Ends all links (the peers are told) and frees everything. Messages that were sent are delivered first, if the peers take
+// them within a second. No other call may be under way.
+void gang_wire_close(struct gang_wire *wire);
+// "host:port" that others connect to.
+const char *gang_wire_address(const struct gang_wire *wire);
+
+struct gang_wire_plane {
+    const char *local;  // address to leave from; NULL: any
+    const char *remote; // where the peer listens on this plane
+};
+
+struct gang_wire_link_options {
+    int peer;
+    int planes;                          // of both ends the same
+    int streams;                         // per plane; 0: 1
+    const struct gang_wire_plane *plane; // `planes` of them on the side that connects; NULL on the side that is connected to
+    size_t buffer_bytes;                 // of each socket; 0: the system's. Twice bandwidth times delay over a long way
+};
+
+// Starts to connect, or to expect the peer. Messages may be sent and received at once; they wait.
+GANG_CHECK_RESULT enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_link_options *options, struct gang_wire_link **out);
+
+// An operation. The caller's, zeroed; it must stay in place until it is done.
+struct gang_wire_op {
+    struct gang_wire_link *link;
+    enum gang_status status;
+    bool done;
+};
+
+// Starts to send or receive. Waits only while too many operations are outstanding on the link. Priority 0 goes first.
+GANG_CHECK_RESULT enum gang_status gang_wire_send(struct gang_wire_link *link, uint32_t tag, int priority, const void *data, size_t bytes,
+                                                  struct gang_wire_op *op);
+GANG_CHECK_RESULT enum gang_status gang_wire_recv(struct gang_wire_link *link, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op);
+// Until the operation is done; its status. A send of at most GANG_WIRE_EAGER_BYTES may be done before the peer has it.
+GANG_CHECK_RESULT enum gang_status gang_wire_wait(struct gang_wire_op *op);
+bool gang_wire_done(struct gang_wire_op *op);
+
+struct gang_wire_plane_report {
+    bool up;
+    double rtt_s, bytes_per_s; // smoothed, measured on this link; 0 while unknown
+    uint64_t losses;           // times that it went down
+};
+struct gang_wire_report {
+    bool dead, suspect;
+    int planes;
+    struct gang_wire_plane_report plane[GANG_WIRE_PLANES];
+};
+void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out);
+
+// ---- Collectives ---------------------------------------------------------------------------------------------------
+//
+// A group is an ordered list of ranks; every member makes it alike. One collective at a time per group, called by all
+// members in the same order with the same sizes; several groups may be busy at once from several threads.
+//
+// A sum is always taken in the order of the members, in f32, whatever way the bytes go: all members get the same bits, every
+// time, whatever the number of planes and the size of the message. NaN and infinities go as IEEE 754 says.
+//
+// When a member dies, or another member says so, the call ends with GANG_ERR_PEER and a text that names it, on all members;
+// the group is broken then and every further call says so. The living make a new group, with other tags.
+
+struct gang_group;
+
+enum { GANG_GROUP_MEMBERS = 64, GANG_GROUP_TAGS = 8 };
+enum gang_element { GANG_F32, GANG_BF16 };
+
+// `links[i]` leads to member i; links[me] is NULL. Uses the tags from `tag` to tag + GANG_GROUP_TAGS - 1 of these links, alone
+// and for ever. Free before the wire is closed.
+GANG_CHECK_RESULT enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
+                                                  struct gang_group **out);
+void gang_group_free(struct gang_group *group);
+
+// Sums `data` of all members; everybody gets the sum.
+GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_group *group, void *data, size_t count, enum gang_element type);
+// `data` holds `count` elements, cut into parts as gang_group_part says; member i gets the sum of part i in its place. The
+// other parts are left as they were.
+GANG_CHECK_RESULT enum gang_status gang_reduce_scatter(struct gang_group *group, void *data, size_t count, enum gang_element type);
+// The other way round: member i gives part i, everybody gets all parts.
+GANG_CHECK_RESULT enum gang_status gang_all_gather(struct gang_group *group, void *data, size_t count, enum gang_element type);
+void gang_group_part(const struct gang_group *group, size_t count, int member, size_t *first, size_t *length);
+GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_group *group, int root, void *data, size_t bytes);
+// `out` and `in` hold `bytes` per member: what goes to it and what comes from it.
+GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_group *group, const void *out, void *in, size_t bytes);
+GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_group *group);
+
+// ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
+//
+// It accepts TCP connections, connects each to `to`, and passes the bytes on late, at a rate, with outages. It works on
+// streams, not on packets: what it delays is data, not the set-up of a connection; a loss or a reordering is nothing it
+// can show. The rate is shared by all connections, each way its own. An outage or a cut holds everything back in silence.
+
+struct gang_relay;
+
+struct gang_relay_options {
+    const char *listen, *to;         // "host:port"
+    double rtt_s;                    // half of it each way
+    double jitter_s;                 // up to so much more each way, drawn anew every so often; order is kept
+    double bytes_per_s;              // 0: as fast as it goes
+    double outage_s, outage_every_s; // 0: none
+    double cut_at_s, heal_at_s;      // after the start; 0: never
+    double flips;                    // chance per bit to be flipped
+    uint64_t seed;
+};
+
+GANG_CHECK_RESULT enum gang_status gang_relay_open(const struct gang_relay_options *options, struct gang_relay **out); // starts its thread
+const char *gang_relay_address(const struct gang_relay *relay);
+void gang_relay_cut(struct gang_relay *relay, bool cut); // now, until healed; at any time, from any thread
+void gang_relay_close(struct gang_relay *relay);
+
+struct gang_relay_report {
+    uint64_t bytes[2]; // towards `to`, and back
+    double late_s;     // how much later than meant data left, on average by piece
+    double late_most_s;
+    uint64_t connections, flipped;
+};
+void gang_relay_report(struct gang_relay *relay, struct gang_relay_report *out);
+
+#endif

@@ -1,0 +1,317 @@
+// The protocol under a seeded network: every byte once and intact, whatever is dropped, doubled, damaged, cut and healed.
+//
+// GANG_TEST_SEED=n runs that one seed; GANG_TEST_RUNS=n runs n of them, from 1.
+#include "../test.h"
+
+#include "sim.h"
+
+enum { TAGS = 3, MESSAGES = 12, OPS = TAGS * MESSAGES, LONG_BYTES = 24 << 10, TEST_CHUNK_LOG2 = 11, TEST_EAGER = 256, RUNS = 10000 };
+
+struct app_op {
+    struct app *app;
+    bool receive, started, ended;
+    enum gang_status status;
+    int side, tag, number;
+    size_t bytes;
+    int64_t start_ns, cancel_ns; // cancel_ns 0: never
+    uint8_t *data;
+};
+
+struct app {
+    struct sim *sim;
+    struct app_op ops[2][2][TAGS][MESSAGES]; // by sending side; receive or not
+    int ended, all, deaths[2];
+    bool cancels;
+    enum gang_link_state state[2];
+};
+
+static struct app *current_app;
+static struct sim_side sides[2];
+
+static void pattern(uint8_t *to, size_t bytes, uint64_t a, uint64_t b) {
+    uint64_t x = gang_random_at(a, b, 5) | 1;
+    for (size_t i = 0; i < bytes; i += 8) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        memcpy(to + i, &x, bytes - i < 8 ? bytes - i : 8);
+    }
+}
+
+static uint64_t name_of(const struct app_op *op) { return (uint64_t)(op->side * TAGS + op->tag) * MESSAGES + (uint64_t)op->number; }
+
+static void on_complete(void *context, void *user, enum gang_status status) {
+    struct app_op *op = user;
+    (void)context;
+    struct sim *sim = op->app->sim;
+    sim_assert(sim, op->started && !op->ended);
+    op->ended = true;
+    op->status = status;
+    op->app->ended++;
+    if (status) {
+        sim_assert(sim, status == GANG_ERR_PEER && (op->cancel_ns || sim->dead_forever));
+    } else if (op->receive) {
+        static uint8_t expected[LONG_BYTES];
+        pattern(expected, op->bytes, sim->seed, name_of(op));
+        sim_assert(sim, !op->bytes || !memcmp(expected, op->data, op->bytes));
+    }
+    // From here on the buffer is somebody else's.
+    if (op->bytes) memset(op->data, 0xee, op->bytes);
+    free(op->data);
+    op->data = NULL;
+}
+
+static void on_state(void *context, enum gang_link_state state) {
+    struct sim_side *me = context;
+    current_app->state[me->side] = state;
+    if (state == LINK_DEAD) current_app->deaths[me->side]++;
+}
+
+// ---- Invariants (numbered as in link.c) -----------------------------------------------------------------------------
+
+static void check_flights(struct sim *sim, struct gang_link *link, uint32_t in_flight[OPS]) {
+    for (int p = 0; p < link->config.planes; p++) {
+        unsigned plane_count = 0;
+        for (int s = 0; s < link->config.streams; s++) {
+            struct gang_stream *stream = link->streams[p][s];
+            unsigned count = 0;
+            sim_assert(sim, stream->next_number - stream->floor <= WIRE_PN_WINDOW && stream->queue_count <= WIRE_QUEUE_FRAMES);
+            for (uint64_t n = stream->floor; n < stream->next_number; n++) {
+                struct gang_flight *f = &stream->flights[n % WIRE_PN_WINDOW];
+                if (!f->kind) continue;
+                count++;
+                if (f->kind != WIRE_CHUNK && f->kind != WIRE_EAGER) continue;
+                sim_assert(sim, f->index < OPS);
+                struct gang_send *op = &link->sends[f->index];
+                sim_assert(sim, op->busy && op->generation == f->generation && f->chunk < op->fresh && !gang_chunks_has(&op->lost, f->chunk));
+                in_flight[f->index]++;
+            }
+            sim_assert(sim, count == stream->flight_count && (stream->up || !count));
+            plane_count += count;
+        }
+        sim_assert(sim, plane_count == link->planes[p].flight_count);
+    }
+}
+
+static void check_link(struct sim *sim, struct gang_link *link) {
+    uint32_t in_flight[OPS] = {0}; // freed operations are taken again first, so that none beyond is ever used
+    check_flights(sim, link, in_flight);
+    uint64_t backlog = 0;
+    for (int i = 0; i < OPS; i++) {
+        struct gang_send *op = &link->sends[i];
+        if (!op->busy) {
+            sim_assert(sim, !in_flight[i]);
+            continue;
+        }
+        sim_assert(sim, op->fresh == in_flight[i] + op->lost.count + op->acked && op->acked < op->chunks);
+        sim_assert(sim, op->ready || (!op->lost.count && (op->fresh == op->chunks || !op->fresh)));
+        if (op->ready) backlog++;
+    }
+    sim_assert(sim, backlog || !link->backlog);
+    sim_assert(sim, link->credit_used <= link->credit_limit && link->credited_in <= link->credit_told);
+    sim_assert(sim, link->state != LINK_DEAD || (link->free_send_count == WIRE_OPS_MAX && link->free_recv_count == WIRE_OPS_MAX));
+    int claims = 0;
+    struct gang_landing *seen[WIRE_PLANES_MAX * WIRE_STREAMS_MAX];
+    for (int p = 0; p < link->config.planes; p++)
+        for (int s = 0; s < link->config.streams; s++) {
+            struct gang_landing *landing = &link->streams[p][s]->landing;
+            if (landing->mode != LANDING_DIRECT) continue;
+            sim_assert(sim, landing->recv->busy && !gang_chunks_has(&landing->recv->done, landing->chunk));
+            for (int i = 0; i < claims; i++) sim_assert(sim, seen[i]->recv != landing->recv || seen[i]->chunk != landing->chunk);
+            seen[claims++] = landing;
+        }
+}
+
+// ---- The application -----------------------------------------------------------------------------------------------
+
+static size_t draw_bytes(struct sim *sim) {
+    switch (sim_below(sim, 4)) {
+    case 0:
+        return sim_below(sim, TEST_EAGER + 1);
+    case 1:
+        return TEST_EAGER + 1 + sim_below(sim, 2000);
+    case 2:
+        return (1 + sim_below(sim, 4)) << TEST_CHUNK_LOG2;
+    default:
+        return sim_below(sim, LONG_BYTES);
+    }
+}
+
+static void app_open(struct app *app, struct sim *sim, int messages) {
+    app->sim = sim;
+    int64_t spread_ns = (int64_t)sim_below(sim, 2) ? 2 * MS : 200 * MS;
+    for (int side = 0; side < 2; side++)
+        for (int tag = 0; tag < TAGS; tag++)
+            for (int i = 0; i < messages; i++) {
+                size_t bytes = draw_bytes(sim);
+                bool cancel = app->cancels && sim_chance(sim, 0.2);
+                for (int receive = 0; receive < 2; receive++) {
+                    struct app_op *op = &app->ops[side][receive][tag][i];
+                    *op = (struct app_op){.app = app, .receive = receive, .side = side, .tag = tag, .number = i, .bytes = bytes};
+                    op->start_ns = (int64_t)sim_below(sim, (uint64_t)spread_ns);
+                    // Order within a channel is that of the calls.
+                    if (i && op->start_ns < app->ops[side][receive][tag][i - 1].start_ns) op->start_ns = app->ops[side][receive][tag][i - 1].start_ns;
+                    if (cancel) op->cancel_ns = op->start_ns + (int64_t)sim_below(sim, (uint64_t)(20 * MS));
+                    app->all++;
+                }
+            }
+}
+
+static void app_start(struct app *app, struct app_op *op) {
+    struct sim *sim = app->sim;
+    struct gang_link *link = sim->links[op->receive ? !op->side : op->side];
+    op->started = true;
+    op->data = malloc(op->bytes + 1);
+    enum gang_status status;
+    if (op->receive) {
+        memset(op->data, 0xcc, op->bytes + 1);
+        status = gang_link_recv(link, sim->now_ns, (uint32_t)op->tag, op->data, op->bytes, op);
+    } else {
+        pattern(op->data, op->bytes, sim->seed, name_of(op));
+        status = gang_link_send(link, sim->now_ns, (uint32_t)op->tag, op->tag % WIRE_PRIORITIES, op->data, op->bytes, op);
+    }
+    if (!status) return;
+    sim_assert(sim, status == GANG_ERR_PEER && link->state == LINK_DEAD);
+    op->ended = true;
+    op->app->ended++;
+    free(op->data);
+}
+
+// Both halves of some messages are called off, each at its own time; a send may be done by then.
+static void app_cancel(struct app *app, struct app_op *op) {
+    if (!op->cancel_ns || op->ended || op->cancel_ns > app->sim->now_ns) return;
+    gang_link_cancel(app->sim->links[op->receive ? !op->side : op->side], op);
+    sim_assert(app->sim, op->ended);
+}
+
+// Starts what is due; returns when the next is.
+static int64_t app_run(struct app *app, int messages) {
+    int64_t next = SIM_NEVER;
+    for (int side = 0; side < 2; side++)
+        for (int receive = 0; receive < 2; receive++)
+            for (int tag = 0; tag < TAGS; tag++)
+                for (int i = 0; i < messages; i++) {
+                    struct app_op *op = &app->ops[side][receive][tag][i];
+                    if (op->started) {
+                        app_cancel(app, op);
+                        if (op->cancel_ns && !op->ended) next = sim_least(next, op->cancel_ns);
+                        continue;
+                    }
+                    if (op->start_ns > app->sim->now_ns) {
+                        next = sim_least(next, op->start_ns);
+                        break;
+                    }
+                    app_start(app, op);
+                    if (op->cancel_ns && !op->ended) next = sim_least(next, op->cancel_ns);
+                }
+    return next;
+}
+
+// Returns whether nothing at all goes wrong on it.
+static bool draw_network(struct sim *sim) {
+    double rough = (double)sim_below(sim, 3) * 0.5;
+    sim->drop = sim->ordered ? 0 : 0.2 * rough * gang_uniform(sim_draw(sim));
+    sim->twice = sim->ordered ? 0 : 0.1 * rough;
+    sim->flip = (sim->ordered ? 0.01 : 0.1) * rough * gang_uniform(sim_draw(sim));
+    sim->cut = 0.04 * rough * gang_uniform(sim_draw(sim));
+    sim->breaks = 0.05 * rough * gang_uniform(sim_draw(sim));
+    for (int p = 0; p < WIRE_PLANES_MAX; p++)
+        sim->plane[p] = (struct sim_plane){.delay_ns = (int64_t)sim_below(sim, 3) * 2500 * US + 20 * US,
+                                           .jitter_ns = (int64_t)sim_below(sim, sim->ordered ? 200 : 2000) * US,
+                                           .bytes_per_ns = 0.001 * (double)(1 << sim_below(sim, 10))};
+    return rough == 0;
+}
+
+// The network heals; what is left must settle, and both ends agree on the credit.
+static void drain(struct sim *sim) {
+    sim->drop = sim->twice = sim->flip = sim->cut = sim->breaks = 0;
+    const int64_t limit_ns = sim->now_ns + 5000 * MS;
+    struct gang_link *a = sim->links[0], *b = sim->links[1];
+    while (!gang_link_flushed(a) || !gang_link_flushed(b) || a->credit_limit != b->credit_told || b->credit_limit != a->credit_told) {
+        sim_step(sim, limit_ns);
+        sim_assert(sim, sim->now_ns < limit_ns);
+    }
+    if (current_app->cancels) return; // what was called off keeps its credit
+    sim_assert(sim, a->credited_done == a->credited_in && a->credited_in == b->credit_used);
+    sim_assert(sim, b->credited_done == b->credited_in && b->credited_in == a->credit_used);
+}
+
+static uint64_t bytes_received(const struct sim *sim) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < 2 * sim->planes * sim->streams; i++)
+        bytes += sim->links[i % 2]->streams[i / 2 / sim->streams][i / 2 % sim->streams]->rx_bytes;
+    return bytes;
+}
+
+// A link at rest says a word now and then, no more.
+static void check_rest(struct sim *sim) {
+    uint64_t before = bytes_received(sim);
+    for (int64_t end_ns = sim->now_ns + 1000 * MS; sim->now_ns < end_ns;) sim_step(sim, end_ns);
+    sim_assert(sim, bytes_received(sim) - before < (uint64_t)sim->planes * 2 * 12 * 4 * WIRE_HEADER_BYTES);
+}
+
+static void run_seed(uint64_t seed) {
+    struct sim sim = {.seed = seed};
+    static struct app app;
+    app = (struct app){0};
+    current_app = &app;
+    struct gang_link_config config = gang_link_defaults;
+    config.planes = 1 + (int)sim_below(&sim, 3);
+    config.streams = 1 + (int)sim_below(&sim, 3);
+    config.ordered = sim.ordered = sim_below(&sim, 3) != 0;
+    config.chunk_log2 = TEST_CHUNK_LOG2;
+    config.eager_bytes = TEST_EAGER;
+    config.eager_slots = 1 + (int)sim_below(&sim, 8);
+    bool calm = draw_network(&sim);
+    struct gang_link_hooks hooks[2];
+    for (int side = 0; side < 2; side++) {
+        sides[side] = (struct sim_side){&sim, side};
+        hooks[side] = (struct gang_link_hooks){&sides[side], on_complete, sim_on_reset, on_state};
+    }
+    sim_open(&sim, &config, hooks);
+    int messages = 1 + (int)sim_below(&sim, MESSAGES);
+    app.cancels = sim_chance(&sim, 0.2);
+    app_open(&app, &sim, messages);
+    int64_t end_ns = sim_chance(&sim, 0.05) ? (int64_t)sim_below(&sim, (uint64_t)(100 * MS)) + 10 * MS : SIM_NEVER;
+    const int64_t limit_ns = 60000 * MS;
+    int64_t next = 0;
+    while (app.ended < app.all || (sim.dead_forever && (app.deaths[0] == 0 || app.deaths[1] == 0))) {
+        if (sim.now_ns >= next) next = app_run(&app, messages);
+        sim_step(&sim, sim_least(sim_least(next, end_ns), limit_ns));
+        if (sim.now_ns >= end_ns) {
+            sim.dead_forever = true;
+            end_ns = SIM_NEVER;
+        }
+        if (sim.events % 8 == 0) {
+            check_link(&sim, sim.links[0]);
+            check_link(&sim, sim.links[1]);
+        }
+        sim_assert(&sim, sim.now_ns < limit_ns);                                  // no deadlock
+        sim_assert(&sim, sim.dead_forever || (!app.deaths[0] && !app.deaths[1])); // no false death
+    }
+    sim_assert(&sim, app.deaths[0] == sim.dead_forever && app.deaths[1] == sim.dead_forever);
+    if (!sim.dead_forever) drain(&sim);
+    if (calm && !sim.dead_forever && seed % 8 == 0) check_rest(&sim);
+    // On a sound network no plane is ever given up.
+    for (int p = 0; p < sim.planes && calm && !sim.dead_forever; p++)
+        sim_assert(&sim, !sim.links[0]->planes[p].losses && !sim.links[1]->planes[p].losses);
+    sim_close(&sim);
+}
+
+static void test_random_networks(void **state) {
+    (void)state;
+    const char *seed = getenv("GANG_TEST_SEED"), *runs_text = getenv("GANG_TEST_RUNS");
+    int64_t runs = getenv("GANG_SANITIZED") ? RUNS / 10 : RUNS;
+    if (runs_text) assert_ok(gang_parse_int("GANG_TEST_RUNS", runs_text, 1, 1000000000, &runs));
+    if (seed) {
+        run_seed(test_seed());
+        return;
+    }
+    for (int64_t i = 1; i <= runs; i++) run_seed((uint64_t)i);
+    print_message("%lld seeds\n", (long long)runs);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_random_networks),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
