@@ -9,11 +9,11 @@ enum { GANG_CPU_ATTENTION_BLOCK = 64 };
 
 typedef void gang_cpu_row_kernel(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in);
 
-// Both packed layouts of a weight [out, in] in one pass over its master: twice as fast as two reorders. `forward` is the right
-// operand [in, out], `input` the right operand [out, in]; each in panels of 32 rows and 64 columns, panels of one column block
-// one behind another, pairs of rows interleaved (oneDNN's BA16a64b2a). out and in are multiples of 32; columns that pad the
-// last panel are not written and must be 0. Only in the variants that compute in bf16.
-enum { GANG_CPU_PACK_TILE = 32, GANG_CPU_PACK_COLUMNS = 64 };
+// The packed layouts of a weight [out, in] in one pass over its master: twice as fast as reorders. `forward` is the right
+// operand [in, out], `input` (bf16 only) the right operand [out, in]; each in panels of 16 units and 64 columns, panels of one
+// column block one behind another (oneDNN's BA16a64b and, with a unit of two interleaved rows, BA16a64b2a). out is a multiple
+// of 32, in of 16 (f32) or 32 (bf16); columns that pad the last panel are not written and must be 0.
+enum { GANG_CPU_PACK_OUTS = 32, GANG_CPU_PACK_UNITS = 16, GANG_CPU_PACK_COLUMNS = 64 };
 typedef void gang_cpu_pack_kernel(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in);
 
 // One compilation of the kernels.

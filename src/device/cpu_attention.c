@@ -66,15 +66,15 @@ static void product(float *C, int64_t ldc, const uint32_t *A, int64_t am, int64_
 // ---- Operand layouts -----------------------------------------------------------------------------------------------
 
 // n is a multiple of 16.
-static void pack_row(uint32_t *restrict to, const float *restrict from, int64_t n) {
+static void pack_row(uint32_t *to, const float *from, int64_t n) {
 #ifdef HAVE_BF16_PAIRS
     for (int64_t i = 0; i < n; i += 16) _mm256_storeu_si256((__m256i *)(to + i / 2), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
 #else
-    memcpy(to, from, (size_t)n * sizeof *from);
+    if ((const void *)to != from) memcpy(to, from, (size_t)n * sizeof *from);
 #endif
 }
 
-static void pack_sum(uint32_t *restrict to, const float *restrict from, int64_t cols) {
+static void pack_sum(uint32_t *to, const float *from, int64_t cols) {
 #ifdef HAVE_BF16_PAIRS
     for (int64_t r = 0; r < BLOCK; r += 2)
         for (int64_t c = 0; c < cols; c += 16) {
@@ -83,21 +83,24 @@ static void pack_sum(uint32_t *restrict to, const float *restrict from, int64_t 
             _mm512_storeu_si512(to + r / 2 * cols + c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
         }
 #else
-    memcpy(to, from, (size_t)(BLOCK * cols) * sizeof *from);
+    if ((const void *)to != from) memcpy(to, from, (size_t)(BLOCK * cols) * sizeof *from);
 #endif
 }
 
-// Converts first, then turns whole units: what is read with a stride stays in the first-level cache.
+// Converts 16 rows at a time, then turns whole units; a last square of 8 units (bf16, Dp an odd multiple of 16) by hand.
 static void pack_turn(uint32_t *restrict to, const float *restrict from, int64_t cols) {
-    uint32_t rows[16 * TURN];
-    int64_t units = cols / UNIT;
-    for (int64_t c0 = 0; c0 < units; c0 += TURN) {
-        int64_t wide = units - c0 < TURN ? units - c0 : TURN;
-        for (int64_t r0 = 0; r0 < BLOCK; r0 += 16) {
-            for (int64_t r = 0; r < 16; r++) pack_row(rows + r * wide, from + (r0 + r) * cols + c0 * UNIT, wide * UNIT);
-            for (int64_t c = 0; c < wide; c++)
-                for (int64_t r = 0; r < 16; r++) to[(c0 + c) * BLOCK + r0 + r] = rows[r * wide + c];
+    int64_t units = cols / UNIT, c;
+    uint32_t rows[STRIP * TURN];
+    for (int64_t r = 0; r < BLOCK; r += STRIP) {
+        for (c = 0; c + TURN <= units; c += TURN) {
+            const float *square = from + r * cols + c * UNIT;
+            for (int64_t i = 0; UNIT > 1 && i < STRIP; i++) pack_row(rows + i * TURN, square + i * cols, TURN * UNIT);
+            turn_square(to + c * BLOCK + r, BLOCK, UNIT > 1 ? rows : (const uint32_t *)square, UNIT > 1 ? TURN : cols);
         }
+        if (c == units) continue;
+        for (int64_t i = 0; i < STRIP; i++) pack_row(rows + i * TURN, from + (r + i) * cols + c * UNIT, (units - c) * UNIT);
+        for (int64_t k = c; k < units; k++)
+            for (int64_t i = 0; i < STRIP; i++) to[k * BLOCK + r + i] = rows[i * TURN + k - c];
     }
 }
 
@@ -255,7 +258,7 @@ void CPU_NAME(gang_cpu_attention)(struct gang_device *device, void *out, float *
         f.tile = at + l.panel;
         f.o = at + 2 * l.panel;
         f.s = at + 3 * l.panel;
-        f.p_row = (uint32_t *)f.s + BLOCK * BLOCK;
+        f.p_row = (uint32_t *)f.s + (UNIT == 1 ? 0 : BLOCK * BLOCK); // an f32 row operand is the tile itself
         for (int64_t j = 0; j < l.blocks; j++) {
             load_block(f.tile, k, l.W, j * BLOCK, l.T, D, l.Dp, shape);
             pack_turn(f.k_turn + j * l.panel, f.tile, l.Dp);
@@ -349,9 +352,10 @@ static void backward_place(struct backward *w, const struct layout *l, float *at
     at += 2 * l->panel;
     w->p = at;
     w->ds = at + square;
-    w->p_row = (uint32_t *)at + 2 * square;
-    w->ds_row = w->p_row + square;
-    w->ds_sum = w->ds_row + square;
+    // An f32 row or sum operand is the tile itself.
+    w->p_row = UNIT == 1 ? (uint32_t *)w->p : (uint32_t *)at + 2 * square;
+    w->ds_row = UNIT == 1 ? (uint32_t *)w->ds : (uint32_t *)at + 3 * square;
+    w->ds_sum = UNIT == 1 ? (uint32_t *)w->ds : (uint32_t *)at + 4 * square;
 }
 
 void CPU_NAME(gang_cpu_attention_backward)(struct gang_device *device, void *dqkv, const void *dout, const void *out, const float *lse,

@@ -9,7 +9,6 @@
 #include "device/cpu_names.h"
 #include "device/cpu_vector.h"
 
-#include <assert.h>
 #include <omp.h>
 
 // One multiply-add of the peak loop and the FLOP of one of its lanes.
@@ -242,34 +241,32 @@ void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f
     }
 }
 
-#ifdef ACT_BF16
-// One tile of 32 x 32 of the masters [., in] into both packed layouts; see gang_cpu_pack_weight in cpu.h. A unit is a pair of
-// bf16 neighbours along the summed dimension.
+// One tile of 32 outputs and 16 units of the masters [., in] into the packed layouts; see gang_cpu_pack_kernel in cpu.h.
 static void pack_tile(uint32_t *forward, uint32_t *input, const float *w, int64_t in) {
-    act rows[GANG_CPU_PACK_TILE][GANG_CPU_PACK_TILE];
-    for (int o = 0; o < GANG_CPU_PACK_TILE; o++)
-        for (int i = 0; i < GANG_CPU_PACK_TILE; i += VL) vector_to_act(&rows[o][i], *(const gang_vf *)(w + o * in + i));
-    for (int o = 0; o < GANG_CPU_PACK_TILE; o += 2)
-        for (int i = 0; i < GANG_CPU_PACK_TILE; i++) input[o / 2 * GANG_CPU_PACK_COLUMNS + i] = (uint32_t)rows[o][i] | (uint32_t)rows[o + 1][i] << 16;
-    for (int i = 0; i < GANG_CPU_PACK_TILE; i += 2)
-        for (int o = 0; o < GANG_CPU_PACK_TILE; o++)
-            forward[i / 2 * GANG_CPU_PACK_COLUMNS + o] = (uint32_t)rows[o][i] | (uint32_t)rows[o][i + 1] << 16;
+    enum { OUTS = GANG_CPU_PACK_OUTS, UNITS = GANG_CPU_PACK_UNITS, COLUMNS = GANG_CPU_PACK_COLUMNS };
+#ifdef ACT_BF16
+    uint32_t units[OUTS][UNITS];
+    act(*rows)[2 * UNITS] = (void *)units;
+    for (int o = 0; o < OUTS; o++)
+        for (int i = 0; i < 2 * UNITS; i += VL) vector_to_act(&rows[o][i], *(const gang_vf *)(w + o * in + i));
+    for (int o = 0; o < OUTS; o += 2)
+        for (int i = 0; i < 2 * UNITS; i++) input[o / 2 * COLUMNS + i] = (uint32_t)rows[o][i] | (uint32_t)rows[o + 1][i] << 16;
+    for (int o = 0; o < OUTS; o += 16) turn_square(forward + o, COLUMNS, units[o], UNITS);
+#else
+    (void)input;
+    for (int o = 0; o < OUTS; o += 16) turn_square(forward + o, COLUMNS, (const uint32_t *)w + o * in, in);
+#endif
 }
 
 void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in) {
-    enum { TILE = GANG_CPU_PACK_TILE, COLUMNS = GANG_CPU_PACK_COLUMNS, PANEL = TILE / 2 * COLUMNS };
+    enum { UNIT = 4 / sizeof(act), COLUMNS = GANG_CPU_PACK_COLUMNS, PANEL = GANG_CPU_PACK_UNITS * COLUMNS };
+    enum { OUTS = GANG_CPU_PACK_OUTS, INS = GANG_CPU_PACK_UNITS * UNIT };
     PARALLEL_ROWS
-    for (int64_t o = 0; o < out; o += TILE)
-        for (int64_t i = 0; i < in; i += TILE)
-            pack_tile((uint32_t *)forward + (o / COLUMNS * (in / TILE) + i / TILE) * PANEL + o % COLUMNS,
-                      (uint32_t *)input + (i / COLUMNS * (out / TILE) + o / TILE) * PANEL + i % COLUMNS, master + o * in + i, in);
+    for (int64_t o = 0; o < out; o += OUTS)
+        for (int64_t i = 0; i < in; i += INS)
+            pack_tile((uint32_t *)forward + (o / COLUMNS * (in / INS) + i / INS) * PANEL + o % COLUMNS,
+                      (uint32_t *)input + (i / COLUMNS * (out / OUTS) + o / OUTS) * PANEL + i % COLUMNS, master + o * in + i, in);
 }
-#else
-void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in) {
-    (void)device, (void)forward, (void)input, (void)master, (void)out, (void)in;
-    assert(!"f32 weights are not packed");
-}
-#endif
 
 // Enough chains to hide the latency of the multiply-add, few enough to stay in registers. The barriers keep the compiler
 // from folding rounds or chains into one.

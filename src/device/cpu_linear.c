@@ -1,11 +1,11 @@
 // Linear layers on the CPU by oneDNN.
 //
-// f32 goes through dnnl_sgemm, which beats oneDNN's own f32 matmul primitive where the output is wide. bf16 goes through
-// matmul primitives: weights are reordered once per optimizer step into the layouts the kernels like best, one for each
-// direction (5 % faster than plain weights). The weight gradient takes both operands as they are: a first micro-batch by
-// the inner product's backward primitive, with operands exchanged so that it works on columns (5 to 10 % faster), further
-// ones by a matmul that adds into f32, which that primitive cannot. Primitives are made at first use for a shape and kept,
-// so that a step after the first allocates nothing.
+// Weights are packed once per optimizer step into the layouts that matmul primitives like best: for the forward product in
+// both types, for the input gradient in bf16 (5 % faster than plain weights; in f32 dnnl_sgemm on the plain master is as fast
+// there). The weight gradient takes both operands as they are: f32 by dnnl_sgemm, bf16 for a first micro-batch by the inner
+// product's backward primitive, with operands exchanged so that it works on columns (5 to 10 % faster), for further ones by a
+// matmul that adds into f32, which that primitive cannot. Primitives are made at first use for a shape and kept, so that a
+// step after the first allocates nothing.
 #include "device/cpu.h"
 
 #include <assert.h>
@@ -39,6 +39,7 @@ struct reorder {
 };
 
 struct gang_cpu {
+    dnnl_data_type_t type; // of the products' operands
     struct reorder *reorders;
     dnnl_engine_t engine;
     dnnl_stream_t stream;
@@ -51,7 +52,7 @@ struct gang_linear {
     enum gang_linear_use use;
     int64_t out, in;
     const void *plain;          // [out, in]: the f32 master, or a bf16 copy for inference
-    void *packed[2];            // bf16 by FORWARD, INPUT
+    void *packed[2];            // by FORWARD, INPUT; NULL: not packed
     struct reorder *reorder[2]; // owned by the device; NULL where gang_cpu_pack_weight serves
 };
 
@@ -71,9 +72,9 @@ static void packed_layout(struct gang_cpu *cpu, enum product_kind kind, int64_t 
     int64_t inner = kind == FORWARD ? in : out, outer = kind == FORWARD ? out : in;
     dnnl_memory_desc_t a, b, c;
     dnnl_dims_t dims = {inner, outer};
-    strided(&a, dnnl_bf16, ROWS, inner, inner, 1);
-    strided(&c, dnnl_bf16, ROWS, outer, outer, 1);
-    must(dnnl_memory_desc_init_by_tag(&b, 2, dims, dnnl_bf16, dnnl_format_tag_any));
+    strided(&a, cpu->type, ROWS, inner, inner, 1);
+    strided(&c, cpu->type, ROWS, outer, outer, 1);
+    must(dnnl_memory_desc_init_by_tag(&b, 2, dims, cpu->type, dnnl_format_tag_any));
     dnnl_matmul_desc_t desc;
     dnnl_primitive_desc_t pd;
     must(dnnl_matmul_desc_init(&desc, &a, &b, NULL, &c));
@@ -85,23 +86,23 @@ static void packed_layout(struct gang_cpu *cpu, enum product_kind kind, int64_t 
 static void operand_layouts(struct gang_cpu *cpu, const struct product_key *k, dnnl_memory_desc_t *a, dnnl_memory_desc_t *b, dnnl_memory_desc_t *c) {
     switch (k->kind) {
     case FORWARD: // y[M,out] = x[M,in] W^T[in,out]
-        strided(a, dnnl_bf16, k->M, k->in, k->in, 1);
-        strided(b, dnnl_bf16, k->in, k->out, 1, k->in);
-        strided(c, k->f32_out ? dnnl_f32 : dnnl_bf16, k->M, k->out, k->out, 1);
+        strided(a, cpu->type, k->M, k->in, k->in, 1);
+        strided(b, cpu->type, k->in, k->out, 1, k->in);
+        strided(c, k->f32_out ? dnnl_f32 : cpu->type, k->M, k->out, k->out, 1);
         break;
     case INPUT: // dx[M,in] = dy[M,out] W[out,in]
-        strided(a, dnnl_bf16, k->M, k->out, k->out, 1);
-        strided(b, dnnl_bf16, k->out, k->in, k->in, 1);
-        strided(c, dnnl_bf16, k->M, k->in, k->in, 1);
+        strided(a, cpu->type, k->M, k->out, k->out, 1);
+        strided(b, cpu->type, k->out, k->in, k->in, 1);
+        strided(c, cpu->type, k->M, k->in, k->in, 1);
         break;
     case WEIGHT: // dw[out,in] += dy^T[out,M] x[M,in]
-        strided(a, dnnl_bf16, k->out, k->M, 1, k->out);
-        strided(b, dnnl_bf16, k->M, k->in, k->in, 1);
+        strided(a, cpu->type, k->out, k->M, 1, k->out);
+        strided(b, cpu->type, k->M, k->in, k->in, 1);
         strided(c, dnnl_f32, k->out, k->in, k->in, 1);
         break;
     case WEIGHT_FRESH:
-        strided(a, dnnl_bf16, k->M, k->out, k->out, 1);
-        strided(b, dnnl_bf16, k->M, k->in, k->in, 1);
+        strided(a, cpu->type, k->M, k->out, k->out, 1);
+        strided(b, cpu->type, k->M, k->in, k->in, 1);
         strided(c, dnnl_f32, k->in, k->out, 1, k->in);
         break;
     }
@@ -188,12 +189,23 @@ static void multiply(struct gang_cpu *cpu, const struct product_key *key, const 
 
 static size_t align(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// The layout is the one that gang_cpu_pack_kernel writes.
+static bool packs_itself(const struct gang_cpu *cpu, const dnnl_memory_desc_t *layout) {
+    bool bf16 = cpu->type == dnnl_bf16;
+    int64_t rows = GANG_CPU_PACK_UNITS * (bf16 ? 2 : 1);
+    dnnl_memory_desc_t own;
+    must(dnnl_memory_desc_init_by_tag(&own, 2, layout->dims, cpu->type, bf16 ? dnnl_BA16a64b2a : dnnl_BA16a64b));
+    return layout->dims[0] % rows == 0 && layout->dims[1] % GANG_CPU_PACK_OUTS == 0 && dnnl_memory_desc_equal(layout, &own);
+}
+
 size_t gang_cpu_linear_bytes(struct gang_device *device, enum gang_linear_use use, int64_t out, int64_t in) {
-    if (device->compute == GANG_COMPUTE_F32) return 0;
-    if (use == GANG_LINEAR_INFER) return align((size_t)(out * in) * 2);
+    struct gang_cpu *cpu = cpu_of(device);
+    bool f32 = cpu->type == dnnl_f32;
+    if (use == GANG_LINEAR_INFER) return f32 ? 0 : align((size_t)(out * in) * 2);
     dnnl_memory_desc_t forward, input;
-    packed_layout(cpu_of(device), FORWARD, out, in, &forward);
-    packed_layout(cpu_of(device), INPUT, out, in, &input);
+    packed_layout(cpu, FORWARD, out, in, &forward);
+    if (f32) return packs_itself(cpu, &forward) ? align(dnnl_memory_desc_get_size(&forward)) : 0;
+    packed_layout(cpu, INPUT, out, in, &input);
     return align(dnnl_memory_desc_get_size(&forward)) + align(dnnl_memory_desc_get_size(&input));
 }
 
@@ -210,19 +222,15 @@ static struct reorder *reorder_make(struct gang_cpu *cpu, const dnnl_memory_desc
     return cpu->reorders = r;
 }
 
-// The layout is the one that gang_cpu_pack_weight writes.
-static bool packs_itself(const dnnl_memory_desc_t *layout) {
-    dnnl_memory_desc_t own;
-    must(dnnl_memory_desc_init_by_tag(&own, 2, layout->dims, dnnl_bf16, dnnl_BA16a64b2a));
-    return layout->dims[0] % GANG_CPU_PACK_TILE == 0 && layout->dims[1] % GANG_CPU_PACK_TILE == 0 && dnnl_memory_desc_equal(layout, &own);
-}
-
 struct gang_linear *gang_cpu_linear_new(struct gang_device *device, enum gang_linear_use use, int64_t out, int64_t in, void *memory,
                                         struct gang_arena *arena) {
     struct gang_linear *l = gang_arena_alloc(arena, sizeof *l);
     *l = (struct gang_linear){.use = use, .out = out, .in = in};
-    if (device->compute == GANG_COMPUTE_F32) return l;
     struct gang_cpu *cpu = cpu_of(device);
+    if (cpu->type == dnnl_f32) {
+        if (gang_cpu_linear_bytes(device, use, out, in)) l->packed[FORWARD] = memory;
+        return l;
+    }
     dnnl_memory_desc_t from, to, to_input;
     if (use == GANG_LINEAR_INFER) {
         strided(&from, dnnl_f32, out, in, in, 1);
@@ -235,7 +243,7 @@ struct gang_linear *gang_cpu_linear_new(struct gang_device *device, enum gang_li
     packed_layout(cpu, INPUT, out, in, &to_input);
     l->packed[FORWARD] = memory;
     l->packed[INPUT] = (char *)memory + align(dnnl_memory_desc_get_size(&to));
-    if (packs_itself(&to) && packs_itself(&to_input)) return l;
+    if (packs_itself(cpu, &to) && packs_itself(cpu, &to_input)) return l;
     strided(&from, dnnl_f32, in, out, 1, in);
     l->reorder[FORWARD] = reorder_make(cpu, &from, &to, l->packed[FORWARD]);
     strided(&from, dnnl_f32, out, in, in, 1);
@@ -245,11 +253,8 @@ struct gang_linear *gang_cpu_linear_new(struct gang_device *device, enum gang_li
 
 void gang_cpu_linear_refresh(struct gang_device *device, struct gang_linear *l, const float *master) {
     struct gang_cpu *cpu = cpu_of(device);
-    if (device->compute == GANG_COMPUTE_F32) {
-        l->plain = master;
-        return;
-    }
-    if (!l->reorder[FORWARD]) cpu->pack(device, l->packed[FORWARD], l->packed[INPUT], master, l->out, l->in);
+    if (cpu->type == dnnl_f32) l->plain = master;
+    if (l->packed[FORWARD] && !l->reorder[FORWARD]) cpu->pack(device, l->packed[FORWARD], l->packed[INPUT], master, l->out, l->in);
     for (int i = 0; i < 2; i++) {
         struct reorder *r = l->reorder[i];
         if (!r) continue;
@@ -264,11 +269,11 @@ void gang_cpu_linear(struct gang_device *device, const struct gang_linear *l, vo
     struct gang_cpu *cpu = cpu_of(device);
     if (M == 1 && l->plain) {
         cpu->row(device, y, y_f32, l->plain, x, l->out, l->in);
-    } else if (device->compute == GANG_COMPUTE_F32) {
+    } else if (cpu->type == dnnl_f32 && !l->packed[FORWARD]) {
         must(dnnl_sgemm('N', 'T', M, l->out, l->in, 1, x, l->in, l->plain, l->in, 0, y, l->out));
     } else {
-        struct product_key key = {.kind = FORWARD, .f32_out = y_f32, .packed = !l->plain, .M = M, .out = l->out, .in = l->in};
-        multiply(cpu, &key, x, l->plain ? l->plain : l->packed[FORWARD], y);
+        struct product_key key = {.kind = FORWARD, .f32_out = y_f32, .packed = l->packed[FORWARD], .M = M, .out = l->out, .in = l->in};
+        multiply(cpu, &key, x, l->packed[FORWARD] ? l->packed[FORWARD] : l->plain, y);
     }
 }
 
@@ -297,6 +302,7 @@ enum gang_status gang_cpu_linear_open(struct gang_device *device, const struct g
     struct gang_cpu *cpu = calloc(1, sizeof *cpu);
     assert(cpu && "out of memory");
     device->own = cpu;
+    cpu->type = device->compute == GANG_COMPUTE_F32 ? dnnl_f32 : dnnl_bf16;
     cpu->row = isa->variants[device->compute].row;
     cpu->pack = isa->variants[device->compute].pack;
     omp_set_num_threads(device->threads);                                                    // oneDNN asks OpenMP

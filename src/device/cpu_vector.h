@@ -184,4 +184,38 @@ static inline gang_vf exp_vector(gang_vf x) {
 
 static inline float exp_scalar(float x) { return exp_vector((gang_vf){x})[0]; }
 
+// ---- Turning squares -----------------------------------------------------------------------------------------------
+
+// to[c][r] = from[r][c] for 16 x 16 units of 32 bits; strides in units.
+#ifdef __AVX512F__
+static inline void turn_square(uint32_t *to, int64_t to_stride, const uint32_t *from, int64_t from_stride) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * from_stride);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    // r[4 g + j] holds, in its 128-bit lane l, column 4 l + j of rows 4 g to 4 g + 3.
+    for (int j = 0; j < 4; j++) {
+        __m512i even01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), even23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+        __m512i odd01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd), odd23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        _mm512_storeu_si512(to + j * to_stride, _mm512_shuffle_i32x4(even01, even23, 0x88));
+        _mm512_storeu_si512(to + (4 + j) * to_stride, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+        _mm512_storeu_si512(to + (8 + j) * to_stride, _mm512_shuffle_i32x4(even01, even23, 0xdd));
+        _mm512_storeu_si512(to + (12 + j) * to_stride, _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
+    }
+}
+#else
+static inline void turn_square(uint32_t *to, int64_t to_stride, const uint32_t *from, int64_t from_stride) {
+    for (int c = 0; c < 16; c++)
+        for (int r = 0; r < 16; r++) to[c * to_stride + r] = from[r * from_stride + c];
+}
+#endif
+
 #endif
