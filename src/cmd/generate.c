@@ -108,7 +108,8 @@ static enum gang_status speak(struct speaker *s, const struct request *request, 
     printf("\n");
     if (status || quiet || made < 2) return status;
     double rate = (double)(made - 1) / decoding;
-    fprintf(stderr, "  %lld tokens of prompt in %.2f s; %lld generated, %.1f tokens/s, %.1f GB/s of weights and cache\n", (long long)prompt,
+    fflush(stdout);
+    fprintf(stderr, "\n  %lld tokens of prompt in %.2f s; %lld generated, %.1f tokens/s, %.1f GB/s of weights and cache\n", (long long)prompt,
             prompt_seconds, (long long)made, rate, rate * bytes_per_token(s, prompt + made / 2) / 1e9);
     return status;
 }
