@@ -204,7 +204,15 @@ def predict(build):
         record(f"predict.{kind}.error", value, "%", "within 15", abs(value) <= 15, "rounds " + ", ".join(notes))
 
 
-AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan, "predict": predict}
+def wire(build):
+    """Links and collectives beside plain sockets, near and through the relay: what `gangline bench wire` measures."""
+    out = subprocess.run([f"{build}/gangline", "bench", "wire", "--json", "--time", "300ms"], env=own_environment(), check=True, capture_output=True,
+                         text=True).stdout
+    for e in json.loads(out):
+        record(e["name"], e["value"], e["unit"], e["goal"], e["holds"], e["note"])
+
+
+AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan, "predict": predict, "wire": wire}
 
 
 def main():
