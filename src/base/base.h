@@ -92,6 +92,8 @@ extern const struct gang_os gang_os_real;
 extern const struct gang_os *gang_os; // set before threads start; points to gang_os_real by default
 
 static inline double gang_seconds(void) { return (double)gang_os->now_ns() * 1e-9; }
+// Returns at this time of gang_seconds, or at once if it has passed.
+void gang_sleep_until(double seconds);
 
 // ---- Sockets (TCP) -------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,12 @@ const struct gang_os gang_os_real = {
 };
 const struct gang_os *gang_os = &gang_os_real;
 
+void gang_sleep_until(double seconds) {
+    int64_t at = (int64_t)(seconds * 1e9);
+    const struct timespec when = {.tv_sec = at / 1000000000, .tv_nsec = at % 1000000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL) == EINTR) continue;
+}
+
 bool gang_path_exists(const char *path) {
     struct stat st;
     return stat(path, &st) == 0;

@@ -327,6 +327,7 @@ void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, 
     if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, &out->layer[0]);
     if (task->shape.experts) price_layer(&p, true, &out->layer[1]);
     price_ends(&p, &out->first, &out->last);
+    if (group->kind->times) gang_price_measured(group->kind->times, l, out);
 }
 
 static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *from, double n) {
@@ -444,6 +445,11 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l,
 
 // ---- All of it -----------------------------------------------------------------------------------------------------
 
+// Of the parameters whose state this is.
+static double measured_optimizer(const struct gang_task *task, const struct gang_times *times, double state) {
+    return state / (task->math == GANG_MATH_F32 ? 8 : 12) * times->optimizer;
+}
+
 static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class,
                        const struct gang_price *price, int c, int s, struct gang_costs *out) {
     const struct gang_group *group = pool->groups[class->groups[s]];
@@ -457,6 +463,7 @@ static void fill_stage(const struct gang_task *task, const struct gang_pool *poo
     // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
     // for each of which the state takes 12 (8 in f32).
     optimizer = state / (task->math == GANG_MATH_F32 ? 8 : 12) * 30 / (group->kind->memory_bandwidth * group->kind->memory_reach) + 20 * kernel_gap;
+    if (group->kind->times) optimizer = measured_optimizer(task, group->kind->times, state);
     out->optimizer_seconds[c * out->stages + s] = optimizer;
     out->fixed_bytes[c * out->stages + s] = fixed;
     out->device_bytes[c * out->stages + s] = group->kind->memory_bytes;

@@ -156,6 +156,8 @@ struct gang_price {
     struct gang_chunk_cost layer[2], first, last; // layer[1]: with experts
 };
 void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, struct gang_price *out);
+// Puts measured seconds in the place of the worked-out ones, interpolated between the sizes that were measured: plan/measured.c
+void gang_price_measured(const struct gang_times *times, const struct gang_layout *layout, struct gang_price *price);
 // A chunk of `dense` and `moe` layers, with the embedding and the head as told.
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe,
                       bool first, bool last, struct gang_chunk_cost *out);

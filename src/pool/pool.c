@@ -40,6 +40,8 @@ static const struct gang_field kind_fields[] = {
 };
 static const struct gang_schema kind_schema = {kind_fields, sizeof kind_fields / sizeof *kind_fields, sizeof(struct gang_kind)};
 
+static const char *const group_computes[] = {"job", "f32", "bf16", NULL}; // by enum gang_group_compute
+
 #define GROUP(member) offsetof(struct gang_group, member)
 static const struct gang_field group_fields[] = {
     {"name", GANG_FIELD_STRING, GROUP(name), "", 0, 0, NULL, "of the group; the device's if not given"},
@@ -51,6 +53,11 @@ static const struct gang_field group_fields[] = {
     {"nic", GANG_FIELD_RATE, GROUP(nic_bandwidth), "0bps", 0, 1e14, NULL, "of one device, all planes; 0: the kind's"},
     {"latency", GANG_FIELD_TIME, GROUP(nic_latency), "5us", 0, 1, NULL, "one way, device to device, inside the site"},
     {"leaf_nodes", GANG_FIELD_INT, GROUP(leaf_nodes), "0", 0, 100000, NULL, "nodes under one leaf; 0: no leaves"},
+    {"threads", GANG_FIELD_INT, GROUP(threads), "1", 1, 1024, NULL, "of device cpu"},
+    {"instructions", GANG_FIELD_STRING, GROUP(instructions), "", 0, 0, NULL,
+     "of device cpu: generic, avx2, avx512, avx512bf16; the best if not given"},
+    {"compute", GANG_FIELD_ENUM, GROUP(compute), "job", 0, 0, group_computes, "type of device cpu's products"},
+    {"share", GANG_FIELD_REAL, GROUP(share), "0", 0, 1, NULL, "of a core, of device cpu; 0: all"},
     {"price", GANG_FIELD_REAL, GROUP(price), "0", 0, 1e9, NULL, "of one device for an hour"},
     {"oversubscription", GANG_FIELD_REAL, GROUP(oversubscription), "1", 1, 100, NULL, "of a leaf's uplinks"},
 };
@@ -339,6 +346,8 @@ void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t pe
     out->groups[0] = group;
     out->routes = gang_arena_alloc(arena, sizeof *out->routes);
 }
+
+bool gang_group_is_cpu(const struct gang_group *group) { return !strcmp(group->device, "cpu"); }
 
 double gang_route_bandwidth(const struct gang_pool *pool, const struct gang_route *route) {
     double least = INFINITY;

@@ -90,29 +90,29 @@ void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out)
 // When a member dies, or another member says so, the call ends with GANG_ERR_PEER and a text that names it, on all members;
 // the group is broken then and every further call says so. The living make a new group, with other tags.
 
-struct gang_group;
+struct gang_comm;
 
-enum { GANG_GROUP_MEMBERS = 64, GANG_GROUP_TAGS = 8 };
-enum gang_element { GANG_F32, GANG_BF16 };
+enum { GANG_COMM_MEMBERS = 64, GANG_COMM_TAGS = 8 };
+enum gang_element { GANG_ELEMENT_F32, GANG_ELEMENT_BF16 };
 
-// `links[i]` leads to member i; links[me] is NULL. Uses the tags from `tag` to tag + GANG_GROUP_TAGS - 1 of these links, alone
+// `links[i]` leads to member i; links[me] is NULL. Uses the tags from `tag` to tag + GANG_COMM_TAGS - 1 of these links, alone
 // and for ever. Free before the wire is closed.
-GANG_CHECK_RESULT enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
-                                                  struct gang_group **out);
-void gang_group_free(struct gang_group *group);
+GANG_CHECK_RESULT enum gang_status gang_comm_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
+                                                 struct gang_comm **out);
+void gang_comm_free(struct gang_comm *group);
 
 // Sums `data` of all members; everybody gets the sum.
-GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_group *group, void *data, size_t count, enum gang_element type);
-// `data` holds `count` elements, cut into parts as gang_group_part says; member i gets the sum of part i in its place. The
+GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_comm *group, void *data, size_t count, enum gang_element type);
+// `data` holds `count` elements, cut into parts as gang_comm_part says; member i gets the sum of part i in its place. The
 // other parts are left as they were.
-GANG_CHECK_RESULT enum gang_status gang_reduce_scatter(struct gang_group *group, void *data, size_t count, enum gang_element type);
+GANG_CHECK_RESULT enum gang_status gang_reduce_scatter(struct gang_comm *group, void *data, size_t count, enum gang_element type);
 // The other way round: member i gives part i, everybody gets all parts.
-GANG_CHECK_RESULT enum gang_status gang_all_gather(struct gang_group *group, void *data, size_t count, enum gang_element type);
-void gang_group_part(const struct gang_group *group, size_t count, int member, size_t *first, size_t *length);
-GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_group *group, int root, void *data, size_t bytes);
+GANG_CHECK_RESULT enum gang_status gang_all_gather(struct gang_comm *group, void *data, size_t count, enum gang_element type);
+void gang_comm_part(const struct gang_comm *group, size_t count, int member, size_t *first, size_t *length);
+GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_comm *group, int root, void *data, size_t bytes);
 // `out` and `in` hold `bytes` per member: what goes to it and what comes from it.
-GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_group *group, const void *out, void *in, size_t bytes);
-GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_group *group);
+GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_comm *group, const void *out, void *in, size_t bytes);
+GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_comm *group);
 
 // ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
 //

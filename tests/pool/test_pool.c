@@ -14,7 +14,7 @@ static void test_builtin(void **state) {
     gang_kinds_builtin(&arena, &kinds);
     static const char *const wanted[] = {"A100-40GB",   "A100-80GB", "H100-80GB", "H200-141GB", "GH200-96GB", "B200",     "L40S",
                                          "L20",         "H20-96GB",  "A10",       "MI250X",     "MI300X",     "RTX-3090", "RTX-4090",
-                                         "Ascend-910B", "BR106M",    "TPU-v5e",   "TPU-v5p",    "cpu-2core"};
+                                         "Ascend-910B", "BR106M",    "TPU-v5e",   "TPU-v5p",    "cpu-2core",  "cpu"};
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         const struct gang_kind *kind = gang_kind_find(&kinds, wanted[i]);
         if (!kind) fail_msg("%s is missing", wanted[i]);
