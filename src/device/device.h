@@ -66,6 +66,11 @@ struct gang_kernels {
     void (*cross_entropy)(struct gang_device *device, float *loss, void *dlogits, const float *logits, const int32_t *targets, float scale, int64_t M,
                           int64_t V);
 
+    // Messages between devices: out[n] in `type` = x + delta (NULL for 0); x[n] = in, rounded (may be NULL) the same in the
+    // compute type.
+    void (*pack)(struct gang_device *device, void *out, enum gang_compute type, const float *x, const void *delta, int64_t n);
+    void (*unpack)(struct gang_device *device, float *x, void *rounded, const void *in, enum gang_compute type, int64_t n);
+
     double (*sum_squares)(struct gang_device *device, const float *x, int64_t n);
     void (*adamw)(struct gang_device *device, float *p, float *m, float *v, const float *g, int64_t n, const struct gang_adamw *o);
 

@@ -1,8 +1,8 @@
 // The table of a model's tensors over one flat array of parameters, and fresh weights.
 //
 // The table's order is the array's order: the embedding, then nine tensors a layer in the order of enum gang_role, then the
-// final norm and, if untied, the head. So a tensor's place in the table is arithmetic, and the table index is a name of the
-// tensor that random weights can hang on.
+// final norm and, if untied, the head. So a tensor's place in the table of the whole model is arithmetic, and this index is a
+// name of the tensor that random weights can hang on, whatever part of the model holds it.
 #include "model/model.h"
 
 #include <assert.h>
@@ -44,10 +44,17 @@ static void shape_of(const struct gang_config *config, enum gang_role role, int6
 
 static int64_t aligned(int64_t elements) { return (elements + ALIGN_ELEMENTS - 1) / ALIGN_ELEMENTS * ALIGN_ELEMENTS; }
 
+static int index_of(const struct gang_config *config, enum gang_role role, int layer) {
+    if (role == GANG_ROLE_EMBED) return 0;
+    if (role >= GANG_ROLE_NORM_FINAL) return 1 + config->layers * PER_LAYER + (role - GANG_ROLE_NORM_FINAL);
+    return 1 + layer * PER_LAYER + (role - GANG_ROLE_NORM_ATTENTION);
+}
+
 static void add(struct gang_model *model, enum gang_role role, int layer) {
     struct gang_tensor *tensor = &model->tensors[model->count++];
     tensor->role = role;
     tensor->layer = layer;
+    tensor->index = index_of(&model->config, role, layer);
     shape_of(&model->config, role, &tensor->rows, &tensor->cols);
     bool follows = role == GANG_ROLE_K || role == GANG_ROLE_V || role == GANG_ROLE_UP;
     tensor->offset = follows ? model->elements : aligned(model->elements);
@@ -57,25 +64,34 @@ static void add(struct gang_model *model, enum gang_role role, int layer) {
     if (layer >= 0) snprintf(tensor->name, sizeof tensor->name, "model.layers.%d.%s", layer, role_names[role]);
 }
 
-void gang_model_init(struct gang_model *model, const struct gang_config *config, struct gang_arena *arena) {
+// `part` NULL: all of it.
+static void fill_table(struct gang_model *model, const struct gang_config *config, const struct gang_model_part *part, struct gang_arena *arena) {
     *model = (struct gang_model){.config = *config};
     model->tensors = gang_arena_alloc(arena, ((size_t)config->layers * PER_LAYER + 3) * sizeof *model->tensors);
-    add(model, GANG_ROLE_EMBED, -1);
+    bool embed = !part || part->embed, head = !part || part->head;
+    if (embed) add(model, GANG_ROLE_EMBED, -1);
     for (int layer = 0; layer < config->layers; layer++)
-        for (int i = 0; i < PER_LAYER; i++) add(model, (enum gang_role)(GANG_ROLE_NORM_ATTENTION + i), layer);
-    add(model, GANG_ROLE_NORM_FINAL, -1);
-    if (!config->tied) add(model, GANG_ROLE_HEAD, -1);
+        for (int i = 0; i < PER_LAYER && (!part || part->layers[layer]); i++) add(model, (enum gang_role)(GANG_ROLE_NORM_ATTENTION + i), layer);
+    if (head) add(model, GANG_ROLE_NORM_FINAL, -1);
+    if (head && !config->tied) add(model, GANG_ROLE_HEAD, -1);
+    if (head && config->tied && !embed) add(model, GANG_ROLE_EMBED, -1);
     model->elements = aligned(model->elements);
+    model->whole = model->count == 2 + config->layers * PER_LAYER + !config->tied;
+}
+
+void gang_model_init(struct gang_model *model, const struct gang_config *config, struct gang_arena *arena) { fill_table(model, config, NULL, arena); }
+
+void gang_model_init_part(struct gang_model *model, const struct gang_config *config, const struct gang_model_part *part, struct gang_arena *arena) {
+    fill_table(model, config, part, arena);
 }
 
 const struct gang_tensor *gang_model_find(const struct gang_model *model, enum gang_role role, int layer) {
     bool in_layer = role >= GANG_ROLE_NORM_ATTENTION && role <= GANG_ROLE_DOWN;
     assert(in_layer ? layer >= 0 && layer < model->config.layers : layer == -1);
-    int index = role == GANG_ROLE_EMBED ? 0 : 1 + model->config.layers * PER_LAYER + (role - GANG_ROLE_NORM_FINAL);
-    if (in_layer) index = 1 + layer * PER_LAYER + (role - GANG_ROLE_NORM_ATTENTION);
-    if (index >= model->count) return NULL;
-    assert(model->tensors[index].role == role && model->tensors[index].layer == layer);
-    return &model->tensors[index];
+    int index = index_of(&model->config, role, layer);
+    for (int i = 0; i < model->count; i++)
+        if (model->tensors[i].index == index) return &model->tensors[i];
+    return NULL;
 }
 
 // Elements 2 * pair and 2 * pair + 1 of a tensor: both halves of one Box-Muller draw, which makes it twice as cheap as
@@ -106,7 +122,7 @@ void gang_model_randomise(const struct gang_model *model, uint64_t seed, float *
         memset(parameters + end, 0, (size_t)(tensor->offset - end) * sizeof *parameters);
         end = tensor->offset + elements;
         float *values = parameters + tensor->offset;
-        if (!gang_tensor_is_norm(tensor)) randomise(seed, (uint64_t)i, model->config.init_range, elements, values);
+        if (!gang_tensor_is_norm(tensor)) randomise(seed, (uint64_t)tensor->index, model->config.init_range, elements, values);
         for (int64_t k = 0; k < elements && gang_tensor_is_norm(tensor); k++) values[k] = 1;
     }
     memset(parameters + end, 0, (size_t)(model->elements - end) * sizeof *parameters);

@@ -216,15 +216,20 @@ static enum gang_status check_rest(const struct gang_model *model, const struct 
 
 enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters) {
     struct weights weights;
+    struct gang_model whole;
     enum gang_status status = weights_open(dir, &weights);
     if (status) goto out;
-    const struct gang_st_entry **sources = gang_arena_alloc(&weights.arena, (size_t)model->count * sizeof *sources);
-    status = match(model, &weights, dir, sources);
-    if (!status) status = check_rest(model, &weights, sources);
+    gang_model_init(&whole, &model->config, &weights.arena);
+    const struct gang_st_entry **sources = gang_arena_alloc(&weights.arena, (size_t)whole.count * sizeof *sources);
+    status = match(&whole, &weights, dir, sources);
+    if (!status) status = check_rest(&whole, &weights, sources);
     if (status) goto out;
     memset(parameters, 0, (size_t)model->elements * sizeof *parameters);
 #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < model->count; i++) gang_st_to_f32(sources[i], 0, sources[i]->elements, parameters + model->tensors[i].offset);
+    for (int i = 0; i < model->count; i++) {
+        const struct gang_st_entry *source = sources[model->tensors[i].index];
+        gang_st_to_f32(source, 0, source->elements, parameters + model->tensors[i].offset);
+    }
 out:
     weights_close(&weights);
     return status;
@@ -299,7 +304,7 @@ enum gang_status gang_model_restore(const struct gang_model *model, const struct
     struct gang_safetensors st = {0};
     enum gang_status status = gang_safetensors_open(path, &st);
     if (status) return status;
-    if (st.count != part_count * model->count)
+    if (model->whole && st.count != part_count * model->count)
         status = gang_fail(GANG_ERR_FORMAT, "%s: holds %d tensors: expected %d arrays of %d", path, st.count, part_count, model->count);
     for (int p = 0; !status && p < part_count; p++) status = restore_part(model, &parts[p], &st, path);
     gang_safetensors_close(&st);

@@ -17,10 +17,27 @@ struct gang_memory {
     size_t total;
 };
 
-// One micro-batch shape: B sequences of T positions, M = B*T rows.
+struct gang_range {
+    int64_t offset, elements; // of a flat array
+};
+
+// A run of layers [from, to), at least one. The one with layer 0 holds the embedding, the one with the last layer the head.
+struct gang_net_chunk {
+    int from, to;
+    int slots; // micro-batches whose activations it holds at once
+};
+
+// What a network holds of its model, and for which passes. B sequences of T positions are a micro-batch, M = B*T rows.
 struct gang_net_shape {
     int64_t batch, length;
-    bool inference; // no gradients: B is 1, T is the longest context, weights are kept once
+    bool inference;                      // no gradients: B is 1, T is the longest context, weights are kept once
+    int chunk_count;                     // 0: one chunk of all layers with one slot
+    const struct gang_net_chunk *chunks; // ascending; together they hold what the model's part holds
+    bool split;                          // backward comes in two halves
+    bool recompute;                      // of each layer only its input is kept, and the layer is made again on the way back
+    enum gang_compute message;           // what travels between stages; unlike devices of one pipeline share it
+    int owned_count;
+    const struct gang_range *owned; // whose AdamW moments live here, ascending, one behind another; NULL: all
 };
 
 struct gang_net;
@@ -29,16 +46,70 @@ struct gang_net;
 void gang_net_memory(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape, struct gang_memory *out);
 // GANG_ERR_MEMORY with the figures and what to do (`remedy`) if this machine has less available now.
 GANG_CHECK_RESULT enum gang_status gang_memory_check(const struct gang_memory *memory, const char *remedy);
-// Allocates everything in one block; no later call allocates tensors. `model` and `device` must outlive the network; one
-// network uses a device at a time.
+// Allocates everything in one block; no later call allocates tensors. `model` (all of one or a part) and `device` must outlive
+// the network; one network uses a device at a time.
 GANG_CHECK_RESULT enum gang_status gang_net_new(const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape,
                                                 struct gang_net **out);
 void gang_net_free(struct gang_net *net);
 
-float *gang_net_parameters(struct gang_net *net); // flat, model->elements long; call gang_net_refresh after writing
+float *gang_net_parameters(struct gang_net *net); // flat, model->elements long; refresh after writing
 float *gang_net_gradients(struct gang_net *net);
-float *gang_net_moments(struct gang_net *net, int which); // 0: first, 1: second
+float *gang_net_moments(struct gang_net *net, int which); // 0: first, 1: second; of the owned ranges, one behind another
 void gang_net_refresh(struct gang_net *net);
+
+// ---- A stage: passes of its chunks, in any order that the data allow -----------------------------------------------
+
+// Begins a step: the first gradients after it are set, later ones added.
+void gang_net_begin(struct gang_net *net);
+
+size_t gang_net_message_bytes(const struct gang_net *net); // [M,C] in the shape's `message`
+
+// A chunk forward over the micro-batch in `slot`. tokens [B, T + 1]: read by the model's first chunk and its last, which
+// copy what they need; else may be NULL. `in` is the message of the chunk before (NULL for the model's first), `out` the one
+// to the next (NULL for the model's last); both are done with on return.
+void gang_net_forward(struct gang_net *net, int chunk, int slot, const int32_t *tokens, const void *in, void *out);
+
+// The halves of a split backward pass: first the gradients of the inputs, any time later those of the weights.
+enum gang_half { GANG_HALF_BOTH, GANG_HALF_INPUT, GANG_HALF_WEIGHT };
+
+// Called when the gradients of a bucket are complete, from inside the pass that completes them.
+struct gang_net_hook {
+    void *context;
+    void (*ready)(void *context, int bucket);
+};
+
+// A chunk backward over the micro-batch in `slot`, which is free afterwards (after the weight half of a split one). `in` is
+// the message of the chunk behind (NULL for the model's last), `out` the one to the chunk before (NULL for the model's
+// first); the weight half takes neither. Gradients of scale * (sum of the losses) are set or added. The model's last chunk
+// computes loss, head and all of its gradients here, in the input half: logits are not kept. Returns its sum of the losses, 0
+// elsewhere. `hook` (or NULL) belongs to the chunk's last micro-batch of a step, and of its halves to the weight half.
+double gang_net_backward(struct gang_net *net, int chunk, int slot, enum gang_half half, float scale, const void *in, void *out,
+                         const struct gang_net_hook *hook);
+
+// Buckets tile the flat array, in the order in which backward passes complete them, the chunks from the last to the first:
+// final norm and head; the layers from the last to the first; the embedding. A tied head has no gradient of its own: on the
+// stage of the embedding it adds to that, elsewhere the embedding's copy is what the head's bucket holds.
+struct gang_net_bucket {
+    int64_t offset, elements;
+    int chunk;
+    int layer; // -1: head or embedding
+};
+// Returns their number; writes them unless `out` is NULL.
+int gang_net_buckets(const struct gang_model *model, const struct gang_net_shape *shape, struct gang_net_bucket *out);
+
+double gang_net_sum_squares(struct gang_net *net, int64_t offset, int64_t elements); // of gradients
+
+struct gang_update {
+    double rate, beta1, beta2, epsilon, decay;
+    double clip;  // largest gradient norm; 0: none
+    int64_t step; // from 1
+};
+// AdamW on an owned range (0 where all is owned), clipped by `norm`, that of all gradients of the model. No decay on norms.
+// What was written has to be refreshed.
+void gang_net_adamw(struct gang_net *net, int range, const struct gang_update *update, double norm);
+void gang_net_refresh_bucket(struct gang_net *net, int bucket);
+
+// ---- The whole model on one device: one chunk, one slot ------------------------------------------------------------
 
 // Logits [M,V] in f32 of tokens [B, T + 1] (the last of each row is not read).
 void gang_net_logits(struct gang_net *net, const int32_t *tokens, float *logits);
@@ -47,13 +118,7 @@ void gang_net_logits(struct gang_net *net, const int32_t *tokens, float *logits)
 double gang_net_micro_batch(struct gang_net *net, const int32_t *tokens, float scale, bool first);
 // The sum of the losses only.
 double gang_net_loss(struct gang_net *net, const int32_t *tokens);
-
-struct gang_update {
-    double rate, beta1, beta2, epsilon, decay;
-    double clip;  // largest gradient norm; 0: none
-    int64_t step; // from 1
-};
-// Clips, applies AdamW (no decay on norms), refreshes. Returns the gradient norm before clipping.
+// Clips, applies AdamW, refreshes. Returns the gradient norm before clipping.
 double gang_net_update(struct gang_net *net, const struct gang_update *update);
 
 // Inference: feeds `count` tokens behind those fed before; returns the logits [V] after the last one. More than one token
