@@ -59,6 +59,13 @@ bool gang_address_is_loopback(const struct gang_address *address) {
     return address->storage.ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
 }
 
+struct gang_address gang_address_with_port(const struct gang_address *address, uint16_t port) {
+    struct gang_address out = *address;
+    if (out.storage.ss_family == AF_INET) ((struct sockaddr_in *)&out.storage)->sin_port = htons(port);
+    if (out.storage.ss_family == AF_INET6) ((struct sockaddr_in6 *)&out.storage)->sin6_port = htons(port);
+    return out;
+}
+
 static int open_socket(const struct gang_address *address) {
     return socket(address->storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
 }

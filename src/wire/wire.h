@@ -116,14 +116,14 @@ GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_comm *group);
 
 // ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
 //
-// It accepts TCP connections, connects each to `to`, and passes the bytes on late, at a rate, with outages. It works on
+// It accepts TCP connections, connects each to where its route leads, and passes the bytes on late, at a rate, with outages. It works on
 // streams, not on packets: what it delays is data, not the set-up of a connection; a loss or a reordering is nothing it
 // can show. The rate is shared by all connections, each way its own. An outage or a cut holds everything back in silence.
 
 struct gang_relay;
 
 struct gang_relay_options {
-    const char *listen, *to;         // "host:port"
+    const char *listen, *to;         // "host:port"; `to` may be NULL: no route yet
     double rtt_s;                    // half of it each way
     double jitter_s;                 // up to so much more each way, drawn anew every so often; order is kept
     double bytes_per_s;              // 0: as fast as it goes
@@ -134,12 +134,15 @@ struct gang_relay_options {
 };
 
 GANG_CHECK_RESULT enum gang_status gang_relay_open(const struct gang_relay_options *options, struct gang_relay **out); // starts its thread
-const char *gang_relay_address(const struct gang_relay *relay);
+const char *gang_relay_address(const struct gang_relay *relay); // of the first route; "" when `to` was NULL
+// One more route, from a port that the kernel picks on the host of `listen`: `address` is where to connect. Rate, delay and
+// faults are those of the whole: a long link between two sites carries the connections of many pairs of ranks.
+GANG_CHECK_RESULT enum gang_status gang_relay_add(struct gang_relay *relay, const char *to, char address[GANG_ADDRESS_TEXT]);
 void gang_relay_cut(struct gang_relay *relay, bool cut); // now, until healed; at any time, from any thread
 void gang_relay_close(struct gang_relay *relay);
 
 struct gang_relay_report {
-    uint64_t bytes[2]; // towards `to`, and back
+    uint64_t bytes[2]; // towards `to`, and back; of all routes
     double late_s;     // how much later than meant data left, on average by piece
     double late_most_s;
     uint64_t connections, flipped;
