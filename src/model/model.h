@@ -140,7 +140,10 @@ void gang_st_to_f32(const struct gang_st_entry *entry, int64_t from, int64_t cou
 // ("" for a model; "exp_avg." and the like for optimizer state, several arrays in one file).
 struct gang_st_part {
     const char *prefix;
-    const float *values; // flat array laid out like the model's parameters
+    const float *values; // flat array laid out like the model's parameters; NULL: `fetch` is asked for every tensor, in order
+    // The values of tensors[index], until the next call.
+    enum gang_status (*fetch)(void *context, int index, const float **values);
+    void *context;
 };
 GANG_CHECK_RESULT enum gang_status gang_model_save(const struct gang_model *model, const struct gang_st_part *parts, int part_count,
                                                    const char *path);

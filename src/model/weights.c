@@ -269,7 +269,12 @@ enum gang_status gang_model_save(const struct gang_model *model, const struct ga
     for (int p = 0; p < part_count; p++) {
         for (int i = 0; !status && i < model->count; i++) {
             const struct gang_tensor *tensor = &model->tensors[i];
-            status = gang_out_write(&out, parts[p].values + tensor->offset, (size_t)(tensor->rows * tensor->cols) * sizeof(float));
+            const float *values = NULL;
+            if (parts[p].values)
+                values = parts[p].values + tensor->offset;
+            else
+                status = parts[p].fetch(parts[p].context, i, &values);
+            if (!status) status = gang_out_write(&out, values, (size_t)(tensor->rows * tensor->cols) * sizeof(float));
         }
     }
     if (status)

@@ -273,7 +273,9 @@ static double one_step(struct run *r, double rate, double *gradient_norm) {
 }
 
 static enum gang_status save(struct run *r, struct gang_run_result *result) {
-    enum gang_status status = gang_save_write(r->job->output, &r->state, r->net, &r->model, gang_tokenizer_path(r->tokenizer), (int)r->job->keep,
+    struct gang_st_part parts[GANG_SAVE_PARTS];
+    gang_save_parts(r->net, parts);
+    enum gang_status status = gang_save_write(r->job->output, &r->state, &r->model, parts, gang_tokenizer_path(r->tokenizer), (int)r->job->keep,
                                               result->saved, sizeof result->saved);
     if (status) return status;
     r->last_saved = r->state.step;

@@ -204,9 +204,14 @@ struct gang_state {
     int64_t compute_bits; // 32 or 16
 };
 
-GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net,
-                                                   const struct gang_model *model, const char *tokenizer_path, int keep, char *saved,
-                                                   size_t saved_bytes);
+enum gang_save_part { GANG_SAVE_WEIGHTS, GANG_SAVE_FIRST_MOMENTS, GANG_SAVE_SECOND_MOMENTS, GANG_SAVE_PARTS };
+extern const char *const gang_save_prefixes[GANG_SAVE_PARTS];
+// `parts` are asked for one after another.
+GANG_CHECK_RESULT enum gang_status gang_save_write(const char *output, const struct gang_state *state, const struct gang_model *model,
+                                                   const struct gang_st_part parts[GANG_SAVE_PARTS], const char *tokenizer_path, int keep,
+                                                   char *saved, size_t saved_bytes);
+// The parts of a network that owns all of its model.
+void gang_save_parts(struct gang_net *net, struct gang_st_part parts[GANG_SAVE_PARTS]);
 // The state of a save's directory; then its tensors.
 GANG_CHECK_RESULT enum gang_status gang_save_state(const char *dir, struct gang_state *out);
 GANG_CHECK_RESULT enum gang_status gang_save_load(const char *dir, struct gang_net *net, const struct gang_model *model);

@@ -128,7 +128,7 @@ static void test_golden_llamas(void **state) {
         float *parameters = gang_arena_alloc(&arena, (size_t)model.elements * sizeof *parameters);
         assert_true(gang_model_has_weights(dir));
         assert_ok(gang_model_load(&model, dir, parameters));
-        struct gang_st_part part = {"", parameters};
+        struct gang_st_part part = {.prefix = "", .values = parameters};
         assert_ok(gang_model_save(&model, &part, 1, scratch_path("again.safetensors")));
         struct gang_buffer ours = {0}, theirs = {0};
         assert_ok(gang_file_read(scratch_path("again.safetensors"), 1 << 20, &ours));
@@ -439,21 +439,22 @@ static void test_save_restore(void **state) {
     memset(a, 0xee, f.bytes);
     memset(b, 0xee, f.bytes);
     const char *path = scratch_path("state.safetensors");
-    const struct gang_st_part out[] = {{"exp_avg.", f.weights}, {"exp_avg_sq.", f.loaded}}, in[] = {{"exp_avg_sq.", b}, {"exp_avg.", a}};
+    const struct gang_st_part out[] = {{.prefix = "exp_avg.", .values = f.weights}, {.prefix = "exp_avg_sq.", .values = f.loaded}},
+                              in[] = {{.prefix = "exp_avg_sq.", .values = b}, {.prefix = "exp_avg.", .values = a}};
     assert_ok(gang_model_save(&f.model, out, 2, path));
     assert_ok(gang_model_restore(&f.model, in, 2, path));
     assert_memory_equal(a, f.weights, f.bytes);
     assert_memory_equal(b, f.loaded, f.bytes);
 
     assert_fails(GANG_ERR_FORMAT, "holds 42 tensors: expected 1 arrays of 21", gang_model_restore(&f.model, in, 1, path));
-    const struct gang_st_part wrong[] = {{"exp_avg.", a}, {"step.", b}};
+    const struct gang_st_part wrong[] = {{.prefix = "exp_avg.", .values = a}, {.prefix = "step.", .values = b}};
     assert_fails(GANG_ERR_FORMAT, "lacks step.model.embed_tokens.weight", gang_model_restore(&f.model, wrong, 2, path));
     struct gang_config config = tiny;
     config.intermediate_size = 8;
     struct gang_model other;
     gang_model_init(&other, &config, &f.arena);
     float *room = gang_arena_alloc(&f.arena, (size_t)other.elements * sizeof *room);
-    const struct gang_st_part into[] = {{"exp_avg.", room}, {"exp_avg_sq.", room}};
+    const struct gang_st_part into[] = {{.prefix = "exp_avg.", .values = room}, {.prefix = "exp_avg_sq.", .values = room}};
     assert_fails(GANG_ERR_INPUT, "gate_proj.weight: its shape [7, 6] contradicts the model's configuration, which asks for [8, 6]",
                  gang_model_restore(&other, into, 2, path));
     gang_arena_release(&f.arena);
@@ -470,7 +471,8 @@ static void test_full_disk(void **state) {
     (void)state;
     struct fixture f;
     fixture_init(&f, false);
-    const struct gang_st_part old = {"", f.weights}, new = {"", f.loaded}, in = {"", gang_arena_alloc(&f.arena, f.bytes)};
+    const struct gang_st_part old = {.prefix = "", .values = f.weights}, new = {.prefix = "", .values = f.loaded},
+                              in = {.prefix = "", .values = gang_arena_alloc(&f.arena, f.bytes)};
     const char *path = scratch_path("state.safetensors");
     assert_ok(gang_model_save(&f.model, &old, 1, path));
     struct gang_os os = gang_os_real;
