@@ -26,6 +26,8 @@ struct gang_wire_options {
     int64_t hold_ms;         // 0: 100; silence on all planes after which the link is suspect
     int64_t dead_ms;         // 0: 1000; and lost
     int64_t connect_ms;      // 0: 10000; to come up the first time
+    int notify;              // an eventfd that is written whenever an operation ends, for callers that poll; 0: none. Who polls
+                             // hears of a dead link by its operations: the wire logs nothing then
 };
 
 // Opens the listening port and starts the progress thread.
