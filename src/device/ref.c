@@ -233,7 +233,7 @@ static void cross_entropy(struct gang_device *device, float *loss, void *dlogits
 }
 
 static void pack(struct gang_device *device, void *out, enum gang_compute type, const float *x, const void *delta, int64_t n) {
-    for (int64_t i = 0; i < n; i++) set(type, out, i, (double)x[i] + (delta ? act_get(device, delta, i) : 0));
+    for (int64_t i = 0; i < n; i++) set(type, out, i, delta ? (double)x[i] + act_get(device, delta, i) : (double)x[i]);
 }
 
 static void unpack(struct gang_device *device, float *x, void *rounded, const void *in, enum gang_compute type, int64_t n) {

@@ -460,6 +460,51 @@ static void test_save_restore(void **state) {
     gang_arena_release(&f.arena);
 }
 
+// Every tensor of a part has the bits that the whole has.
+static void same_tensors(const struct fixture *f, const struct gang_model *part, const float *values) {
+    for (int i = 0; i < part->count; i++) {
+        const struct gang_tensor *t = &part->tensors[i], *w = gang_model_find(&f->model, t->role, t->layer);
+        assert_memory_equal(values + t->offset, f->weights + w->offset, (size_t)(t->rows * t->cols) * sizeof(float));
+    }
+}
+
+// Parts take their tensors out of files of the whole, and of their own.
+static void test_parts(void **state) {
+    (void)state;
+    static const bool first[] = {true, false}, last[] = {false, true};
+    static const struct gang_model_part parts[] = {{first, true, false}, {last, false, true}, {last, true, false}};
+    for (int i = 0; i < 6; i++) {
+        struct fixture f;
+        struct gang_model part;
+        fixture_init(&f, i >= 3);
+        gang_model_init_part(&part, &f.model.config, &parts[i % 3], &f.arena);
+        const struct gang_st_part whole = {"", f.weights}, in = {"", gang_arena_alloc(&f.arena, (size_t)part.elements * sizeof(float))};
+        assert_ok(gang_model_save(&f.model, &whole, 1, scratch_path(single)));
+        assert_ok(gang_model_load(&part, scratch_path("model"), (float *)in.values));
+        same_tensors(&f, &part, in.values);
+        memset((float *)in.values, 0xee, (size_t)part.elements * sizeof(float));
+        assert_ok(gang_model_restore(&part, &in, 1, scratch_path(single)));
+        same_tensors(&f, &part, in.values);
+        const char *own = scratch_path("part.safetensors");
+        assert_ok(gang_model_save(&part, &in, 1, own));
+        memset((float *)in.values, 0xee, (size_t)part.elements * sizeof(float));
+        assert_ok(gang_model_restore(&part, &in, 1, own));
+        same_tensors(&f, &part, in.values);
+        assert_fails(GANG_ERR_FORMAT, "tensors: expected 1 arrays of", gang_model_restore(&f.model, &in, 1, own));
+        gang_arena_release(&f.arena);
+    }
+    // A part is no excuse for files that are not of this model.
+    struct fixture f;
+    struct gang_model part;
+    fixture_init(&f, false);
+    gang_model_init_part(&part, &f.model.config, &parts[0], &f.arena);
+    write_part(&f, single, (struct writing){WHOLE(&f), .extra_name = "model.layers.2.mlp.gate_proj.weight"});
+    assert_fails(GANG_ERR_UNSUPPORTED, "model.layers.2.mlp.gate_proj.weight", gang_model_load(&part, scratch_path("model"), f.loaded));
+    write_part(&f, single, (struct writing){.to = f.model.count - 1, .skip = -1, .reshape = -1});
+    assert_fails(GANG_ERR_INPUT, "lack lm_head.weight", gang_model_load(&part, scratch_path("model"), f.loaded));
+    gang_arena_release(&f.arena);
+}
+
 static int writes_left;
 static ssize_t full_disk(int fd, const void *data, size_t bytes) {
     if (writes_left-- > 0) return gang_os_real.write(fd, data, bytes > 64 ? 64 : bytes);
@@ -496,6 +541,7 @@ int main(void) {
         cmocka_unit_test(test_bad_headers),     cmocka_unit_test(test_bad_lengths),  cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_load_single),     cmocka_unit_test(test_load_tied),    cmocka_unit_test(test_load_sharded),
         cmocka_unit_test(test_foreign_weights), cmocka_unit_test(test_save_restore), cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_parts),
     };
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
