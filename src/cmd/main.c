@@ -7,11 +7,12 @@
 #include <string.h>
 #include <unistd.h>
 
-static const struct gang_command *const commands[] = {&gang_command_train,    &gang_command_generate, &gang_command_probe, &gang_command_plan,
-                                                      &gang_command_simulate, &gang_command_validate, &gang_command_wan,   &gang_command_bench};
+static const struct gang_command *const commands[] = {&gang_command_train,    &gang_command_rehearse, &gang_command_generate,
+                                                      &gang_command_probe,    &gang_command_plan,     &gang_command_simulate,
+                                                      &gang_command_validate, &gang_command_wan,      &gang_command_bench};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 // What other commands start; people need not know.
-static const struct gang_command *const hidden[] = {&gang_command_agent};
+static const struct gang_command *const hidden[] = {&gang_command_agent, &gang_command_rank};
 enum { HIDDEN = sizeof hidden / sizeof *hidden };
 
 volatile int gang_interrupted;

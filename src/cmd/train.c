@@ -1,5 +1,6 @@
 // gangline train: a job on this machine, with a live line, plain lines or JSON.
 #include "cmd/cmd.h"
+#include "cmd/fleet.h"
 #include "train/train.h"
 
 #include <stdio.h>
@@ -119,30 +120,66 @@ static void print_fields(void) {
     }
 }
 
+// On a cluster: every device that its file names.
+static enum gang_status train_fleet(struct gang_job *job, bool resume, struct gang_fleet_screen *screen, struct gang_arena *arena) {
+    struct gang_config config;
+    struct gang_task task;
+    struct gang_pool pool;
+    struct gang_layout layout;
+    struct gang_fleet_result result;
+    bool searched = !strcmp(job->layout, "auto");
+    char *absolute = realpath(job->path, NULL);
+    if (absolute) job->path = gang_arena_strdup(arena, absolute); // ranks may start elsewhere
+    free(absolute);
+    enum gang_status status = gang_config_read(job->model, &config);
+    if (!status) status = gang_pool_read(job->cluster, arena, &pool);
+    if (!status && !searched) status = gang_layout_parse(job->layout, &layout);
+    if (status) return status;
+    gang_fleet_task(job, &config, &task);
+    const struct gang_fleet_options options = {.job = job,
+                                               .task = &task,
+                                               .pool = &pool,
+                                               .layout = searched ? NULL : &layout,
+                                               .launcher = (enum gang_launcher)job->launcher,
+                                               .resume = resume};
+    return gang_show_fleet(&options, screen, &result);
+}
+
+static enum gang_status train_here(const struct gang_job *job, bool resume, struct screen *screen) {
+    struct gang_run_result result = {0};
+    const struct gang_run_events events = {screen, show_tokenising, show_start, show_step, show_saved};
+    gang_catch_interrupts();
+    enum gang_status status = gang_train_run(job, resume, &events, &gang_interrupted, &result);
+    if (!screen->json && !status) print_end(screen, job, &result);
+    if (screen->live && status && result.steps_done) printf("\n");
+    return status;
+}
+
 static int run_train(int argc, char **argv) {
     struct screen screen = {0};
+    struct gang_fleet_screen fleet = {0};
     bool resume = false, fields = false;
     const char *path[1] = {NULL};
-    const struct gang_option options[] = {{"--json", NULL, &screen.json}, {"--resume", NULL, &resume}, {"--fields", NULL, &fields}};
-    int code = gang_options(&gang_command_train, argc, argv, options, 3, 0, 1, path);
+    const struct gang_option options[] = {{"--json", NULL, &screen.json},
+                                          {"--resume", NULL, &resume},
+                                          {"--fields", NULL, &fields},
+                                          {"--explain", NULL, &fleet.explain},
+                                          {"--trace", &fleet.trace, NULL}};
+    int code = gang_options(&gang_command_train, argc, argv, options, 5, 0, 1, path);
     if (code >= 0) return code;
     if (fields) {
         print_fields();
         return EXIT_OK;
     }
     if (!path[0]) return gang_usage(&gang_command_train, "an argument is missing: expected", gang_command_train.arguments);
-    screen.live = isatty(STDOUT_FILENO);
-    gang_catch_interrupts();
+    screen.live = fleet.live = isatty(STDOUT_FILENO) && !screen.json;
+    fleet.json = screen.json;
 
     struct gang_arena arena;
     gang_arena_init(&arena);
     struct gang_job job;
-    struct gang_run_result result = {0};
-    const struct gang_run_events events = {&screen, show_tokenising, show_start, show_step, show_saved};
     enum gang_status status = gang_job_read(path[0], &arena, &job);
-    if (!status) status = gang_train_run(&job, resume, &events, &gang_interrupted, &result);
-    if (!screen.json && !status) print_end(&screen, &job, &result);
-    if (screen.live && status && result.steps_done) printf("\n");
+    if (!status) status = *job.cluster ? train_fleet(&job, resume, &fleet, &arena) : train_here(&job, resume, &screen);
     gang_arena_release(&arena);
     if (status == GANG_ERR_STOPPED) fprintf(stderr, "gangline: stopped before the first step; nothing to save\n");
     return status == GANG_ERR_STOPPED ? EXIT_OK : gang_report(status);
@@ -155,7 +192,11 @@ const struct gang_command gang_command_train = {
     .run = run_train,
     .help = "  --resume   go on from the last save of the job's output directory\n"
             "  --json     print one JSON object per step, nothing else\n"
-            "  --fields   print what a job file may say, with defaults\n\n"
+            "  --fields   print what a job file may say, with defaults\n"
+            "  --explain  on a cluster: predicted beside measured at the end, by rank and kind of work\n"
+            "  --trace F  on a cluster: the predicted and a real step as a trace for Perfetto or chrome://tracing\n\n"
+            "A job with a `cluster` runs on all devices of that file: they are measured, the best split is planned, and each gets a\n"
+            "rank. Without, this machine's processor trains alone.\n\n"
             "Ctrl-C ends after the step that runs and saves. The output directory holds step-NNNNNNNN (a Hugging Face\n"
             "directory with the optimizer's state beside it), latest (a link to the newest), metrics.jsonl and cache.\n"
             "\nexample: gangline train examples/demo.yaml\n",

@@ -141,6 +141,7 @@ GANG_CHECK_RESULT enum gang_status gang_profile_here(int threads, struct gang_pr
 // The number behind `key` in a small file of the kernel's (/proc/meminfo and the like), -1 if there is none. With an empty
 // key the file is the number.
 double gang_kernel_number(const char *path, const char *key);
+void gang_processor_name(char *out, size_t bytes); // as the kernel calls it
 // Usable memory now: the smaller of what the kernel calls available and what the control group allows, in bytes.
 double gang_memory_available(void);
 

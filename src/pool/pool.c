@@ -58,6 +58,7 @@ static const struct gang_field group_fields[] = {
      "of device cpu: generic, avx2, avx512, avx512bf16; the best if not given"},
     {"compute", GANG_FIELD_ENUM, GROUP(compute), "job", 0, 0, group_computes, "type of device cpu's products"},
     {"share", GANG_FIELD_REAL, GROUP(share), "0", 0, 1, NULL, "of a core, of device cpu; 0: all"},
+    {"hosts", GANG_FIELD_STRINGS, GROUP(hosts), "", 0, 0, NULL, "of the nodes, one each, for the launchers ssh and slurm"},
     {"price", GANG_FIELD_REAL, GROUP(price), "0", 0, 1e9, NULL, "of one device for an hour"},
     {"oversubscription", GANG_FIELD_REAL, GROUP(oversubscription), "1", 1, 100, NULL, "of a leaf's uplinks"},
 };
@@ -217,6 +218,9 @@ static enum gang_status settle_group(const struct gang_pool *pool, const struct 
                        group->device, list);
     }
     if (!*group->name) group->name = group->device;
+    if (group->hosts.count == 1 && !*group->hosts.items[0]) group->hosts.count = 0;
+    if (group->hosts.count && group->hosts.count != group->nodes)
+        return FAIL_AT(group->place, "hosts: %d names for %lld nodes", group->hosts.count, (long long)group->nodes);
     if (!group->fast_bandwidth) group->fast_bandwidth = group->kind->fast_bandwidth;
     if (!group->nic_bandwidth) group->nic_bandwidth = group->kind->nic_bandwidth;
     if (!group->fast_domain) group->fast_domain = group->kind->fast_domain < group->devices ? group->kind->fast_domain : group->devices;

@@ -61,11 +61,12 @@ struct gang_group {
     int64_t leaf_nodes; // nodes under one leaf switch; 0: one flat network
     // Of device "cpu", the processor of the node itself: how much of it one device is.
     int64_t threads;
-    char *instructions;      // "": the best there is
-    int compute;             // enum gang_group_compute
-    double share;            // of a core; 0: all
-    double price;            // of one device for an hour, in whatever money the file counts; 0: not stated
-    double oversubscription; // of the leaf's uplinks: 1 is none, 3 is 3:1
+    char *instructions;        // "": the best there is
+    int compute;               // enum gang_group_compute
+    double share;              // of a core; 0: all
+    struct gang_strings hosts; // names of the nodes, for what starts ranks on them; none: this machine
+    double price;              // of one device for an hour, in whatever money the file counts; 0: not stated
+    double oversubscription;   // of the leaf's uplinks: 1 is none, 3 is 3:1
 };
 
 struct gang_site {

@@ -229,7 +229,7 @@ enum gang_status gang_rank_new(const struct gang_rank_options *options, struct g
     init(r, options);
     r->tokens = gang_arena_alloc(&r->arena, (size_t)(options->micro_batch * (options->length + 1)) * sizeof *r->tokens);
     r->chunk_fresh = gang_arena_alloc(&r->arena, (size_t)r->shape.chunk_count * sizeof *r->chunk_fresh);
-    r->spans = gang_arena_alloc(&r->arena, ((size_t)r->program->count + 2 * (size_t)r->cell.bucket_count) * sizeof *r->spans);
+    r->spans = gang_arena_alloc(&r->arena, ((size_t)r->program->count + 1 + 2 * (size_t)r->cell.bucket_count) * sizeof *r->spans);
     status = options->device ? gang_net_cell_open(&r->cell, &r->shape) : gang_stand_in_open(&r->cell, &r->arena);
     if (!status) status = open_groups(r);
     if (!status) status = open_channels(r);

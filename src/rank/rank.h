@@ -69,7 +69,8 @@ struct gang_rank_report {
 // One step of the program. `update` as for gang_net_update; update->step counts from 1 and says which samples are read.
 GANG_CHECK_RESULT enum gang_status gang_rank_step(struct gang_rank *rank, const struct gang_update *update, bool want_stop,
                                                   struct gang_rank_report *out);
-// What the last step did, in seconds since its start; the lane's exchanges behind the others.
+// What the last step did, in seconds since its start: instructions, a receive being the wait for its message; before the optimizer a
+// reduce of chunk -1, the wait for all gradients and all ranks; behind them the lane's exchanges by bucket.
 const struct gang_span *gang_rank_spans(const struct gang_rank *rank, size_t *count);
 
 // ---- Weights -------------------------------------------------------------------------------------------------------

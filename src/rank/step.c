@@ -25,6 +25,13 @@ static struct gang_channel *side(struct gang_rank *r, bool sends, bool gradient,
     return channel_of(r, sends, &(struct gang_instruction){.gradient = gradient, .peer = peer});
 }
 
+// ---- What was done -------------------------------------------------------------------------------------------------
+
+static void add_span(struct gang_rank *r, enum gang_op op, int chunk, int micro, double start, double end) {
+    r->spans[r->span_count++] = (struct gang_span){
+        .rank = r->options.rank, .op = (uint8_t)op, .chunk = chunk, .micro = micro, .start = start - r->began, .end = end - r->began};
+}
+
 // ---- Computing -----------------------------------------------------------------------------------------------------
 
 // The samples of a micro-batch: those of all replicas lie one behind another, so that a step reads the same ones however it is split.
@@ -165,9 +172,11 @@ static enum gang_status pass_on(struct gang_rank *r) {
 
 static enum gang_status run_optimizer(struct gang_rank *r, const struct gang_update *update, bool want_stop, struct gang_rank_report *out) {
     float sums[3];
+    double waited = gang_seconds();
     enum gang_status status = await_gradients(r);
     if (!status) status = agree(r, want_stop, sums);
     if (status) return status;
+    add_span(r, GANG_OP_REDUCE, -1, -1, waited, gang_seconds());
     out->loss = (double)sums[0] / (double)(r->samples * r->options.length);
     out->gradient_norm = sqrt((double)sums[1]);
     out->stop = sums[2] > 0;
@@ -213,11 +222,6 @@ static enum gang_status run_one(struct gang_rank *r, int i, const struct gang_up
     return GANG_ERR_FORMAT;
 }
 
-static void add_span(struct gang_rank *r, enum gang_op op, int chunk, int micro, double start, double end) {
-    r->spans[r->span_count++] = (struct gang_span){
-        .rank = r->options.rank, .op = (uint8_t)op, .chunk = chunk, .micro = micro, .start = start - r->began, .end = end - r->began};
-}
-
 static void add_lane_spans(struct gang_rank *r) {
     for (int p = 0; p < LANE_PHASES && r->lane.started; p++)
         for (int b = 0; b < r->cell.bucket_count; b++) {
@@ -255,6 +259,7 @@ enum gang_status gang_rank_step(struct gang_rank *r, const struct gang_update *u
         const struct gang_instruction *in = &r->program->items[i];
         status = run_one(r, i, update, want_stop, out);
         double now = gang_seconds();
+        if (in->op == GANG_OP_OPTIMIZER && r->span_count) at = r->spans[r->span_count - 1].end + r->began; // behind the wait for all
         if (in->op != GANG_OP_REDUCE && in->op != GANG_OP_GATHER) add_span(r, (enum gang_op)in->op, in->chunk, in->micro, at, now);
         at = now;
     }

@@ -54,6 +54,9 @@ GANG_CHECK_RESULT enum gang_status gang_sim_run(const struct gang_sim_input *inp
 // Chrome's trace format, which Perfetto reads: one process a replica, one thread a stage, messages as asynchronous slices. Needs spans.
 void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, struct gang_buffer *out);
 
+// A step as it was predicted and the same step as it was, side by side.
+void gang_sim_trace_pair(const struct gang_sim *predicted, const struct gang_sim *real, const struct gang_program *program, struct gang_buffer *out);
+
 // ---- Months of it, with faults: sim/faults.c -----------------------------------------------------------------------
 
 // A faults file; times in seconds. Mean times 0: such faults do not happen.

@@ -9,6 +9,7 @@ enum { COMPUTE_AUTO = 2 };
 enum { MAX_STEPS = 99999999 };
 static const int64_t max_tokens = 1LL << 50;
 
+static const char *const launchers[] = {"local", "ssh", "slurm", NULL}; // by enum gang_launcher
 static const char *const weights[] = {"auto", "fresh", NULL};
 
 #define AT(member) offsetof(struct gang_job, member)
@@ -38,6 +39,10 @@ const struct gang_field gang_job_fields[] = {
     {"threads", GANG_FIELD_INT, AT(threads), "0", 0, 1024, NULL, "0: all cores this process may use"},
     {"save_every", GANG_FIELD_INT, AT(save_every), "0", 0, 1000000000, NULL, "steps between saves; 0: only at the end"},
     {"keep", GANG_FIELD_INT, AT(keep), "2", 1, 1000000, NULL, "saves that are kept, the newest"},
+    {"cluster", GANG_FIELD_STRING, AT(cluster), "", 0, 0, NULL, "cluster.yaml: train on all of it; none: on this machine's processor alone"},
+    {"layout", GANG_FIELD_STRING, AT(layout), "auto", 0, 0, NULL,
+     "how a cluster splits the work, such as pp=2,dp=2,mb=1; auto: the best that is found"},
+    {"launcher", GANG_FIELD_ENUM, AT(launcher), "local", 0, 0, launchers, "what starts the ranks of a cluster: processes here; ssh; slurm"},
     {"cache", GANG_FIELD_STRING, AT(cache), "auto", 0, 0, NULL, "directory of tokenised data; auto: OUTPUT/cache"},
 };
 const size_t gang_job_field_count = sizeof gang_job_fields / sizeof *gang_job_fields;
@@ -76,6 +81,7 @@ enum gang_status gang_job_read(const char *path, struct gang_arena *arena, struc
     job->path = gang_arena_strdup(arena, path);
     resolve(arena, path, &job->model);
     resolve(arena, path, &job->output);
+    if (*job->cluster) resolve(arena, path, &job->cluster);
     for (int i = 0; i < job->data.count; i++) resolve(arena, path, &job->data.items[i]);
     if (strcmp(job->tokenizer, "auto") != 0 && strcmp(job->tokenizer, "bytes") != 0) resolve(arena, path, &job->tokenizer);
     if (!strcmp(job->cache, "auto"))

@@ -6,6 +6,8 @@
 #include "device/device.h"
 #include "model/model.h"
 
+#include <stdio.h>
+
 // ---- The network on a device ---------------------------------------------------------------------------------------
 
 // Where the memory goes, in bytes; known before anything is allocated.
@@ -127,6 +129,8 @@ const float *gang_net_feed(struct gang_net *net, const int32_t *tokens, int64_t 
 
 // ---- The job -------------------------------------------------------------------------------------------------------
 
+struct gang_state; // of a save; below
+
 struct gang_job {
     char *path; // of job.yaml
     char *model, *tokenizer, *output, *cache;
@@ -135,8 +139,10 @@ struct gang_job {
     int64_t steps, tokens;
     double learning_rate, min_learning_rate, weight_decay, beta1, beta2, epsilon, gradient_clip;
     int64_t warmup_steps, seed, threads, save_every, keep;
-    int compute; // enum gang_compute, settled when the job is read
-    int weights; // enum gang_weights
+    int compute;            // enum gang_compute, settled when the job is read
+    int weights;            // enum gang_weights
+    char *cluster, *layout; // "": one device, this machine's processor; "auto": the best that is found
+    int launcher;           // enum gang_launcher
 };
 
 enum gang_weights { GANG_WEIGHTS_AUTO, GANG_WEIGHTS_FRESH };
@@ -146,6 +152,33 @@ extern const size_t gang_job_field_count;
 
 // Reads and checks a job file. Paths in it are relative to the file. Afterwards steps, tokens and global_batch_tokens agree.
 GANG_CHECK_RESULT enum gang_status gang_job_read(const char *path, struct gang_arena *arena, struct gang_job *out);
+
+// Linear warm-up, then a cosine to min_learning_rate of the peak (Loshchilov and Hutter 2017). `step` counts from 1.
+double gang_job_rate(const struct gang_job *job, int64_t step);
+// The job's tokenizer, which must suit the model; then its data. `progress` as in struct gang_data_options.
+GANG_CHECK_RESULT enum gang_status gang_job_tokenizer(const struct gang_job *job, const struct gang_config *config, struct gang_tokenizer **out);
+GANG_CHECK_RESULT enum gang_status gang_job_data(const struct gang_job *job, const struct gang_config *config, const struct gang_tokenizer *tokenizer,
+                                                 bool (*progress)(void *context, int64_t done, int64_t all), void *context, struct gang_data **out);
+// The save to go on from, NULL for a new run; an output directory is not silently used twice.
+GANG_CHECK_RESULT enum gang_status gang_job_find_save(const struct gang_job *job, bool resume, struct gang_arena *arena, char **dir);
+// The state at the start: of a new run, or as saved in `dir`, which must be of a run that this one goes on as if it had never stopped.
+GANG_CHECK_RESULT enum gang_status gang_job_state(const struct gang_job *job, const struct gang_data *data, const char *dir, struct gang_state *out);
+
+// OUTPUT: made, locked against a second run, with a copy of the job, and metrics.jsonl that goes on behind step `step`.
+struct gang_job_output {
+    const struct gang_job *job;
+    FILE *metrics; // NULL: not written any more
+    int lock;      // -1: none
+};
+struct gang_run_step;
+GANG_CHECK_RESULT enum gang_status gang_job_output_open(const struct gang_job *job, int64_t step, struct gang_job_output *out);
+void gang_job_output_close(struct gang_job_output *output);
+// A metrics file that cannot be written costs the metrics, not the run.
+void gang_job_record(struct gang_job_output *output, const struct gang_run_step *step);
+
+// VmRSS (now) or VmHWM (the most so far) of this process in bytes; and forgets the most so far.
+double gang_resident_bytes(const char *which);
+void gang_resident_reset(void);
 
 // ---- The run -------------------------------------------------------------------------------------------------------
 

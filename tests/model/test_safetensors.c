@@ -478,7 +478,8 @@ static void test_parts(void **state) {
         struct gang_model part;
         fixture_init(&f, i >= 3);
         gang_model_init_part(&part, &f.model.config, &parts[i % 3], &f.arena);
-        const struct gang_st_part whole = {"", f.weights}, in = {"", gang_arena_alloc(&f.arena, (size_t)part.elements * sizeof(float))};
+        const struct gang_st_part whole = {.prefix = "", .values = f.weights},
+                                  in = {.prefix = "", .values = gang_arena_alloc(&f.arena, (size_t)part.elements * sizeof(float))};
         assert_ok(gang_model_save(&f.model, &whole, 1, scratch_path(single)));
         assert_ok(gang_model_load(&part, scratch_path("model"), (float *)in.values));
         same_tensors(&f, &part, in.values);
