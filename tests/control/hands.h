@@ -12,14 +12,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { DO_ECHO = 1, DO_PRINT, DO_EXIT, DO_DIE, DO_FAIL, DO_HANG, DO_FORK, DO_FLOOD, DO_RESIST, DO_TELL, DO_OPEN, DO_MUMBLE };
+enum { DO_ECHO = 1, DO_PRINT, DO_EXIT, DO_DIE, DO_FAIL, DO_HANG, DO_FORK, DO_FLOOD, DO_RESIST, DO_TELL, DO_MUMBLE };
 
 struct told { // the answer to DO_TELL
     int32_t number, pid, parent, cpus, cpu;
 };
-
-// Another coordinator's whole life inside a worker: for the test that kills one. See test_control.c.
-static void hands_open(struct gang_worker *worker);
 
 static inline struct told hands_tell(const struct gang_worker *worker) {
     cpu_set_t cpus;
@@ -71,12 +68,10 @@ static inline int hands_work(void) {
         if (event.type == DO_TELL) status = gang_worker_send(worker, DO_TELL, &told, sizeof told);
         if (event.type == DO_PRINT) hands_print(worker, event.data);
         if (event.type == DO_MUMBLE) hands_mumble();
-        if (event.type == DO_OPEN) hands_open(worker);
         if (event.type == DO_FORK && fork() == 0) {
             for (;;) pause();
         }
-        if (event.type != DO_ECHO && event.type != DO_TELL && event.type != DO_PRINT && event.type != DO_OPEN && event.type != DO_FORK)
-            hands_end(worker, &event);
+        if (event.type != DO_ECHO && event.type != DO_TELL && event.type != DO_PRINT && event.type != DO_FORK) hands_end(worker, &event);
     }
     if (status != GANG_ERR_STOPPED) fprintf(stderr, "%s\n", gang_error());
     gang_worker_leave(worker);
