@@ -102,11 +102,33 @@ static inline int descriptors(void) {
     return count;
 }
 
-// Waits until no descendant of this process lives: orphans become its children. Call prctl(PR_SET_CHILD_SUBREAPER, 1) first.
-static inline void await_no_descendants(void) {
+// Another process that lives and runs this very program; 0: none.
+static inline int another_of_us(void) {
+    char self[256] = {0}, path[300], exe[256], state[512];
+    int found = 0, pid;
+    assert_true(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+    DIR *dir = opendir("/proc");
+    for (struct dirent *entry; !found && (entry = readdir(dir));) {
+        if (sscanf(entry->d_name, "%d", &pid) != 1 || pid == getpid()) continue;
+        snprintf(path, sizeof path, "/proc/%d/exe", pid);
+        ssize_t n = readlink(path, exe, sizeof exe - 1);
+        exe[n > 0 ? n : 0] = 0;
+        snprintf(path, sizeof path, "/proc/%d/stat", pid);
+        FILE *file = n > 0 && !strcmp(exe, self) ? fopen(path, "r") : NULL;
+        if (file && fgets(state, sizeof state, file) && !strstr(state, ") Z ") && !strstr(state, ") X ")) found = pid;
+        if (file) fclose(file);
+    }
+    closedir(dir);
+    return found;
+}
+
+// Waits until no agent or worker lives, whoever its parent is, and none of this process's descendants (orphans become its
+// children: call prctl(PR_SET_CHILD_SUBREAPER, 1) first).
+static inline void await_nobody(void) {
     int64_t start = gang_os->now_ns(), limit = start + 10000000000;
-    while (waitpid(-1, NULL, WNOHANG) >= 0) {
-        if (gang_os->now_ns() > limit) fail_msg("a process is left");
+    int left;
+    while (waitpid(-1, NULL, WNOHANG) >= 0 || (left = another_of_us())) {
+        if (gang_os->now_ns() > limit) fail_msg("process %d is left", left);
         usleep(1000);
     }
     print_message("nobody is left after %.0f ms\n", (double)(gang_os->now_ns() - start) * 1e-6);
