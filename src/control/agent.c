@@ -346,6 +346,7 @@ static enum gang_status find_coordinator(struct agent *agent) {
                                         .listen = "127.0.0.1:0",
                                         .cluster = (uint64_t)agent->cluster,
                                         .secret_path = agent->secret_path,
+                                        .heartbeat_ms = CONTROL_HEARTBEAT_MS,
                                         .dead_ms = CONTROL_DEAD_MS,
                                         .notify = agent->notify};
     struct gang_wire_plane plane = {.remote = agent->address};

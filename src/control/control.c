@@ -13,7 +13,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-enum { NOTES_MAX = 256, TEXT_BYTES = 2048, EXIT_NO_PROGRAM = 127, EXIT_SSH = 255 };
+enum { NOTES_MAX = 256, TEXT_BYTES = 2048 };
 static const int64_t ms = 1000000;
 
 const char *const gang_launcher_names[] = {"local", "ssh", "slurm", NULL};
@@ -53,32 +53,38 @@ static bool room_for_notes(const struct gang_control *control) { return control-
 
 // ---- Nodes ---------------------------------------------------------------------------------------------------------
 
-static const char *remedy(const struct gang_control *control, const struct gang_node *node) {
+static void say_remedy(const struct gang_control *control, const struct gang_node *node, char *out, size_t bytes) {
     const char *end = node->launch->end;
-    if (node->ready) return "";
-    if (!strcmp(end, "exit status 127")) return ": is gangline installed there, under this path?";
+    *out = 0;
+    if (node->ready) return;
+    if (!strcmp(end, "exit status 127")) snprintf(out, bytes, ": is gangline installed there, as %.256s?", control->options.program);
     if (control->options.launcher == GANG_LAUNCH_SSH && !strcmp(end, "exit status 255"))
-        return ": is the host up, and does 'ssh -o BatchMode=yes HOST true' work without a password?";
-    return "";
+        snprintf(out, bytes, ": is the host up, and does 'ssh -o BatchMode=yes %.256s true' work without a password?", node->name);
 }
 
 static void lose_node(struct gang_control *control, int n) {
     struct gang_node *node = &control->nodes[n];
     static const char *const programs[] = {"the agent", "ssh", "srun"};
-    char text[TEXT_BYTES];
+    char text[TEXT_BYTES], remedy[TEXT_BYTES / 2];
     if (node->lost) return;
     node->lost = true;
+    say_remedy(control, node, remedy, sizeof remedy);
     int used = snprintf(text, sizeof text, "node %d (%s) %s: ", n, node->name, node->ready ? "is lost" : "has no agent");
     if (node->launch->end[0]) {
         snprintf(text + used, sizeof text - (size_t)used, "%s ended with %s%s%s%s%s", programs[control->options.launcher], node->launch->end,
-                 node->launch->last[0] ? ": '" : "", node->launch->last, node->launch->last[0] ? "'" : "", remedy(control, node));
+                 node->launch->last[0] ? ": '" : "", node->launch->last, node->launch->last[0] ? "'" : "", remedy);
     } else {
         snprintf(text + used, sizeof text - (size_t)used, "its agent does not answer any more");
         if (node->launch->nodes == 1) gang_launch_kill(node->launch, SIGKILL);
     }
     add_note(control, (struct gang_control_event){.kind = GANG_EVENT_NODE_LOST, .worker = -1, .node = n, .at_ns = gang_os->now_ns()}, text);
-    for (int w = 0; w < control->options.worker_count; w++)
-        if (control->members[w].how.node == n) control->members[w].ended = true;
+    for (int w = 0; w < control->options.worker_count; w++) {
+        struct gang_member *member = &control->members[w];
+        if (member->how.node != n || member->ended) continue;
+        member->ended = true;
+        // Where only the agent hangs they can still be told.
+        if (member->joined) (void)!gang_mail_send(&member->mail, MAIL_STOP, NULL, 0);
+    }
 }
 
 static void hear_launch(struct gang_control *control, struct gang_launch *launch) {

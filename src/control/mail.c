@@ -174,6 +174,7 @@ const char *gang_get_text(struct gang_reader *reader) {
 // ---- Lines ---------------------------------------------------------------------------------------------------------
 
 static enum gang_line line_ends(struct gang_lines *lines) {
+    if (lines->length && lines->line[lines->length - 1] == '\r') lines->length--;
     lines->line[lines->length] = 0;
     lines->length = 0;
     return LINE_READY;

@@ -93,6 +93,8 @@ static char **environment_with(const char *variable) {
     return all;
 }
 
+static const char *name_of(const struct gang_spawn *spawn) { return spawn->argv[0][0] ? spawn->argv[0] : "gangline"; }
+
 static pid_t fork_quietly(const struct gang_spawn *spawn, char **environment, int verdict_fd) {
     sigset_t all, before;
     pid_t parent = getpid();
@@ -117,7 +119,7 @@ static enum gang_status hear_verdict(const struct gang_spawn *spawn, pid_t pid, 
     if (n != (ssize_t)sizeof verdict) return GANG_OK;
     while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {}
     errno = verdict.code;
-    return gang_fail_os("%s: %s", spawn->argv[0], stage_texts[verdict.stage]);
+    return gang_fail_os("%s: %s", name_of(spawn), stage_texts[verdict.stage]);
 }
 
 enum gang_status gang_spawn(const struct gang_spawn *spawn, pid_t *pid, int *pidfd) {
@@ -130,11 +132,11 @@ enum gang_status gang_spawn(const struct gang_spawn *spawn, pid_t *pid, int *pid
     *pid = fork_quietly(spawn, environment, to);
     free(environment);
     gang_fd_close(&to);
-    status = *pid < 0 ? gang_fail_os("%s: cannot fork", spawn->argv[0]) : hear_verdict(spawn, *pid, from);
+    status = *pid < 0 ? gang_fail_os("%s: cannot fork", name_of(spawn)) : hear_verdict(spawn, *pid, from);
     gang_fd_close(&from);
     if (!status) *pidfd = (int)syscall(SYS_pidfd_open, *pid, 0);
     if (!status && *pidfd < 0) {
-        status = gang_fail_os("%s: it cannot be watched", spawn->argv[0]);
+        status = gang_fail_os("%s: it cannot be watched", name_of(spawn));
         kill(*pid, SIGKILL);
         while (waitpid(*pid, NULL, 0) < 0 && errno == EINTR) {}
     }

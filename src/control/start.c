@@ -106,6 +106,7 @@ static enum gang_status open_wire(struct gang_control *control) {
                                                             .listen = listen,
                                                             .cluster = control->cluster,
                                                             .secret_path = control->secret_path,
+                                                            .heartbeat_ms = CONTROL_HEARTBEAT_MS,
                                                             .dead_ms = CONTROL_DEAD_MS,
                                                             .connect_ms = 2 * control->options.start_ms,
                                                             .notify = control->notify},

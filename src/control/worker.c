@@ -73,6 +73,7 @@ enum gang_status gang_worker_join(struct gang_worker **out) {
                                                             .listen = "127.0.0.1:0",
                                                             .cluster = (uint64_t)worker->cluster,
                                                             .secret_path = worker->secret_path,
+                                                            .heartbeat_ms = CONTROL_HEARTBEAT_MS,
                                                             .dead_ms = CONTROL_DEAD_MS,
                                                             .notify = worker->notify},
                                 &worker->wire);

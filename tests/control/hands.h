@@ -12,14 +12,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { DO_ECHO = 1, DO_PRINT, DO_EXIT, DO_DIE, DO_FAIL, DO_HANG, DO_FORK, DO_FLOOD, DO_RESIST, DO_TELL, DO_OPEN, DO_MUMBLE };
+enum { DO_ECHO = 1, DO_PRINT, DO_EXIT, DO_DIE, DO_FAIL, DO_HANG, DO_FORK, DO_FLOOD, DO_RESIST, DO_TELL, DO_MUMBLE };
 
 struct told { // the answer to DO_TELL
     int32_t number, pid, parent, cpus, cpu;
 };
-
-// Another coordinator's whole life inside a worker: for the test that kills one. See test_control.c.
-static void hands_open(struct gang_worker *worker);
 
 static inline struct told hands_tell(const struct gang_worker *worker) {
     cpu_set_t cpus;
@@ -71,12 +68,10 @@ static inline int hands_work(void) {
         if (event.type == DO_TELL) status = gang_worker_send(worker, DO_TELL, &told, sizeof told);
         if (event.type == DO_PRINT) hands_print(worker, event.data);
         if (event.type == DO_MUMBLE) hands_mumble();
-        if (event.type == DO_OPEN) hands_open(worker);
         if (event.type == DO_FORK && fork() == 0) {
             for (;;) pause();
         }
-        if (event.type != DO_ECHO && event.type != DO_TELL && event.type != DO_PRINT && event.type != DO_OPEN && event.type != DO_FORK)
-            hands_end(worker, &event);
+        if (event.type != DO_ECHO && event.type != DO_TELL && event.type != DO_PRINT && event.type != DO_FORK) hands_end(worker, &event);
     }
     if (status != GANG_ERR_STOPPED) fprintf(stderr, "%s\n", gang_error());
     gang_worker_leave(worker);
@@ -107,11 +102,33 @@ static inline int descriptors(void) {
     return count;
 }
 
-// Waits until no descendant of this process lives: orphans become its children. Call prctl(PR_SET_CHILD_SUBREAPER, 1) first.
-static inline void await_no_descendants(void) {
+// Another process that lives and runs this very program; 0: none.
+static inline int another_of_us(void) {
+    char self[256] = {0}, path[300], exe[256], state[512];
+    int found = 0, pid;
+    assert_true(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+    DIR *dir = opendir("/proc");
+    for (struct dirent *entry; !found && (entry = readdir(dir));) {
+        if (sscanf(entry->d_name, "%d", &pid) != 1 || pid == getpid()) continue;
+        snprintf(path, sizeof path, "/proc/%d/exe", pid);
+        ssize_t n = readlink(path, exe, sizeof exe - 1);
+        exe[n > 0 ? n : 0] = 0;
+        snprintf(path, sizeof path, "/proc/%d/stat", pid);
+        FILE *file = n > 0 && !strcmp(exe, self) ? fopen(path, "r") : NULL;
+        if (file && fgets(state, sizeof state, file) && !strstr(state, ") Z ") && !strstr(state, ") X ")) found = pid;
+        if (file) fclose(file);
+    }
+    closedir(dir);
+    return found;
+}
+
+// Waits until no agent or worker lives, whoever its parent is, and none of this process's descendants (orphans become its
+// children: call prctl(PR_SET_CHILD_SUBREAPER, 1) first).
+static inline void await_nobody(void) {
     int64_t start = gang_os->now_ns(), limit = start + 10000000000;
-    while (waitpid(-1, NULL, WNOHANG) >= 0) {
-        if (gang_os->now_ns() > limit) fail_msg("a process is left");
+    int left;
+    while (waitpid(-1, NULL, WNOHANG) >= 0 || (left = another_of_us())) {
+        if (gang_os->now_ns() > limit) fail_msg("process %d is left", left);
         usleep(1000);
     }
     print_message("nobody is left after %.0f ms\n", (double)(gang_os->now_ns() - start) * 1e-6);
