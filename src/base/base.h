@@ -52,6 +52,7 @@ struct gang_arena {
 
 void gang_arena_init(struct gang_arena *arena);
 void gang_arena_release(struct gang_arena *arena);
+void gang_arena_reset(struct gang_arena *arena); // empties it, keeps the block it allocated last
 
 // Never returns NULL: running out of memory for bookkeeping ends the process by assert. Alignment 64.
 void *gang_arena_alloc(struct gang_arena *arena, size_t bytes);

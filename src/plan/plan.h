@@ -121,6 +121,11 @@ struct gang_placement {
 // nearest thing that does.
 GANG_CHECK_RESULT enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout,
                                                      struct gang_arena *arena, struct gang_placement *out);
+// The same with the prices of the pool's groups at hand ([group_count]), as gang_price_fill leaves them.
+struct gang_price;
+GANG_CHECK_RESULT enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool,
+                                                            const struct gang_price *prices, struct gang_layout *layout, struct gang_arena *arena,
+                                                            struct gang_placement *out);
 
 // ---- Costs: plan/cost.c --------------------------------------------------------------------------------------------
 
@@ -150,15 +155,18 @@ double gang_cost_all_to_all(int64_t n, double bytes, double bandwidth, double la
 // Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
 double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);
 
-// What one layer of each kind and the two ends cost on devices of a group: all that chunks are made of. Depends on the layout's widths,
-// micro-batch and options, and on dp only with zero=3; not on pp, vpp and layers.
+// What one layer of each kind and the two ends cost on devices of a group: all that chunks are made of. Depends on the layout's widths
+// inside a cell, micro-batch and options; not on dp, zero, place, pp, vpp and layers.
 struct gang_price {
+    const struct gang_group *group;
     struct gang_chunk_cost layer[2], first, last; // layer[1]: with experts
 };
 void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, struct gang_price *out);
-// A chunk of `dense` and `moe` layers, with the embedding and the head as told.
+// A chunk of `dense` and `moe` layers, with the embedding and the head as told; what sharding exchanges in every micro-batch included.
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe,
                       bool first, bool last, struct gang_chunk_cost *out);
+// Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, and neither end.
+bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
 // The layout's chunk of this number.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);
