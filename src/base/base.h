@@ -158,6 +158,8 @@ GANG_CHECK_RESULT enum gang_status gang_dir_sync(const char *path);
 GANG_CHECK_RESULT enum gang_status gang_dir_remove(const char *path);
 bool gang_path_is_dir(const char *path);
 bool gang_path_exists(const char *path);
+// From the root, without links and dots; the file must exist.
+GANG_CHECK_RESULT enum gang_status gang_path_absolute(const char *path, struct gang_arena *arena, char **out);
 
 // ---- Numbers -------------------------------------------------------------------------------------------------------
 

@@ -273,8 +273,8 @@ GANG_CHECK_RESULT enum gang_status gang_program_build(const struct gang_task *ta
                                                       struct gang_arena *arena, struct gang_program *out, enum gang_schedule *used);
 
 void gang_program_print(const struct gang_program *program, struct gang_buffer *out);
-// Reads the text form; `name` stands in messages, which carry the line. Anything that is not a program is ERR_FORMAT.
-GANG_CHECK_RESULT enum gang_status gang_program_parse(const char *name, const char *text, size_t bytes, struct gang_arena *arena,
+// Reads the text form; `name` stands in messages, which carry the line, counted from `line`. Anything that is not a program is ERR_FORMAT.
+GANG_CHECK_RESULT enum gang_status gang_program_parse(const char *name, int64_t line, const char *text, size_t bytes, struct gang_arena *arena,
                                                       struct gang_program *out);
 
 // What the verifier finds out about a correct program.
