@@ -17,17 +17,6 @@ static enum gang_status write_trace(const char *path, const struct gang_answer *
     return status;
 }
 
-// Nodes that the layout uses, each counted whole.
-static int64_t nodes_of(const struct gang_pool *pool, const struct gang_answer *answer) {
-    int64_t left = answer->placement.devices_used, nodes = 0;
-    for (int g = 0; g < pool->group_count && left > 0; g++) {
-        int64_t here = pool->groups[g]->nodes * pool->groups[g]->devices, used = left < here ? left : here;
-        nodes += (used + pool->groups[g]->devices - 1) / pool->groups[g]->devices;
-        left -= used;
-    }
-    return nodes;
-}
-
 static void show_faults(const struct gang_faults *f, const struct gang_fault_result *r, const struct gang_summary *s) {
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES], d[GANG_HUMAN_BYTES], e[GANG_HUMAN_BYTES];
     printf("  faults  %s of %lld nodes, %lld trials: %.1f failures; %.2f %% of the time is useful (%.2f to %.2f)\n", gang_human_seconds(f->length, a),
@@ -66,8 +55,9 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
     enum gang_status status = request->faults ? gang_faults_read(request->faults, arena, &faults) : GANG_OK;
     if (!status) status = evaluate(request, arena, &task, &pool, &answer);
     if (!status && request->trace) status = write_trace(request->trace, &answer);
+    if (!status && request->faults) status = gang_faults_complete(&task, &pool, &answer, arena, &faults);
     if (status) return status;
-    if (request->faults) gang_faults_run(&faults, nodes_of(&pool, &answer), &result);
+    if (request->faults) gang_faults_run(&faults, gang_nodes_used(&pool, &answer.placement, -1), &result);
     if (request->json) {
         gang_show_json(&answer, request->faults ? &result : NULL, arena);
         printf("\n");

@@ -176,7 +176,7 @@ struct gang_exchange {
     double bytes;                      // buffer of one member's device
     double fast_seconds;               // least time by the fast network inside nodes, latency included
     double nic_bytes;                  // through one device's NIC, each direction
-    double link_bytes[GANG_MAX_SITES]; // over each of the pool's long links, a direction
+    double link_bytes[GANG_MAX_LINKS]; // over each of the pool's long links, a direction
     double latency;                    // seconds
 };
 // The reduce-scatter (or all-reduce) of a chunk's gradients at the end of the step, and the all-gather of its parameters (none without

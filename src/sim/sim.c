@@ -508,6 +508,7 @@ static enum gang_status finish(struct sim *s, struct gang_arena *arena) {
     for (int l = 0; l < s->in->pool->links.count; l++) {
         int a = long_link_resource(s, l, true), b = long_link_resource(s, l, false);
         out->link_bytes[l] = fmax(s->network.carried[a], s->network.carried[b]);
+        out->link_carried[l] = s->network.carried[a] + s->network.carried[b];
         out->link_peak[l] = fmax(s->network.peak[a], s->network.peak[b]);
     }
     out->span_count = s->spans.len / sizeof *out->spans;
@@ -568,9 +569,11 @@ void gang_sim_summarise(const struct gang_sim_input *in, const struct gang_task 
     out->mfu = 3 * gang_shape_flops(&task->shape, task->sequence_length) * tokens / sim->step_seconds / peak;
     out->bubble_fraction = out->pipeline / sim->step_seconds;
     out->tokens_per_joule = power_known ? out->tokens_per_second / watts : 0;
-    out->tokens_per_price = price_known ? out->tokens_per_second / price : 0;
+    out->price_of_step = price_known ? price * sim->step_seconds : 0;
     for (int l = 0; l < in->pool->links.count; l++) {
+        if (price_known) out->price_of_step += sim->link_carried[l] * 1e-9 * gang_pool_link(in->pool, l)->price;
         out->long_link_bytes = fmax(out->long_link_bytes, sim->link_bytes[l]);
         out->long_link_peak_bps = fmax(out->long_link_peak_bps, 8 * sim->link_peak[l]);
     }
+    out->tokens_per_price = price_known ? tokens / out->price_of_step : 0;
 }

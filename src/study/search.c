@@ -218,13 +218,36 @@ static double rate_of(const struct search *s, const struct gang_group *group) {
     return s->objective == GANG_OBJECTIVE_ENERGY ? group->kind->power_watt : group->price / 3600;
 }
 
-static double score_of(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double seconds) {
+// What a step's bytes over the long links cost.
+static double carried_price(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, struct gang_arena *arena) {
+    struct gang_costs costs;
+    double price = 0;
+    bool any = false;
+    for (int i = 0; i < s->pool->links.count; i++) any |= gang_pool_link(s->pool, i)->price > 0;
+    if (!any || s->pool->group_count == 1) return 0;
+    gang_costs_fill(s->task, s->pool, l, placement, arena, &costs);
+    for (int chunk = 0; chunk < costs.chunks; chunk++) {
+        for (int i = 0; i < s->pool->links.count; i++)
+            price += 2 * (costs.reduce[chunk].link_bytes[i] + costs.gather[chunk].link_bytes[i]) * gang_pool_link(s->pool, i)->price;
+        for (int c = 0; c < costs.classes && chunk + 1 < costs.chunks; c++) {
+            const struct gang_class *class = &placement->classes[c];
+            const struct gang_route *route = gang_pool_route(s->pool, s->pool->groups[class->groups[chunk % l->pp]]->site,
+                                                             s->pool->groups[class->groups[(chunk + 1) % l->pp]]->site);
+            double bytes = 2 * costs.message_bytes * (double)(class->replicas * class->micro_batches);
+            for (int i = 0; i < route->count; i++) price += bytes * gang_pool_link(s->pool, route->links[i])->price;
+        }
+    }
+    return price * 1e-9;
+}
+
+static double score_of(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double seconds,
+                       struct gang_arena *arena) {
     double rate = 0;
     if (s->objective == GANG_OBJECTIVE_TIME) return seconds;
     for (int c = 0; c < placement->class_count; c++)
         for (int i = 0; i < l->pp; i++)
             rate += (double)(placement->classes[c].replicas * placement->cell_devices) * rate_of(s, s->pool->groups[placement->classes[c].groups[i]]);
-    return seconds * rate;
+    return seconds * rate + (s->objective == GANG_OBJECTIVE_PRICE ? carried_price(s, l, placement, arena) : 0);
 }
 
 static void keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
@@ -235,7 +258,7 @@ static void keep(struct search *s, const struct gang_layout *l, const struct gan
         return;
     }
     s->out->fitting++;
-    double score = score_of(s, l, placement, estimate);
+    double score = score_of(s, l, placement, estimate, &s->scratch);
     if (s->kept == KEPT && score >= s->best[KEPT - 1].score) return;
     int at = s->kept < KEPT ? s->kept++ : KEPT - 1;
     for (; at && s->best[at - 1].score > score; at--) s->best[at] = s->best[at - 1];
@@ -435,7 +458,7 @@ static void simulate_best(struct search *s, int top) {
         f->schedule = answer.schedule;
         f->memory_used = answer.memory_used;
         f->layout = answer.layout;
-        f->score = score_of(s, &f->layout, &answer.placement, f->summary.step_seconds);
+        f->score = score_of(s, &f->layout, &answer.placement, f->summary.step_seconds, &s->scratch);
         enter_found(out, top, f);
     }
 }

@@ -30,6 +30,13 @@ enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2, GANG_EVALUATE_UNFO
 GANG_CHECK_RESULT enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
                                                  int flags, struct gang_arena *arena, struct gang_answer *out);
 
+// Adds to faults read from a file what they leave to the pool: failure domains, outages of long links, and how fast the answer's program
+// runs with planes lost, by simulating it. GANG_ERR_INPUT where domain_mtbf is given and nobody says what a domain is.
+GANG_CHECK_RESULT enum gang_status gang_faults_complete(const struct gang_task *task, const struct gang_pool *pool, const struct gang_answer *answer,
+                                                        struct gang_arena *arena, struct gang_faults *faults);
+// Nodes that the answer uses, each counted whole; of all groups, or of one (-1: all).
+int64_t gang_nodes_used(const struct gang_pool *pool, const struct gang_placement *placement, int group);
+
 // ---- Plan files: study/file.c --------------------------------------------------------------------------------------
 
 // A file that gang_plan_write wrote, or that somebody changed: a layout and a program for it, and what both hold for.
