@@ -300,8 +300,8 @@ static void weigh(const struct gang_task *task, const struct gang_layout *l, str
     int zero = l->zero;
     // An expert's copies are fewer by ep, and so are those that share its state.
     double width = (double)l->dp * l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * l->ep / width;
-    out->parameter_bytes = (zero >= 3 ? sharded : out->parameters) * (mixed ? 2 : 4);
-    out->gradient_bytes = (zero >= 2 ? sharded : out->parameters) * gradient_element(l);
+    out->parameter_bytes = ((zero >= 3 ? sharded : out->parameters) + out->copied_parameters) * (mixed ? 2 : 4);
+    out->gradient_bytes = ((zero >= 2 ? sharded : out->parameters) + out->copied_parameters) * gradient_element(l);
     out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
 }
 
@@ -349,8 +349,11 @@ void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l,
     }
     if (first) add_cost(out, &price->first, 1);
     if (last) add_cost(out, &price->last, 1);
-    // On one stage a tied head is the embedding; on another it is a copy.
-    if (first && last && task->shape.tied) out->parameters -= (double)task->shape.vocab / l->tp * (double)task->shape.hidden;
+    if (last && task->shape.tied) { // on one stage a tied head is the embedding; on another it is a copy, updated by the first stage
+        double head = (double)task->shape.vocab / l->tp * (double)task->shape.hidden;
+        out->parameters -= head;
+        out->copied_parameters = first ? 0 : head;
+    }
     weigh(task, l, out);
 }
 
@@ -502,6 +505,7 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->optimizer_seconds = gang_arena_alloc(arena, cells * sizeof(double));
     out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
+    out->copy_bytes = task->shape.tied && l->pp > 1 ? 4 * (double)task->shape.vocab * (double)task->shape.hidden : 0;
     out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
     struct gang_price price = {0};
     int priced = -1; // group

@@ -142,6 +142,7 @@ struct gang_chunk_cost {
     struct gang_time forward, input, weight; // backward's two halves; recomputation is in `input`
     double activation_bytes;                 // kept from forward to backward
     double parameters, expert_parameters;    // of one device, after tensor and expert parallelism; experts' are part of all
+    double copied_parameters;                // beside those, a tied head's copy of the embedding: weights and gradients, no optimizer
     double parameter_bytes, gradient_bytes, optimizer_bytes;
     int layers;
 };
@@ -191,6 +192,7 @@ struct gang_costs {
     int classes, chunks, stages;
     struct gang_chunk_cost *chunk;         // [classes, chunks]
     double message_bytes;                  // between stages, of a whole cell, one micro-batch
+    double copy_bytes;                     // of a cell's tied head, in f32: to the first stage as gradient, back as weights; 0: no copy
     struct gang_exchange *reduce, *gather; // [chunks]
     double *optimizer_seconds;             // [classes, stages]
     double *fixed_bytes;                   // [classes, stages] weights, gradients, optimizer, temporary: all but activations in flight

@@ -6,7 +6,8 @@
 
 #include "plan/plan.h"
 
-// One thing a rank did, for traces and timelines. Exchanges carry the stage's first rank.
+// One thing a rank did, for traces and timelines. Exchanges carry the stage's first rank; a send of chunk -1 is a tied head's weights or
+// gradient.
 struct gang_span {
     int rank;
     uint8_t op; // enum gang_op

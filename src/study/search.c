@@ -226,6 +226,12 @@ static double carried_price(const struct search *s, const struct gang_layout *l,
     for (int i = 0; i < s->pool->links.count; i++) any |= gang_pool_link(s->pool, i)->price > 0;
     if (!any || s->pool->group_count == 1) return 0;
     gang_costs_fill(s->task, s->pool, l, placement, arena, &costs);
+    for (int c = 0; c < costs.classes; c++) { // a tied head's gradient and its weights
+        const int *groups = placement->classes[c].groups;
+        const struct gang_route *route = gang_pool_route(s->pool, s->pool->groups[groups[0]]->site, s->pool->groups[groups[l->pp - 1]]->site);
+        for (int i = 0; i < route->count; i++)
+            price += 2 * costs.copy_bytes * (double)placement->classes[c].replicas * gang_pool_link(s->pool, route->links[i])->price;
+    }
     for (int chunk = 0; chunk < costs.chunks; chunk++) {
         for (int i = 0; i < s->pool->links.count; i++)
             price += 2 * (costs.reduce[chunk].link_bytes[i] + costs.gather[chunk].link_bytes[i]) * gang_pool_link(s->pool, i)->price;

@@ -126,6 +126,7 @@ static void test_carried(void **state) {
         struct gang_layout layout;
         struct gang_answer answer;
         read_two_sites("10", &m);
+        m.task.shape.tied = i % 2;
         assert_ok(gang_layout_parse(layouts[i], &layout));
         assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &answer));
         double devices = answer.sim.step_seconds / 3600 * (8 * 2 + 8 * 3), carried = answer.sim.link_carried[0] * 1e-9 * 10;
@@ -137,6 +138,7 @@ static void test_carried(void **state) {
     struct gang_search a, b;
     read_two_sites("0", &cheap);
     read_two_sites("1000", &dear);
+    cheap.task.shape.tied = dear.task.shape.tied = true;
     assert_ok(gang_search_run(&cheap.task, &cheap.pool, GANG_OBJECTIVE_PRICE, 1, &cheap.arena, &a));
     assert_ok(gang_search_run(&dear.task, &dear.pool, GANG_OBJECTIVE_PRICE, 1, &dear.arena, &b));
     assert_float_equal(a.found[0].score, a.found[0].summary.price_of_step, 1e-6 * a.found[0].score);
