@@ -165,8 +165,14 @@ def plan(build):
     gangline, jobs = f"{build}/gangline", "examples/plan"
     seconds, out = timed(gangline, "plan", f"{jobs}/llama405.yaml")
     record("plan.llama405.seconds", seconds, "s", "< 10", seconds < 10, "best layout of 405 B parameters on 16,384 devices, whole command")
-    rate = float(out.split(" million a second")[0].rsplit("(", 1)[1]) * 1e6
+    rate_of = lambda text: float(text.split(" million a second")[0].rsplit("(", 1)[1]) * 1e6
+    rate = rate_of(out)
     record("plan.evaluations", rate, "/s and core", ">= 200000", rate >= 2e5, "layouts by closed form: time, memory, verdict (Calculon: 609)")
+    for job, what in (("three-kinds", "24 devices of three kinds on two sites"), ("cities500", "177 B on 1,024 devices on two sites")):
+        seconds, out = timed(gangline, "plan", f"{jobs}/{job}.yaml")
+        rate = rate_of(out)
+        record(f"plan.{job}.seconds", seconds, "s", "< 10", seconds < 10, f"best layout, {what}, whole command")
+        record(f"plan.{job}.evaluations", rate, "/s and core", ">= 200000", rate >= 2e5, "layouts by closed form")
     layout = ["--layout", "tp=8,pp=16,dp=128,vpp=4,recompute=selective"]
     seconds, _ = timed(gangline, "simulate", f"{jobs}/llama405.yaml", *layout)
     record("simulate.16384.seconds", seconds, "s", "< 1", seconds < 1, "a step of 16,384 devices, replicas folded, whole command")

@@ -52,6 +52,7 @@ struct gang_arena {
 
 void gang_arena_init(struct gang_arena *arena);
 void gang_arena_release(struct gang_arena *arena);
+void gang_arena_reset(struct gang_arena *arena); // empties it, keeps the block it allocated last
 
 // Never returns NULL: running out of memory for bookkeeping ends the process by assert. Alignment 64.
 void *gang_arena_alloc(struct gang_arena *arena, size_t bytes);
@@ -160,6 +161,8 @@ GANG_CHECK_RESULT enum gang_status gang_dir_sync(const char *path);
 GANG_CHECK_RESULT enum gang_status gang_dir_remove(const char *path);
 bool gang_path_is_dir(const char *path);
 bool gang_path_exists(const char *path);
+// From the root, without links and dots; the file must exist.
+GANG_CHECK_RESULT enum gang_status gang_path_absolute(const char *path, struct gang_arena *arena, char **out);
 
 // ---- Numbers -------------------------------------------------------------------------------------------------------
 

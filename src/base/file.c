@@ -51,6 +51,14 @@ bool gang_path_is_dir(const char *path) {
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+enum gang_status gang_path_absolute(const char *path, struct gang_arena *arena, char **out) {
+    char *found = realpath(path, NULL);
+    if (!found) return gang_fail_os("%s: cannot find", path);
+    *out = gang_arena_strdup(arena, found);
+    free(found);
+    return GANG_OK;
+}
+
 enum gang_status gang_file_pread(int fd, const char *path, void *data, size_t bytes, int64_t at) {
     for (size_t done = 0; done < bytes;) {
         ssize_t got = gang_os->pread(fd, (char *)data + done, bytes - done, (off_t)(at + (int64_t)done));

@@ -25,8 +25,8 @@ void gang_show_task(const struct gang_task *task, const struct gang_pool *pool) 
     }
     for (int l = 0; l < pool->links.count; l++) {
         const struct gang_link *link = gang_pool_link(pool, l);
-        printf("  link    %s - %s: %.4g Gbit/s, %.3g ms one way\n", gang_pool_site(pool, link->a)->name, gang_pool_site(pool, link->b)->name,
-               link->bandwidth * 8e-9, link->delay * 1e3);
+        printf("  link    %s - %s: %.4g Gbit/s on %lld plane%s, %.3g ms one way\n", gang_pool_site(pool, link->a)->name,
+               gang_pool_site(pool, link->b)->name, link->bandwidth * 8e-9, (long long)link->planes, link->planes > 1 ? "s" : "", link->delay * 1e3);
     }
 }
 

@@ -146,7 +146,7 @@ static enum gang_status read_assignment(struct work *w) {
     if (status) return status;
     const char *program = text(a->body, "program");
     struct gang_program_facts facts;
-    status = gang_program_parse("program", program, strlen(program), &w->arena, &a->program);
+    status = gang_program_parse("program", 1, program, strlen(program), &w->arena, &a->program);
     if (!status) status = gang_program_verify(&a->program, NULL, &w->arena, &facts);
     if (status) return status;
     a->rank = integer(a->body, "rank");

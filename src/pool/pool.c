@@ -59,6 +59,7 @@ static const struct gang_field group_fields[] = {
     {"compute", GANG_FIELD_ENUM, GROUP(compute), "job", 0, 0, group_computes, "type of device cpu's products"},
     {"share", GANG_FIELD_REAL, GROUP(share), "0", 0, 1, NULL, "of a core, of device cpu; 0: all"},
     {"hosts", GANG_FIELD_STRINGS, GROUP(hosts), "", 0, 0, NULL, "of the nodes, one each, for the launchers ssh and slurm"},
+    {"failure_domain", GANG_FIELD_INT, GROUP(failure_domain), "0", 0, 1000000, NULL, "nodes that fail together"},
     {"price", GANG_FIELD_REAL, GROUP(price), "0", 0, 1e9, NULL, "of one device for an hour"},
     {"oversubscription", GANG_FIELD_REAL, GROUP(oversubscription), "1", 1, 100, NULL, "of a leaf's uplinks"},
 };
@@ -77,6 +78,10 @@ static const struct gang_field link_fields[] = {
     {"bandwidth", GANG_FIELD_RATE, LINK(bandwidth), NULL, 1e3, 1e15, NULL, "all planes together, each direction"},
     {"distance", GANG_FIELD_LENGTH, LINK(distance_m), "0m", 0, 4e7, NULL, "of fibre; or give rtt"},
     {"rtt", GANG_FIELD_TIME, LINK(rtt), "0s", 0, 10, NULL, "round-trip time; or give distance"},
+    {"planes", GANG_FIELD_INT, LINK(planes), "1", 1, 64, NULL, "separate paths, as wide as each other"},
+    {"price", GANG_FIELD_REAL, LINK(price), "0", 0, 1e9, NULL, "of a gigabyte carried"},
+    {"outage_every", GANG_FIELD_TIME, LINK(outage_every), "0s", 0, 1e11, NULL, "mean between two outages of one plane"},
+    {"outage_length", GANG_FIELD_TIME, LINK(outage_length), "0s", 0, 1e9, NULL, "of one outage"},
 };
 static const struct gang_schema link_schema = {link_fields, sizeof link_fields / sizeof *link_fields, sizeof(struct gang_link)};
 
@@ -227,6 +232,8 @@ static enum gang_status settle_group(const struct gang_pool *pool, const struct 
     if (group->devices % group->fast_domain && group->fast_domain % group->devices)
         return FAIL_AT(group->place, "fast_domain %lld neither divides the node's %lld devices nor is a multiple of them",
                        (long long)group->fast_domain, (long long)group->devices);
+    if (group->failure_domain > group->nodes)
+        return FAIL_AT(group->place, "failure_domain %lld: the group has %lld nodes", (long long)group->failure_domain, (long long)group->nodes);
     return GANG_OK;
 }
 
@@ -263,6 +270,8 @@ static enum gang_status settle_link(const struct gang_pool *pool, struct gang_li
     }
     if (ends[0] == ends[1]) return FAIL_AT(link->place, "between: a link from '%s' to itself", link->between.items[0]);
     if (!link->distance_m == !link->rtt) return FAIL_AT(link->place, "give either distance or rtt%s", link->rtt ? ", not both" : ", above 0");
+    if (!(link->outage_every > 0) != !(link->outage_length > 0))
+        return FAIL_AT(link->place, "give both outage_every and outage_length, or neither%s", "");
     link->a = ends[0], link->b = ends[1];
     link->delay = link->rtt ? link->rtt / 2 : link->distance_m * fibre_seconds_per_m;
     return GANG_OK;
@@ -310,6 +319,8 @@ static enum gang_status settle(struct gang_pool *pool, struct gang_arena *arena)
     for (int i = 0; i < pool->kinds.count && !status; i++) status = check_kind(pool->path, &kinds[i]);
     if (!status && pool->sites.count > GANG_MAX_SITES)
         status = gang_fail(GANG_ERR_INPUT, "%s: %d sites: expected at most %d", pool->path, pool->sites.count, GANG_MAX_SITES);
+    if (!status && pool->links.count > GANG_MAX_LINKS)
+        status = gang_fail(GANG_ERR_INPUT, "%s: %d links: expected at most %d", pool->path, pool->links.count, GANG_MAX_LINKS);
     for (int i = 0; i < pool->sites.count && !status; i++) {
         const struct gang_site *site = gang_pool_site(pool, i);
         if (site_by_name(pool, site->name) != i) status = FAIL_AT(site->place, "a second site '%s'", site->name);

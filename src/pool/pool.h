@@ -57,8 +57,9 @@ struct gang_group {
     int64_t nodes, devices; // devices: per node
     int64_t fast_domain;    // devices that share the high-bandwidth network; divides or is a multiple of `devices`
     double fast_bandwidth, nic_bandwidth;
-    double nic_latency; // seconds, one way, inside the site
-    int64_t leaf_nodes; // nodes under one leaf switch; 0: one flat network
+    double nic_latency;     // seconds, one way, inside the site
+    int64_t leaf_nodes;     // nodes under one leaf switch; 0: one flat network
+    int64_t failure_domain; // nodes that fail together: a rack, a power feed; 0: not stated
     // Of device "cpu", the processor of the node itself: how much of it one device is.
     int64_t threads;
     char *instructions;        // "": the best there is
@@ -77,14 +78,17 @@ struct gang_site {
 
 struct gang_link {
     struct gang_place place;
-    struct gang_strings between; // two names of sites
-    int a, b;                    // their indices
-    double bandwidth;            // all planes together, each direction
-    double distance_m, rtt;      // one of the two is given
-    double delay;                // one way, seconds
+    struct gang_strings between;        // two names of sites
+    int a, b;                           // their indices
+    double bandwidth;                   // all planes together, each direction
+    int64_t planes;                     // separate paths, as wide as each other
+    double price;                       // of a gigabyte carried, either direction, in the same money as the groups' price; 0: nothing
+    double outage_every, outage_length; // seconds; mean between two outages of one plane, and how long one lasts; 0: not stated
+    double distance_m, rtt;             // one of the two is given
+    double delay;                       // one way, seconds
 };
 
-enum { GANG_MAX_SITES = 32, GANG_MAX_ROUTE = 8 };
+enum { GANG_MAX_SITES = 32, GANG_MAX_LINKS = 32, GANG_MAX_ROUTE = 8 };
 
 // The way from one site to another: links by index, and the sum of their delays. count 0 within a site.
 struct gang_route {

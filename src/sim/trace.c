@@ -26,10 +26,15 @@ static void print_events(const struct gang_sim *sim, const struct gang_program *
                                name, s->chunk, s->micro, name, replica, 2 * stage + exchange, s->start * 1e6, (s->end - s->start) * 1e6);
             continue;
         }
-        for (int end = 0; end < 2; end++)
-            gang_buffer_printf(
-                out, "{\"ph\": \"%s\", \"name\": \"send c%d m%d\", \"cat\": \"send\", \"id\": %zu, \"pid\": %d, \"tid\": %d, \"ts\": %.3f},\n",
-                end ? "e" : "b", s->chunk, s->micro, i, replica, 2 * stage + 1, (end ? s->end : s->start) * 1e6);
+        for (int end = 0; end < 2; end++) {
+            gang_buffer_printf(out, "{\"ph\": \"%s\", \"name\": ", end ? "e" : "b");
+            if (s->chunk < 0)
+                gang_buffer_printf(out, "\"tied head\"");
+            else
+                gang_buffer_printf(out, "\"send c%d m%d\"", s->chunk, s->micro);
+            gang_buffer_printf(out, ", \"cat\": \"send\", \"id\": %zu, \"pid\": %d, \"tid\": %d, \"ts\": %.3f},\n", i, replica, 2 * stage + 1,
+                               (end ? s->end : s->start) * 1e6);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ run() {
 refuse() {
     name=$1 words=$2; shift 2
     out=$("$GANGLINE" "$@" 2>&1)
-    [ $? = 1 ] && echo "$out" | grep -qF "$words" && ok "$name" || { echo "$out"; failed "$name"; }
+    [ $? = 1 ] && echo "$out" | grep -qF -e "$words" && ok "$name" || { echo "$out"; failed "$name"; }
 }
 e=examples/plan
 run simulate_laptops simulate $e/laptops.yaml --layout pp=2,zero=0
@@ -61,16 +61,22 @@ done
 refuse emit_unknown "expected megatron, torchtitan or deepspeed" plan $e/node8.yaml --layout dp=8 --emit jax
 folded=$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --json | cut -d, -f1-6)
 [ "$folded" = "$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --unfolded --json | cut -d, -f1-6)" ] && ok unfolded || failed unfolded
-# A program written out, run again, and spoiled.
-program=$(mktemp)
+# A plan written out, run again, and spoiled.
+work=$(mktemp -d)
 l="--layout tp=2,pp=2,dp=2,vpp=2"
-a=$("$GANGLINE" simulate $e/node8.yaml $l --program "$program" --json | cut -d, -f8-20)
-b=$("$GANGLINE" simulate $e/node8.yaml $l --run "$program" --json | cut -d, -f8-20)
-[ -n "$a" ] && [ "$a" = "$b" ] && ok run_program || { echo "$a / $b"; failed run_program; }
-sed -i '0,/^send activation/{/^send activation/d}' "$program"
-refuse run_spoiled "deadlock" simulate $e/node8.yaml $l --run "$program"
-refuse run_other_layout "the layout has" simulate $e/node8.yaml --layout tp=4,pp=2 --run "$program"
-rm -f "$program"
+a=$("$GANGLINE" plan $e/node8.yaml $l -o "$work/plan" --json)
+b=$("$GANGLINE" plan $e/node8.yaml $l -o "$work/unfolded" --unfolded --json | cut -d, -f1-6)
+[ -n "$a" ] && [ "$(echo "$a" | sed 's/"layout[^}]*//')" = "$("$GANGLINE" simulate "$work/plan" --json | sed 's/"layout[^}]*//')" ] && ok run_plan || failed run_plan
+grep -c '^rank' "$work/plan" "$work/unfolded" | tr '\n' ' ' | grep -q 'plan:2 .*unfolded:4 ' && [ "$b" = "$(echo "$a" | cut -d, -f1-6)" ] && ok plan_unfolded || failed plan_unfolded
+run run_unfolded simulate "$work/unfolded"
+refuse plan_other_pool "the plan is for 'group 0: 1 nodes of 8" simulate "$work/plan" --cluster $e/clusters/laptops.yaml
+refuse plan_with_layout "layout and --unfolded are for jobs" simulate "$work/plan" $l
+sed '0,/^send activation/{/^send activation/d}' "$work/plan" >"$work/spoiled"
+refuse plan_changed "changed since it was written" simulate "$work/spoiled"
+sum=$("$GANGLINE" simulate "$work/spoiled" 2>&1 | sed "s/.*'\(checksum [0-9a-f]*\)'.*/\1/")
+sed -i "s/^checksum.*/$sum/" "$work/spoiled"
+refuse plan_deadlock "deadlock" simulate "$work/spoiled"
+rm -r "$work"
 # What distance costs (data/cases/far_and_unlike.csv): far-pp-2 prints 0.13 %, far-dp-2 1.95 %; the same devices in one room against two.
 near=$(mktemp)
 sed 's/12.8Tbps/1000Tbps/; s/300km/1m/' $e/clusters/cities300.yaml >"$near"
