@@ -8,7 +8,8 @@
 //              less memory for nothing.
 //   recompute  per layer x1; the rest lies in one place that all layers share.
 //   split      moreover what the weight half multiplies: both factors of each of the four products. gate|up already holds
-//              its gradient then, and the attention's output is kept anyway.
+//              its gradient then, the attention's output is kept anyway, and most of the rest moves into what the layer above
+//              no longer needs.
 //   inference  nothing but the key/value caches.
 #include "train/net.h"
 
@@ -55,12 +56,28 @@ static void place_layer(struct gang_net *net, struct placer *p, struct layer *l)
     l->v_cache = place_act(net, p, &net->memory.activations, net->M * KD);
 }
 
-// The parts of struct kept; each lies either in every layer of every slot or once for all.
-enum { KEPT_INPUT = 1, KEPT_INSIDE = 2, KEPT_PRODUCTS = 4, KEPT_FORWARD = 7, KEPT_BACKWARD = 8 };
+// The parts of what is kept from forward to backward; each lies either in every layer of every slot or once for all.
+enum { KEPT_INPUT = 1, KEPT_INSIDE = 2, KEPT_PRODUCTS = 4, KEPT_FORWARD = 7 };
 
 static int kept_per_slot(const struct gang_net_shape *shape) {
     int kept = shape->inference ? 0 : shape->recompute ? KEPT_INPUT : KEPT_FORWARD;
-    return shape->split ? kept | KEPT_PRODUCTS | KEPT_BACKWARD : kept;
+    return shape->split ? kept | KEPT_PRODUCTS : kept;
+}
+
+// Room for M x C floats holds twice as many elements of two bytes.
+static void *second_half(const struct gang_net *net, float *room) { return room ? (char *)room + net->M * net->C * 2 : NULL; }
+
+// What the weight half multiplies of a layer. When it is made, the layer `above` is through its input half, and so are its
+// stream and its q|k|v. (Its x1 only just not when dy_down is made, so that one takes x2.)
+static void place_backward(struct gang_net *net, struct placer *p, size_t *kind, struct kept *k, const struct kept *above) {
+    int64_t M = net->M, C = net->C;
+    bool narrow = net->device->compute == GANG_COMPUTE_BF16, moves = above && !net->shape.recompute;
+    k->h = place_act(net, p, kind, M * net->F);
+    k->dqkv = moves ? above->qkv : place_act(net, p, kind, M * net->W);
+    k->dy_down = moves ? above->x2 : place_act(net, p, kind, M * C);
+    k->n1 = moves ? narrow ? second_half(net, above->x2) : above->x1 : place_act(net, p, kind, M * C);
+    k->n2 = moves && narrow ? above->x1 : place_act(net, p, kind, M * C);
+    k->dy_o = moves && narrow ? second_half(net, above->x1) : place_act(net, p, kind, M * C);
 }
 
 static void place_kept(struct gang_net *net, struct placer *p, size_t *kind, struct kept *k, int parts) {
@@ -76,14 +93,6 @@ static void place_kept(struct gang_net *net, struct placer *p, size_t *kind, str
     if (parts & KEPT_PRODUCTS) {
         k->attended = place_act(net, p, kind, M * net->O);
         k->gu = place_act(net, p, kind, M * 2 * net->F);
-    }
-    if (parts & KEPT_BACKWARD) {
-        k->n1 = place_act(net, p, kind, M * C);
-        k->n2 = place_act(net, p, kind, M * C);
-        k->h = place_act(net, p, kind, M * net->F);
-        k->dy_down = place_act(net, p, kind, M * C);
-        k->dy_o = place_act(net, p, kind, M * C);
-        k->dqkv = place_act(net, p, kind, M * net->W);
     }
 }
 
@@ -120,7 +129,6 @@ static void place_head(struct gang_net *net, struct placer *p, size_t *kind) {
 static void place_workspace(struct gang_net *net, struct placer *p) {
     size_t *kind = &net->memory.workspace;
     int64_t M = net->M, half = net->attention.dim / 2;
-    int kept = kept_per_slot(&net->shape);
     net->n = place_act(net, p, kind, M * net->C);
     net->delta = place_act(net, p, kind, M * net->C);
     net->cos = place_f32(p, kind, net->shape.length * half);
@@ -132,8 +140,8 @@ static void place_workspace(struct gang_net *net, struct placer *p) {
         net->dx = place_f32(p, kind, M * net->C);
         net->dattended = place_act(net, p, kind, M * net->O);
     }
-    place_kept(net, p, kind, &net->shared, KEPT_FORWARD & ~kept);
-    if (!(kept & KEPT_BACKWARD)) place_passing(net, p, kind);
+    place_kept(net, p, kind, &net->shared, KEPT_FORWARD & ~kept_per_slot(&net->shape));
+    if (!net->shape.split) place_passing(net, p, kind);
 }
 
 static void place_slot(struct gang_net *net, struct placer *p, const struct chunk *c, struct slot *slot) {
@@ -142,9 +150,11 @@ static void place_slot(struct gang_net *net, struct placer *p, const struct chun
     if (c->first && train) slot->ids = place(p, kind, (size_t)net->M * sizeof *slot->ids);
     if (c->last && train) slot->targets = place(p, kind, (size_t)net->M * sizeof *slot->targets);
     if (c->last) slot->x_final = place_f32(p, kind, (train ? net->M : 1) * net->C);
-    for (int i = 0; i < c->to - c->from; i++) {
-        slot->layers[i] = net->shared;
-        place_kept(net, p, kind, &slot->layers[i], kept_per_slot(&net->shape));
+    for (int i = c->to - c->from - 1; i >= 0; i--) {
+        struct kept *k = &slot->layers[i];
+        *k = net->shared;
+        place_kept(net, p, kind, k, kept_per_slot(&net->shape));
+        if (net->shape.split) place_backward(net, p, kind, k, i < c->to - c->from - 1 ? k + 1 : NULL);
     }
 }
 

@@ -303,7 +303,7 @@ static void check_optimizer(struct pair *p) {
     double want = p->ref->k->sum_squares(p->ref, g, n), got = p->cpu->k->sum_squares(p->cpu, g, n);
     struct gap gap = {0};
     gap_add(&gap, want, got);
-    gap_check("sum of squares", &gap, 1e-5);
+    gap_check("sum of squares", &gap, 3e-5); // blocks of 65536 are summed in f32
     for (int j = 0; j < 3; j++) release(from[j]), release(state[0][j]), release(state[1][j]);
     release(g);
 }
