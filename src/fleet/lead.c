@@ -312,10 +312,12 @@ enum gang_status gang_fleet_run(const struct gang_fleet_options *options, const 
     lead.output = &output;
     enum gang_status status = options->job ? open_job(&lead, &output) : GANG_OK;
     if (!status) status = run(&lead, start);
+    char error[GANG_ERROR_BYTES];
+    snprintf(error, sizeof error, "%s", gang_error());
     gang_control_close(lead.control);
     gang_fleet_relays_close(&lead.relays);
     gang_job_output_close(&output);
-    return status;
+    return status ? gang_fail(status, "%s", error) : GANG_OK;
 }
 
 void gang_fleet_task(const struct gang_job *job, const struct gang_config *config, struct gang_task *out) {
