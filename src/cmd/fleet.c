@@ -55,6 +55,9 @@ static void show_started(void *context, const struct gang_fleet_start *start) {
            gang_schedule_names[a->schedule], (long long)a->placement.devices_used, a->summary.step_seconds, a->summary.tokens_per_second,
            start->measured ? "what was measured here" : "the devices' kinds");
     show_ranks(start);
+    if (start->parts > 0)
+        printf("  lost    predicted: to distance %.1f %%, to unlikeness %.1f %%\n", 100 * (1 - start->near_seconds / a->summary.step_seconds),
+               100 * (1 - a->summary.tokens_per_second * a->summary.step_seconds / start->near_seconds / start->parts));
     for (int i = 0; i < start->pool->links.count; i++) {
         const struct gang_link *link = gang_pool_link(start->pool, i);
         printf("  link    %s - %s: %.4g Gbit/s, round trip %.3g ms%s\n", link->between.items[0], link->between.items[1], link->bandwidth * 8e-9,
@@ -154,6 +157,25 @@ static void show_end(const struct gang_fleet_screen *s, const struct gang_fleet_
     }
 }
 
+// One object behind the steps: what was predicted and what came of it.
+static void print_summary(const struct gang_fleet_start *start, const struct gang_fleet_result *r) {
+    struct gang_arena arena;
+    gang_arena_init(&arena);
+    printf("{\"layout\": \"%s\", \"schedule\": \"%s\", \"predicted_seconds\": %.9g, \"seconds\": %.9g, \"tokens_per_second\": %.9g, "
+           "\"near_seconds\": %.9g, \"parts_tokens_per_second\": %.9g, \"link_bytes\": %.9g, \"ranks\": [",
+           gang_layout_print(&start->answer->layout, &arena), gang_schedule_names[start->answer->schedule], r->predicted_seconds, r->step_seconds,
+           r->tokens_per_second, start->near_seconds, start->parts, r->link_bytes);
+    for (int i = 0; i < r->ranks; i++) {
+        printf("%s{\"said_bytes\": %.0f, \"peak_bytes\": %.0f", i ? ", " : "", r->said_bytes[i], r->peak_bytes[i]);
+        for (int op = 0; op < GANG_OPS; op++)
+            if (r->kinds[i][op].measured > 0 || r->kinds[i][op].predicted > 0)
+                printf(", \"%s\": [%.9g, %.9g]", gang_ops[op].name, r->kinds[i][op].predicted, r->kinds[i][op].measured);
+        printf("}");
+    }
+    printf("]}\n");
+    gang_arena_release(&arena);
+}
+
 static enum gang_status write_trace(const char *path, const struct gang_fleet_start *start, const struct gang_fleet_result *r) {
     struct gang_buffer text = {0};
     gang_sim_trace_pair(&start->answer->sim, &r->real, &start->answer->program, &text);
@@ -171,6 +193,7 @@ enum gang_status gang_show_fleet(const struct gang_fleet_options *options, struc
     enum gang_status status = gang_fleet_run(options, &events, &gang_interrupted, &arena, &start, result);
     if (s->live && status && result->steps_done) printf("\n");
     if (!status && !s->json) show_end(s, result);
+    if (!status && s->json) print_summary(&start, result);
     if (!status && s->trace) status = write_trace(s->trace, &start, result);
     gang_arena_release(&arena);
     return status;

@@ -183,6 +183,20 @@ enum gang_status gang_lead_plan(struct gang_lead *l) {
     return GANG_OK;
 }
 
+double gang_lead_near_seconds(const struct gang_lead *l) {
+    struct gang_pool near = *l->pool;
+    struct gang_answer *answer = gang_arena_alloc(l->arena, sizeof *answer);
+    if (l->pool->sites.count < 2) return l->answer.sim.step_seconds;
+    near.groups = gang_arena_alloc(l->arena, (size_t)near.group_count * sizeof *near.groups);
+    for (int g = 0; g < near.group_count; g++) {
+        near.groups[g] = gang_arena_alloc(l->arena, sizeof *near.groups[g]);
+        *near.groups[g] = *l->pool->groups[g];
+        near.groups[g]->site = 0;
+    }
+    enum gang_status status = gang_evaluate(&l->task, &near, &l->answer.layout, GANG_EVALUATE_ANY_MEMORY, l->arena, answer);
+    return status ? l->answer.sim.step_seconds : answer->sim.step_seconds;
+}
+
 // ---- Assignments ---------------------------------------------------------------------------------------------------
 
 static int class_of(const struct gang_answer *a, int replica) {

@@ -173,7 +173,7 @@ static int core_for(const struct gang_lead *l, int worker) {
     int64_t threads = 0;
     for (int i = 0; i < l->count; i++) threads += l->members[i].group->threads;
     bool real = l->options->job && l->options->launcher == GANG_LAUNCH_LOCAL;
-    return real && threads == l->count && l->count <= gang_cpu_count() ? worker : -1;
+    return real && threads == l->count ? gang_cpu_at(worker) : -1;
 }
 
 static enum gang_status start_workers(struct gang_lead *l) {
@@ -249,7 +249,9 @@ static void tell_start(struct gang_lead *l, struct gang_fleet_start *out) {
                                      .device = l->device,
                                      .memory = l->memory,
                                      .measured = l->options->job != NULL,
-                                     .emulated = emulated};
+                                     .emulated = emulated,
+                                     .near_seconds = gang_lead_near_seconds(l),
+                                     .parts = l->pool->group_count > 1 ? gang_sum_of_parts(&l->task, l->pool, l->arena) : 0};
     // The caller keeps what it needs of the run beyond our own life.
     struct gang_lead *kept = gang_arena_alloc(l->arena, sizeof *kept);
     *kept = *l;
