@@ -205,8 +205,15 @@ static int class_of(const struct gang_answer *a, int replica) {
     return c;
 }
 
-// By which way the rank reaches those that it connects to, and how large the sockets' buffers are: twice bandwidth times delay over a
-// long link.
+// Bytes of a socket's buffers over a route: twice bandwidth times round trip where that is more than the system grows them to by
+// itself (tcp_rmem and tcp_wmem: some MiB); 0 leaves them to the system.
+static double buffers_for(const struct gang_pool *pool, const struct gang_route *route) {
+    enum { SYSTEM_GROWS_TO = 4 << 20 };
+    double bytes = route->count ? 4 * route->delay * gang_route_bandwidth(pool, route) : 0;
+    return bytes > SYSTEM_GROWS_TO ? bytes : 0;
+}
+
+// By which way the rank reaches those that it connects to, and how large the sockets' buffers are.
 static enum gang_status add_ways(struct gang_lead *l, int rank, json_t *body) {
     json_t *workers = json_array(), *ways = json_array(), *buffers = json_array();
     enum gang_status status = GANG_OK;
@@ -218,7 +225,7 @@ static enum gang_status add_ways(struct gang_lead *l, int rank, json_t *body) {
         if (needed && !status) status = gang_fleet_relays_way(&l->relays, l->pool, me->group->site, other->group->site, other->address, way);
         json_array_append_new(workers, json_integer(l->device[r]));
         json_array_append_new(ways, json_string(way));
-        json_array_append_new(buffers, json_real(route->count ? 4 * route->delay * gang_route_bandwidth(l->pool, route) : 0));
+        json_array_append_new(buffers, json_real(buffers_for(l->pool, route)));
     }
     json_object_set_new(body, "workers", workers);
     json_object_set_new(body, "ways", ways);
