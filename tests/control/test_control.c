@@ -91,6 +91,10 @@ static void test_lines_come_whole_and_in_order(void **state) {
         }
         char expected[32];
         assert_int_equal(event.kind, GANG_EVENT_LOG);
+        if (event.worker < 0) { // the launcher's own remarks
+            got--;
+            continue;
+        }
         snprintf(expected, sizeof expected, event.type == 1 ? "out %d" : "err %d", next[event.worker][event.type - 1]++);
         assert_string_equal(event.data, expected);
         assert_int_equal(event.bytes, strlen(expected));
