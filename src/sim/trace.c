@@ -1,13 +1,39 @@
 // Spans as Chrome's trace events.
 #include "sim/sim.h"
 
-void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, struct gang_buffer *out) {
+#include <string.h>
+
+enum gang_status gang_ranks_parse(const char *text, int ranks, struct gang_arena *arena, bool **out) {
+    *out = gang_arena_alloc(arena, (size_t)ranks * sizeof **out);
+    do {
+        char part[32], *dash;
+        size_t len = strcspn(text, ",");
+        int64_t first = 0, last = 0;
+        if (len >= sizeof part)
+            return gang_fail(GANG_ERR_INPUT, "ranks: '%.40s...': expected ranks and ranges with commas between, such as 0-7,64", text);
+        memcpy(part, text, len);
+        part[len] = 0;
+        dash = strchr(part, '-');
+        if (dash) *dash = 0;
+        enum gang_status status = gang_parse_int("ranks", part, 0, ranks - 1, &first);
+        last = first;
+        if (!status && dash) status = gang_parse_int("ranks", dash + 1, first, ranks - 1, &last);
+        if (status) return status;
+        for (int64_t r = first; r <= last; r++) (*out)[r] = true;
+        text += len;
+    } while (*text++ == ',');
+    return GANG_OK;
+}
+
+void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, const bool *traced, struct gang_buffer *out) {
     gang_buffer_printf(out, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
-    for (int r = 0; r < sim->ranks; r++) {
+    for (int r = 0, named = -1; r < sim->ranks; r++) {
         int replica = r / program->stages, stage = r % program->stages;
-        if (!stage)
+        if (traced && !traced[r]) continue;
+        if (replica != named)
             gang_buffer_printf(out, "{\"ph\": \"M\", \"name\": \"process_name\", \"pid\": %d, \"args\": {\"name\": \"replica %d (%lld alike)\"}},\n",
                                replica, replica, (long long)program->copies[replica]);
+        named = replica;
         gang_buffer_printf(out, "{\"ph\": \"M\", \"name\": \"thread_name\", \"pid\": %d, \"tid\": %d, \"args\": {\"name\": \"stage %d\"}},\n",
                            replica, 2 * stage, stage);
         gang_buffer_printf(out,

@@ -22,8 +22,8 @@ struct gang_answer {
     int tightest_class, tightest_stage;
 };
 
-// Flags: memory is not checked; spans are kept; every replica is simulated by itself instead of one for each class.
-enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2, GANG_EVALUATE_UNFOLDED = 4 };
+// Flags: memory is not checked; every replica is simulated by itself instead of one for each class.
+enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_UNFOLDED = 2 };
 
 // Places, prices, orders, verifies and simulates. GANG_ERR_INPUT for a layout that does not fit the task or the pool,
 // GANG_ERR_MEMORY (unless GANG_EVALUATE_ANY_MEMORY) with what is missing where.

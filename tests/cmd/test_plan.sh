@@ -54,7 +54,17 @@ t = json.load(open(sys.argv[1]))["traceEvents"]
 assert sum(x["ph"] == "X" for x in t) >= 4 * 2 * 256
 assert sum(x["ph"] == "b" for x in t) == sum(x["ph"] == "e" for x in t) == 2 * 3 * 256
 ' "$trace" && ok simulate_trace || failed simulate_trace
+"$GANGLINE" simulate $e/llama405.yaml --layout tp=8,pp=16,dp=128,vpp=4,recompute=selective --unfolded --trace "$trace" --ranks 0-3,2047 --json | grep -q step_seconds && python3 -c '
+import json, sys
+t = json.load(open(sys.argv[1]))["traceEvents"]
+ranks = {16 * x["pid"] + x["tid"] // 2 for x in t if x["ph"] == "X"}
+assert ranks == {0, 1, 2, 3, 2047}, ranks
+assert sum(x["ph"] == "X" and x["name"].startswith("forward") for x in t) == 5 * 4 * 16
+assert {x["name"].split()[0] for x in t if x["ph"] == "X" and x["pid"] == 127} >= {"forward", "gather", "reduce", "optimizer"}
+' "$trace" && ok trace_ranks || failed trace_ranks
 rm -f "$trace"
+refuse trace_ranks_beyond "ranks: '4'" simulate $e/node8.yaml --layout tp=2,pp=4 --trace "$trace" --ranks 0-1,4
+refuse trace_ranks_text "ranks: 'x'" simulate $e/node8.yaml --layout tp=2,pp=4 --trace "$trace" --ranks 1,x
 for trainer in megatron torchtitan deepspeed; do
     "$GANGLINE" plan $e/llama405.yaml --layout tp=8,pp=16,vpp=4,recompute=selective --emit $trainer | grep -qi "$trainer" && ok emit_$trainer || failed emit_$trainer
 done
