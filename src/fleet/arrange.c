@@ -167,13 +167,22 @@ static enum gang_status check_alike(const struct gang_lead *l) {
     return GANG_OK;
 }
 
+// The same run once more with what every rank did when, to be compared with what they will do.
+static enum gang_status keep_spans(struct gang_lead *l) {
+    struct gang_answer *a = &l->answer;
+    const struct gang_sim_input input = {
+        .pool = l->pool, .layout = &a->layout, .placement = &a->placement, .costs = &a->costs, .program = &a->program, .spans = true};
+    return gang_sim_run(&input, l->arena, &a->sim);
+}
+
 enum gang_status gang_lead_plan(struct gang_lead *l) {
     struct gang_layout layout;
     for (int g = 0; g < l->pool->group_count; g++) settle_kind(l, l->pool->groups[g]);
     enum gang_status status = choose(l, &layout);
-    int flags = GANG_EVALUATE_UNFOLDED | GANG_EVALUATE_SPANS | (l->options->job ? GANG_EVALUATE_ANY_MEMORY : 0);
+    int flags = GANG_EVALUATE_UNFOLDED | (l->options->job ? GANG_EVALUATE_ANY_MEMORY : 0);
     if (!status) status = gang_evaluate(&l->task, l->pool, &layout, flags, l->arena, &l->answer);
     if (!status) status = check_alike(l);
+    if (!status) status = keep_spans(l);
     if (status) return status;
     l->ranks = l->answer.program.replicas * l->answer.program.stages;
     l->device = gang_arena_alloc(l->arena, (size_t)l->ranks * sizeof *l->device);
