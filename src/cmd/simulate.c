@@ -1,6 +1,7 @@
 // gangline simulate: a step of a job in virtual time.
 #include "cmd/cmd.h"
 #include "cmd/show.h"
+#include "cmd/task.h"
 
 #include <stdio.h>
 
@@ -49,11 +50,10 @@ static enum gang_status evaluate(const struct request *request, struct gang_aren
     if (gang_plan_is(request->path)) {
         if (request->layout || request->unfolded)
             return gang_fail(GANG_ERR_INPUT, "%s: a plan has its layout and program: --layout and --unfolded are for jobs", request->path);
-        status = gang_plan_read(request->path, arena, &plan);
-        if (!status) status = gang_task_read(plan.job, request->cluster ? request->cluster : plan.cluster, arena, task, pool);
+        status = gang_task_open(request->path, request->cluster, arena, task, pool, &plan);
         return status ? status : gang_evaluate_plan(task, pool, &plan, flags, arena, answer);
     }
-    status = gang_task_read(request->path, request->cluster, arena, task, pool);
+    status = gang_task_open(request->path, request->cluster, arena, task, pool, &plan);
     if (!status) status = gang_layout_parse(request->layout ? request->layout : "", &layout);
     return status ? status : gang_evaluate(task, pool, &layout, flags, arena, answer);
 }

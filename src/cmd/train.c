@@ -1,6 +1,7 @@
 // gangline train: a job on this machine, with a live line, plain lines or JSON.
 #include "cmd/cmd.h"
 #include "cmd/fleet.h"
+#include "cmd/task.h"
 #include "train/train.h"
 
 #include <stdio.h>
@@ -99,20 +100,28 @@ static void print_fields(void) {
     }
 }
 
-// On a cluster: every device that its file names.
-static enum gang_status train_fleet(struct gang_job *job, bool resume, struct gang_fleet_screen *screen, struct gang_arena *arena) {
+// Ranks may start elsewhere. A link stays one: what is beside it counts.
+static enum gang_status make_absolute(struct gang_arena *arena, char **path) {
+    char *here = NULL;
+    enum gang_status status = **path == '/' ? GANG_OK : gang_path_absolute(".", arena, &here);
+    if (here) *path = gang_arena_printf(arena, "%s/%s", here, *path);
+    return status;
+}
+
+// On a cluster: every device that its file names. `planned` or NULL: how.
+static enum gang_status train_fleet(struct gang_job *job, const struct gang_layout *planned, bool resume, struct gang_fleet_screen *screen,
+                                    struct gang_arena *arena) {
     struct gang_config config;
     struct gang_task task;
     struct gang_pool pool;
     struct gang_layout layout;
     struct gang_fleet_result result;
-    bool searched = !strcmp(job->layout, "auto");
-    char *absolute = realpath(job->path, NULL);
-    if (absolute) job->path = gang_arena_strdup(arena, absolute); // ranks may start elsewhere
-    free(absolute);
-    enum gang_status status = gang_config_read(job->model, &config);
+    bool searched = !planned && !strcmp(job->layout, "auto");
+    enum gang_status status = gang_job_config(job, &config);
+    if (!status) status = make_absolute(arena, &job->path);
     if (!status) status = gang_pool_read(job->cluster, arena, &pool);
-    if (!status && !searched) status = gang_layout_parse(job->layout, &layout);
+    if (planned) layout = *planned;
+    if (!status && !planned && !searched) status = gang_layout_parse(job->layout, &layout);
     if (status) return status;
     gang_fleet_task(job, &config, &task);
     const struct gang_fleet_options options = {.job = job,
@@ -124,6 +133,18 @@ static enum gang_status train_fleet(struct gang_job *job, bool resume, struct ga
     return gang_show_fleet(&options, screen, &result);
 }
 
+static enum gang_status train_plan(const char *path, bool resume, struct gang_fleet_screen *screen, struct gang_arena *arena) {
+    struct gang_plan plan;
+    struct gang_job job;
+    struct gang_task task;
+    struct gang_pool pool;
+    enum gang_status status = gang_task_open(path, NULL, arena, &task, &pool, &plan);
+    if (!status) status = gang_job_read(plan.job, arena, &job);
+    if (status) return status;
+    job.cluster = plan.cluster;
+    return train_fleet(&job, &plan.layout, resume, screen, arena);
+}
+
 static enum gang_status train_here(const struct gang_job *job, bool resume, struct screen *screen) {
     struct gang_run_result result = {0};
     const struct gang_run_events events = {screen, show_tokenising, show_start, show_step, show_saved};
@@ -132,6 +153,13 @@ static enum gang_status train_here(const struct gang_job *job, bool resume, stru
     if (!screen->json && !status) print_end(screen, job, &result);
     if (screen->live && status && result.steps_done) printf("\n");
     return status;
+}
+
+static enum gang_status train_job(const char *path, bool resume, struct screen *screen, struct gang_fleet_screen *fleet, struct gang_arena *arena) {
+    struct gang_job job;
+    enum gang_status status = gang_job_read(path, arena, &job);
+    if (status) return status;
+    return *job.cluster ? train_fleet(&job, NULL, resume, fleet, arena) : train_here(&job, resume, screen);
 }
 
 static int run_train(int argc, char **argv) {
@@ -156,9 +184,8 @@ static int run_train(int argc, char **argv) {
 
     struct gang_arena arena;
     gang_arena_init(&arena);
-    struct gang_job job;
-    enum gang_status status = gang_job_read(path[0], &arena, &job);
-    if (!status) status = *job.cluster ? train_fleet(&job, resume, &fleet, &arena) : train_here(&job, resume, &screen);
+    enum gang_status status = gang_plan_is(path[0]) ? train_plan(path[0], resume, &fleet, &arena)
+                                                    : train_job(path[0], resume, &screen, &fleet, &arena);
     gang_arena_release(&arena);
     if (status == GANG_ERR_STOPPED) fprintf(stderr, "gangline: stopped before the first step; nothing to save\n");
     return status == GANG_ERR_STOPPED ? EXIT_OK : gang_report(status);
@@ -166,7 +193,7 @@ static int run_train(int argc, char **argv) {
 
 const struct gang_command gang_command_train = {
     .name = "train",
-    .arguments = "JOB.yaml [--resume]",
+    .arguments = "JOB.yaml|PLAN [--resume]",
     .summary = "Train a model as a job file says",
     .run = run_train,
     .help = "  --resume   go on from the last save of the job's output directory\n"
@@ -175,7 +202,7 @@ const struct gang_command gang_command_train = {
             "  --explain  on a cluster: predicted beside measured at the end, by rank and kind of work\n"
             "  --trace F  on a cluster: the predicted and a real step as a trace for Perfetto or chrome://tracing\n\n"
             "A job with a `cluster` runs on all devices of that file: they are measured, the best split is planned, and each gets a\n"
-            "rank. Without, this machine's processor trains alone.\n\n"
+            "rank. Without, this machine's processor trains alone. A plan that 'gangline plan -o' wrote runs its job in its layout.\n\n"
             "Ctrl-C ends after the step that runs and saves. The output directory holds step-NNNNNNNN (a Hugging Face\n"
             "directory with the optimizer's state beside it), latest (a link to the newest), metrics.jsonl and cache.\n"
             "\nexample: gangline train examples/demo.yaml\n",

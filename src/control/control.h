@@ -143,6 +143,8 @@ struct gang_worker_event {
 // Finds its coordinator by what the agent has set up. GANG_ERR_INPUT when started by hand.
 GANG_CHECK_RESULT enum gang_status gang_worker_join(struct gang_worker **out);
 int gang_worker_number(const struct gang_worker *worker);
+// "host:0" of this node, by which it reaches the coordinator: where a wire of the worker's own may listen.
+GANG_CHECK_RESULT enum gang_status gang_worker_host(const struct gang_worker *worker, char out[GANG_ADDRESS_TEXT]);
 // For the wires that workers open among themselves: options.secret_path and options.cluster.
 const char *gang_worker_secret_path(const struct gang_worker *worker);
 uint64_t gang_worker_cluster(const struct gang_worker *worker);

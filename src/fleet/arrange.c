@@ -83,12 +83,14 @@ json_t *gang_lead_setup(const struct gang_lead *l, int worker) {
         gang_buffer_printf(&text, "%s%lld", i ? "/" : "", (long long)size[i]);
     }
     for (int i = 0; i < l->count; i++) neighbours += local || l->members[i].node == m->node;
-    json_t *body = json_pack("{s:s, s:i, s:f, s:s, s:s, s:i, s:i, s:o, s:s, s:s, s:b}", "job", l->options->job ? l->options->job->path : "",
-                             "threads", (int)m->group->threads, "share", m->group->share, "instructions",
-                             m->group->instructions ? m->group->instructions : "", "compute", computes_bf16(l, m->group) ? "bf16" : "f32", "message",
-                             l->message_f32 ? 32 : 16, "neighbours", neighbours, "sizes", sizes, "sizes_text", text.data, "listen",
-                             local ? "127.0.0.1:0" : "0.0.0.0:0", "secret", !local);
+    json_t *body = json_pack("{s:s, s:i, s:f, s:s, s:s, s:i, s:i, s:o, s:s, s:b}", "job", l->options->job ? l->options->job->path : "", "threads",
+                             (int)m->group->threads, "share", m->group->share, "instructions", m->group->instructions ? m->group->instructions : "",
+                             "compute", computes_bf16(l, m->group) ? "bf16" : "f32", "message", l->message_f32 ? 32 : 16, "neighbours", neighbours,
+                             "sizes", sizes, "sizes_text", text.data, "secret", !local);
     gang_buffer_release(&text);
+    if (l->options->job)
+        json_object_update_new(
+            body, json_pack("{s:s, s:s, s:i}", "job_sum", l->job_sum, "model_sum", l->model_sum, "job_compute", l->options->job->compute));
     return body;
 }
 
@@ -273,6 +275,8 @@ enum gang_status gang_lead_assignment(struct gang_lead *l, int rank, json_t **ou
                      (json_int_t)l->steps);
     gang_buffer_release(&program);
     if (!l->options->job) add_stand_in(l, rank, *out);
+    json_object_set_new(*out, "data_tokens", json_integer(l->state.data_tokens));
+    json_object_set_new(*out, "data_checksum", json_integer(l->state.data_checksum));
     enum gang_status status = add_ways(l, rank, *out);
     if (status) json_decref(*out);
     return status;

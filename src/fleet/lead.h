@@ -14,8 +14,19 @@ struct gang_fleet_member {
     double memory; // bytes that its host has available
     struct gang_times times;
     bool timed, gone;
+    uint32_t heard;       // the furthest of ready, built and done that it has said
     double busy, seconds; // of its last step
 };
+
+// Why the run ends: see collect in lead.c.
+struct gang_lead_failure {
+    enum gang_status status; // GANG_OK: none yet
+    bool own;                // not about a peer
+    int64_t at_ns, until_ns;
+    char text[GANG_ERROR_BYTES];
+};
+
+enum { GANG_LEAD_RATES = 1 << 16 };
 
 struct gang_lead {
     const struct gang_fleet_options *options;
@@ -38,7 +49,12 @@ struct gang_lead {
     char *resume;
     int64_t first_step, steps;
     struct gang_fleet_result *result;
-    double *rates; // seconds of each step
+    double *rates; // [GANG_LEAD_RATES] seconds of the latest steps, step i at i % GANG_LEAD_RATES
+    double elapsed;
+    struct gang_lead_failure failure;
+    bool measuring; // some device does, or did
+    char job_sum[17], model_sum[17];
+    struct gang_state state; // at the start
     struct gang_job_output *output;
 };
 
