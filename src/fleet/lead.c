@@ -22,7 +22,9 @@ struct failure {
 
 static const char *who(const struct gang_lead *l, int worker, char out[128]) {
     const struct gang_fleet_member *m = &l->members[worker];
-    if (m->rank >= 0)
+    if (m->rank >= 0 && l->answer.layout.tp > 1)
+        snprintf(out, 128, "rank %d (device %d of its %d) on %s", m->rank, m->tp_index, l->answer.layout.tp, l->nodes[m->node]);
+    else if (m->rank >= 0)
         snprintf(out, 128, "rank %d on %s", m->rank, l->nodes[m->node]);
     else
         snprintf(out, 128, "device %d on %s", worker, l->nodes[m->node]);
@@ -70,7 +72,7 @@ static void take_step(struct gang_lead *l, int worker, const json_t *body) {
     struct gang_fleet_result *r = l->result;
     m->busy = gang_fleet_number(body, "busy");
     m->seconds = gang_fleet_number(body, "seconds");
-    if (m->rank != 0) return;
+    if (m->rank != 0 || m->tp_index != 0) return;
     double loss = gang_fleet_number(body, "loss");
     if (!r->steps_done) r->first_loss = loss;
     r->last_loss = loss;
@@ -82,9 +84,9 @@ static void take_step(struct gang_lead *l, int worker, const json_t *body) {
                                 .seconds = m->seconds};
     s.tokens_per_second = (double)(l->task.global_batch * l->task.sequence_length) / s.seconds;
     s.fraction = l->answer.sim.step_seconds * (l->options->job ? 1 : l->options->slow) / s.seconds;
-    for (int i = 0; i < l->ranks; i++)
-        if (gang_lead_member(l, i)->busy > gang_lead_member(l, s.slowest)->busy) s.slowest = i;
-    s.slowest_busy = gang_lead_member(l, s.slowest)->busy / s.seconds;
+    for (int i = 0; i < l->count; i++)
+        if (l->members[i].rank >= 0 && l->members[i].busy > s.slowest_busy) s.slowest = l->members[i].rank, s.slowest_busy = l->members[i].busy;
+    s.slowest_busy /= s.seconds;
     for (int64_t i = 0; i < r->steps_done; i++) s.elapsed += l->rates[i];
     s.left = s.elapsed / (double)r->steps_done * (double)(s.steps - s.step);
     if (l->options->job) record(l, &s);
@@ -108,13 +110,14 @@ static enum gang_status take(struct gang_lead *l, const struct gang_control_even
     enum gang_status status = gang_fleet_parse(e->data, e->bytes, &body);
     if (status) return status;
     int rank = l->members[e->worker].rank;
+    bool first = rank >= 0 && l->members[e->worker].tp_index == 0; // its memory and spans stand for all devices of the rank
     if (e->type == FLEET_READY) status = take_ready(l, e->worker, body);
-    if (e->type == FLEET_BUILT && rank >= 0) {
+    if (e->type == FLEET_BUILT && first) {
         l->memory[rank] = (int64_t)gang_fleet_number(body, "memory");
         l->result->said_bytes[rank] = (double)l->memory[rank];
     }
     if (e->type == FLEET_STEP && rank >= 0 && (rank || l->result->steps_done < l->steps)) take_step(l, e->worker, body);
-    if (e->type == FLEET_DONE && rank >= 0) status = gang_lead_take_spans(l, rank, body);
+    if (e->type == FLEET_DONE && first) status = gang_lead_take_spans(l, rank, body);
     if (e->type == FLEET_SAVED) {
         const char *dir = json_string_value(json_object_get(body, "dir"));
         snprintf(l->result->saved, sizeof l->result->saved, "%s", dir ? dir : "");
@@ -126,7 +129,8 @@ static enum gang_status take(struct gang_lead *l, const struct gang_control_even
 
 static enum gang_status tell_ranks(struct gang_lead *l, enum gang_fleet_message type) {
     enum gang_status status = GANG_OK;
-    for (int r = 0; r < l->ranks && !status; r++) status = gang_control_send(l->control, l->device[r], type, "{}", 2);
+    for (int i = 0; i < l->count && !status; i++)
+        if (l->members[i].rank >= 0) status = gang_control_send(l->control, i, type, "{}", 2);
     return status;
 }
 
@@ -205,10 +209,10 @@ static enum gang_status assign(struct gang_lead *l) {
             status = gang_control_send(l->control, i, FLEET_END, "{}", 2);
             continue;
         }
-        status = gang_lead_assignment(l, l->members[i].rank, &body);
+        status = gang_lead_assignment(l, i, &body);
         if (!status) status = send_body(l, i, FLEET_ASSIGN, body);
     }
-    return status ? status : collect(l, FLEET_BUILT, l->ranks);
+    return status ? status : collect(l, FLEET_BUILT, l->ranks * l->answer.layout.tp);
 }
 
 // Tokenised once here, before many would want it; and what a run's directory needs.
@@ -269,19 +273,20 @@ static void read_relays(struct gang_lead *l) {
     }
 }
 
-// Everybody may go; those that measured keep what they have learnt.
+// Everybody may go; those that measured keep what they have learnt. Not where a cell's exchange is in what its ranks took.
 static enum gang_status end_all(struct gang_lead *l) {
     enum gang_status status = GANG_OK;
-    for (int r = 0; r < l->ranks && !status; r++) {
-        const struct gang_fleet_member *m = gang_lead_member(l, r);
-        json_t *body = json_object();
+    for (int i = 0; i < l->count && !status; i++) {
+        const struct gang_fleet_member *m = &l->members[i];
         struct gang_times times;
-        if (m->timed && l->result->steps_done > 4) {
-            gang_lead_learn(l, r, &times);
+        if (m->rank < 0) continue;
+        json_t *body = json_object();
+        if (m->timed && l->result->steps_done > 4 && l->answer.layout.tp == 1) {
+            gang_lead_learn(l, m->rank, &times);
             json_object_set_new(body, "times", gang_fleet_times_json(&times));
             json_object_set_new(body, "about", json_string(m->about));
         }
-        status = send_body(l, l->device[r], FLEET_END, body);
+        status = send_body(l, i, FLEET_END, body);
     }
     return status;
 }
@@ -295,7 +300,7 @@ static enum gang_status run(struct gang_lead *l, struct gang_fleet_start *start)
     if (status) return status;
     tell_start(l, start);
     status = tell_ranks(l, FLEET_GO);
-    if (!status) status = collect(l, FLEET_DONE, l->ranks);
+    if (!status) status = collect(l, FLEET_DONE, l->ranks * l->answer.layout.tp);
     read_relays(l);
     if (status) return status;
     l->result->stopped = l->first_step + l->result->steps_done < l->steps;

@@ -277,9 +277,9 @@ static void net_init(struct gang_net *net, const struct gang_model *model, struc
     find_buckets(net);
     net->set = gang_arena_alloc(&net->arena, (size_t)model->count * sizeof *net->set);
     net->attention = (struct gang_attention){
-        .batch = shape->batch, .length = shape->length, .heads = c->heads, .kv_heads = c->kv_heads, .dim = c->head_dim};
-    net->M = shape->batch * shape->length, net->C = c->hidden_size, net->F = c->intermediate_size, net->V = c->vocab_size;
-    net->O = (int64_t)c->heads * c->head_dim, net->W = net->O + 2 * (int64_t)c->kv_heads * c->head_dim;
+        .batch = shape->batch, .length = shape->length, .heads = c->heads / model->tp, .kv_heads = c->kv_heads / model->tp, .dim = c->head_dim};
+    net->M = shape->batch * shape->length, net->C = c->hidden_size, net->F = c->intermediate_size / model->tp, net->V = c->vocab_size;
+    net->O = net->attention.heads * c->head_dim, net->W = net->O + 2 * net->attention.kv_heads * c->head_dim;
     net->embed = gang_model_find(model, GANG_ROLE_EMBED, -1);
     net->norm_final = gang_model_find(model, GANG_ROLE_NORM_FINAL, -1);
     if (net->norm_final) net->head_tensor = c->tied ? net->embed : gang_model_find(model, GANG_ROLE_HEAD, -1);
@@ -323,6 +323,7 @@ enum gang_status gang_net_new(const struct gang_model *model, struct gang_device
     *out = NULL;
     struct gang_net *net = malloc(sizeof *net);
     assert(net && "out of memory");
+    assert(model->tp == 1 || (shape->sum && !shape->inference));
     net_init(net, model, device, shape);
     enum gang_status status = gang_big_alloc(net->memory.total, &net->block);
     if (status) {

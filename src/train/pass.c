@@ -4,7 +4,11 @@
 // addition is done by the norm that follows (it has to read both anyway), so a layer's result travels as the pair
 // (x2, delta); where it leaves the chunk, packing the message adds them.
 //
-// Letters as in device.h and net.h.
+// A model may be cut into slices (tensor parallelism). Each device then holds heads of its own and its part of the
+// feed-forward's width, and all of the stream: what o and down give, and on the way back what comes out of q|k|v and gate|up,
+// are parts of a sum over the devices.
+//
+// Letters as in device.h and net.h; H, K and F are the slice's.
 #include "train/net.h"
 
 #include <assert.h>
@@ -26,6 +30,12 @@ static void attend(struct gang_net *net, const struct layer *l, const struct kep
     }
 }
 
+// Over the devices that share the model: act [M,C].
+static void sum_slices(const struct gang_net *net, void *act, int64_t M) {
+    const struct gang_net_sum *s = net->shape.sum;
+    if (s) s->sum(s->context, act, M * net->C, net->device->compute);
+}
+
 // All that the backward pass reads of a layer, from the stream x + delta (NULL: x) at its input. M rows.
 static void fill_layer(struct gang_net *net, const struct layer *l, const struct kept *k, const float *x, const void *delta, int64_t M) {
     struct gang_device *d = net->device;
@@ -34,6 +44,7 @@ static void fill_layer(struct gang_net *net, const struct layer *l, const struct
     d->k->linear(d, l->qkv, k->qkv, false, k->n1, M);
     attend(net, l, k, M);
     d->k->linear(d, l->o, net->delta, false, k->attended, M);
+    sum_slices(net, net->delta, M);
     d->k->norm(d, k->x2, k->n2, k->rstd2, k->x1, net->delta, w + l->norm2->offset, eps, M, net->C);
     d->k->linear(d, l->gate_up, k->gu, false, k->n2, M);
 }
@@ -49,6 +60,7 @@ static const float *run_layers(struct gang_net *net, const struct chunk *c, cons
         fill_layer(net, l, k, x, delta, M);
         d->k->swiglu(d, k->h, k->gu, M, net->F);
         d->k->linear(d, l->down, net->delta, false, k->h, M);
+        sum_slices(net, net->delta, M);
         x = k->x2;
         delta = net->delta;
     }
@@ -153,6 +165,7 @@ static void backward_layer(struct gang_net *net, const struct layer *l, const st
     if (weight) weight_gradient(net, l->down, l->down_tensor, k->dy_down, k->h);
     if (input) {
         d->k->linear_input(d, l->gate_up, k->n2, k->gu, net->M);
+        sum_slices(net, k->n2, net->M);
         norm_gradient(net, l->norm2, false, k->dy_o, k->n2, k->x2, k->rstd2);
     }
     if (weight) weight_gradient(net, l->gate_up, l->gate, k->gu, k->n2);
@@ -161,6 +174,7 @@ static void backward_layer(struct gang_net *net, const struct layer *l, const st
     if (input) {
         d->k->attention_backward(d, k->dqkv, net->dattended, k->attended, k->lse, k->qkv, &net->attention);
         d->k->linear_input(d, l->qkv, k->n1, k->dqkv, net->M);
+        sum_slices(net, k->n1, net->M);
         norm_gradient(net, l->norm1, false, below, k->n1, k->x1, k->rstd1);
     }
     if (weight) weight_gradient(net, l->qkv, l->q, k->dqkv, k->n1);

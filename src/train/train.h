@@ -29,6 +29,12 @@ struct gang_net_chunk {
     int slots; // micro-batches whose activations it holds at once
 };
 
+// Sums, in place, what the devices that share a model's slices hold: the same bits on all of them. They run in step.
+struct gang_net_sum {
+    void *context;
+    void (*sum)(void *context, void *data, int64_t elements, enum gang_compute type);
+};
+
 // What a network holds of its model, and for which passes. B sequences of T positions are a micro-batch, M = B*T rows.
 struct gang_net_shape {
     int64_t batch, length;
@@ -38,6 +44,7 @@ struct gang_net_shape {
     bool split;                          // backward comes in two halves
     bool recompute;                      // of each layer only its input is kept, and the layer is made again on the way back
     enum gang_compute message;           // what travels between stages; unlike devices of one pipeline share it
+    const struct gang_net_sum *sum;      // of a model in slices; otherwise NULL
     int owned_count;
     const struct gang_range *owned; // whose AdamW moments live here, ascending, one behind another; NULL: all
 };

@@ -472,7 +472,7 @@ static void same_tensors(const struct fixture *f, const struct gang_model *part,
 static void test_parts(void **state) {
     (void)state;
     static const bool first[] = {true, false}, last[] = {false, true};
-    static const struct gang_model_part parts[] = {{first, true, false}, {last, false, true}, {last, true, false}};
+    static const struct gang_model_part parts[] = {{first, true, false, 1, 0}, {last, false, true, 1, 0}, {last, true, false, 1, 0}};
     for (int i = 0; i < 6; i++) {
         struct fixture f;
         struct gang_model part;

@@ -96,8 +96,8 @@ static void test_parts(void **state) {
         struct gang_model_part part;
         bool tied;
         int count;
-    } cases[] = {{{ends, true, false}, false, 19},  {{middle, false, false}, true, 9}, {{middle, false, true}, false, 11},
-                 {{middle, false, true}, true, 11}, {{ends, true, true}, true, 20},    {{none, true, true}, false, 3}};
+    } cases[] = {{{ends, true, false, 1, 0}, false, 19},  {{middle, false, false, 1, 0}, true, 9}, {{middle, false, true, 1, 0}, false, 11},
+                 {{middle, false, true, 1, 0}, true, 11}, {{ends, true, true, 1, 0}, true, 20},    {{none, true, true, 1, 0}, false, 3}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         struct gang_arena arena;
         struct gang_model whole, part;
