@@ -32,7 +32,7 @@ struct trial {
     bool tied;
     enum gang_compute compute[2]; // of even and odd devices
     int steps;
-    // Results: of the step, from rank 0; the whole model as rank 0 saved it.
+    // Results: of the steps, on all devices alike; the whole model as the first of rank 0 saved it.
     double losses[MAX_STEPS], norms[MAX_STEPS];
     char output[256], saved[512];
 };
@@ -42,6 +42,7 @@ struct party { // one device of a rank
     struct gang_answer *answer;
     struct gang_config config;
     int device, devices;
+    double losses[MAX_STEPS], norms[MAX_STEPS];
     struct gang_wire *wire;
     char **addresses;
     pthread_barrier_t *barrier;
@@ -86,7 +87,8 @@ static void *run_rank(void *context) {
         struct gang_update update = {.rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .decay = 0.1, .clip = 1, .step = s + 1};
         struct gang_rank_report report;
         assert_ok(gang_rank_step(rank, &update, false, &report));
-        if (p->device == 0) t->losses[s] = report.loss, t->norms[s] = report.gradient_norm;
+        p->losses[s] = report.loss;
+        p->norms[s] = report.gradient_norm;
     }
     const struct gang_state state = {.step = t->steps};
     assert_ok(gang_rank_save(rank, t->output, &state, NULL, 1, t->saved, sizeof t->saved));
@@ -128,6 +130,12 @@ static void run_trial(struct trial *t) {
     }
     for (int i = 0; i < devices; i++) assert_int_equal(pthread_create(&parties[i].thread, NULL, run_rank, &parties[i]), 0);
     for (int i = 0; i < devices; i++) pthread_join(parties[i].thread, NULL);
+    memcpy(t->losses, parties[0].losses, sizeof t->losses);
+    memcpy(t->norms, parties[0].norms, sizeof t->norms);
+    for (int i = 1; i < devices; i++) {
+        assert_memory_equal(parties[i].losses, t->losses, sizeof t->losses);
+        assert_memory_equal(parties[i].norms, t->norms, sizeof t->norms);
+    }
     pthread_barrier_destroy(&barrier);
     gang_arena_release(&arena);
 }
@@ -172,9 +180,12 @@ static void same_as_one(const char *layout, bool tied) {
     one.steps = many.steps = 20;
     run_trial(&one);
     run_trial(&many);
-    for (int s = 0; s < 20; s++)
+    for (int s = 0; s < 20; s++) {
         if (!(fabs(one.losses[s] / many.losses[s] - 1) < 1e-4))
             fail_msg("%s: loss of step %d %g, alone %g", layout, s + 1, many.losses[s], one.losses[s]);
+        if (!(fabs(one.norms[s] / many.norms[s] - 1) < 1e-4))
+            fail_msg("%s: gradient norm of step %d %g, alone %g", layout, s + 1, many.norms[s], one.norms[s]);
+    }
     off = apart(one.saved, many.saved, "model.safetensors");
     if (!(off < 1e-4)) fail_msg("%s: weights after 20 steps off by %g", layout, off);
 }
