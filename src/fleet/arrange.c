@@ -131,7 +131,6 @@ static void settle_kind(struct gang_lead *l, struct gang_group *group) {
 
 // What runs today of what the planner knows; of what does not, what runs instead.
 static const char *cannot_run(const struct gang_layout *l) {
-    if (l->tp > 1 && l->sequence_parallel) return "sp=1 (the default with tp above 1) does not run yet: choose sp=0";
     if (l->cp > 1) return "cp above 1 does not run yet: choose cp=1";
     if (l->ep > 1) return "ep above 1 does not run yet: choose ep=1";
     if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
@@ -165,7 +164,6 @@ static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
     if (status) return status;
     for (int i = 0; i < search->count; i++) {
         *out = search->found[i].layout;
-        out->sequence_parallel = 0;
         if (!cannot_run(out) && !cannot_cut(l, out)) return GANG_OK;
     }
     const char *why = cannot_run(out);
@@ -266,10 +264,11 @@ enum gang_status gang_lead_assignment(struct gang_lead *l, int worker, json_t **
     json_t *layers = json_array();
     gang_program_print(&l->answer.program, &program);
     for (int c = 0; c < layout->layer_count; c++) json_array_append_new(layers, json_integer(layout->layers[c]));
-    *out = json_pack("{s:i, s:i, s:i, s:s, s:o, s:i, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "tp", layout->tp, "tp_index", tp_index, "program",
-                     program.data, "layers", layers, "micro_batch", layout->micro_batch, "length", (json_int_t)l->task.sequence_length, "sharded",
-                     layout->zero == 1 && layout->dp > 1, "recompute", layout->recompute == GANG_RECOMPUTE_FULL, "resume", l->resume ? l->resume : "",
-                     "first_step", (json_int_t)l->first_step, "steps", (json_int_t)l->steps);
+    *out = json_pack("{s:i, s:i, s:i, s:b, s:s, s:o, s:i, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "tp", layout->tp, "tp_index", tp_index,
+                     "sequence_parallel", layout->sequence_parallel && layout->tp > 1, "program", program.data, "layers", layers, "micro_batch",
+                     layout->micro_batch, "length", (json_int_t)l->task.sequence_length, "sharded", layout->zero == 1 && layout->dp > 1, "recompute",
+                     layout->recompute == GANG_RECOMPUTE_FULL, "resume", l->resume ? l->resume : "", "first_step", (json_int_t)l->first_step, "steps",
+                     (json_int_t)l->steps);
     gang_buffer_release(&program);
     if (!l->options->job) add_stand_in(l, rank, *out);
     enum gang_status status = add_ways(l, rank * layout->tp + tp_index, *out);

@@ -233,6 +233,7 @@ static enum gang_status build(struct work *w) {
                                               .rank = a->rank,
                                               .tp = a->tp,
                                               .tp_index = a->tp_index,
+                                              .sequence_parallel = json_is_true(json_object_get(a->body, "sequence_parallel")),
                                               .layers = a->layers,
                                               .micro_batch = integer(a->body, "micro_batch"),
                                               .length = integer(a->body, "length"),

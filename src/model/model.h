@@ -81,7 +81,7 @@ struct gang_model {
     struct gang_tensor *tensors; // in the arena; in the order of `offset`
     int64_t elements;            // length of the flat array, gaps included
     int64_t parameters;          // true parameters
-    int tp;                      // devices that share it; 1: it is not cut
+    int tp, tp_index;            // devices that share it, and which of them this is for; 1, 0: it is not cut
     bool whole;                  // holds every tensor of the configuration, uncut
 };
 

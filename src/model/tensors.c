@@ -59,13 +59,13 @@ static void cut(struct gang_tensor *t, int tp, int index) {
     if (by_cols) t->cols /= tp, t->col = index * t->cols;
 }
 
-static void add(struct gang_model *model, enum gang_role role, int layer, int tp_index) {
+static void add(struct gang_model *model, enum gang_role role, int layer) {
     struct gang_tensor *tensor = &model->tensors[model->count++];
     tensor->role = role;
     tensor->layer = layer;
     tensor->index = index_of(&model->config, role, layer);
     shape_of(&model->config, role, &tensor->rows, &tensor->cols);
-    cut(tensor, model->tp, tp_index);
+    cut(tensor, model->tp, model->tp_index);
     bool follows = role == GANG_ROLE_K || role == GANG_ROLE_V || role == GANG_ROLE_UP;
     tensor->offset = follows ? model->elements : aligned(model->elements);
     model->elements = tensor->offset + tensor->rows * tensor->cols;
@@ -78,16 +78,15 @@ static void add(struct gang_model *model, enum gang_role role, int layer, int tp
 static void fill_table(struct gang_model *model, const struct gang_config *config, const struct gang_model_part *part, struct gang_arena *arena) {
     int tp = part && part->tp ? part->tp : 1, index = part ? part->tp_index : 0;
     assert(config->heads % tp == 0 && config->kv_heads % tp == 0 && config->intermediate_size % tp == 0 && index >= 0 && index < tp);
-    *model = (struct gang_model){.config = *config, .tp = tp};
+    *model = (struct gang_model){.config = *config, .tp = tp, .tp_index = index};
     model->tensors = gang_arena_alloc(arena, ((size_t)config->layers * PER_LAYER + 3) * sizeof *model->tensors);
     bool embed = !part || part->embed, head = !part || part->head;
-    if (embed) add(model, GANG_ROLE_EMBED, -1, index);
+    if (embed) add(model, GANG_ROLE_EMBED, -1);
     for (int layer = 0; layer < config->layers; layer++)
-        for (int i = 0; i < PER_LAYER && (!part || part->layers[layer]); i++)
-            add(model, (enum gang_role)(GANG_ROLE_NORM_ATTENTION + i), layer, index);
-    if (head) add(model, GANG_ROLE_NORM_FINAL, -1, index);
-    if (head && !config->tied) add(model, GANG_ROLE_HEAD, -1, index);
-    if (head && config->tied && !embed) add(model, GANG_ROLE_EMBED, -1, index);
+        for (int i = 0; i < PER_LAYER && (!part || part->layers[layer]); i++) add(model, (enum gang_role)(GANG_ROLE_NORM_ATTENTION + i), layer);
+    if (head) add(model, GANG_ROLE_NORM_FINAL, -1);
+    if (head && !config->tied) add(model, GANG_ROLE_HEAD, -1);
+    if (head && config->tied && !embed) add(model, GANG_ROLE_EMBED, -1);
     model->elements = aligned(model->elements);
     model->whole = tp == 1 && model->count == 2 + config->layers * PER_LAYER + !config->tied;
 }

@@ -115,9 +115,9 @@ struct gang_rank {
     size_t message_memory;
     int32_t *tokens;                                            // [B, T + 1]
     struct gang_comm *stage_group, *replica_group, *cell_group; // NULL: alone
-    struct gang_net_sum sum;                                    // over the cell
-    enum gang_status sum_status;
-    double sum_seconds; // of the pass that runs
+    struct gang_net_cell exchange;                              // inside the cell
+    enum gang_status exchange_status;
+    double exchange_seconds; // of the pass that runs
     struct gang_lane lane;
     bool gather_due;
     // The tied embedding between the first stage and the last.

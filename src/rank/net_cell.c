@@ -52,7 +52,8 @@ void gang_net_cell_init(struct gang_cell *cell, struct gang_arena *arena, struct
     cell->bucket_count = gang_net_buckets(cell->model, shape, NULL);
     cell->buckets = gang_arena_alloc(arena, (size_t)cell->bucket_count * sizeof *cell->buckets);
     gang_net_buckets(cell->model, shape, cell->buckets);
-    cell->message_bytes = (size_t)(o->micro_batch * o->length * o->config->hidden_size) * (o->message == GANG_COMPUTE_F32 ? 4 : 2);
+    int64_t rows = o->micro_batch * o->length / (o->sequence_parallel ? o->tp : 1);
+    cell->message_bytes = (size_t)(rows * o->config->hidden_size) * (o->message == GANG_COMPUTE_F32 ? 4 : 2);
 }
 
 enum gang_status gang_net_cell_open(struct gang_cell *cell, const struct gang_net_shape *shape) {

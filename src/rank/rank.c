@@ -130,12 +130,21 @@ static void find_channels(struct gang_rank *r) {
 // ---- The cell ------------------------------------------------------------------------------------------------------
 
 // A pass cannot end in its middle: after an error it goes on with what there is, and the step ends behind it.
-static void sum_over_cell(void *context, void *data, int64_t elements, enum gang_compute type) {
-    struct gang_rank *r = context;
+static void exchange(struct gang_rank *r, enum gang_status (*collective)(struct gang_comm *, void *, size_t, enum gang_element), void *data,
+                     int64_t elements, enum gang_compute type) {
     double began = gang_seconds();
     enum gang_element element = type == GANG_COMPUTE_F32 ? GANG_ELEMENT_F32 : GANG_ELEMENT_BF16;
-    if (!r->sum_status) r->sum_status = gang_all_reduce(r->cell_group, data, (size_t)elements, element);
-    r->sum_seconds += gang_seconds() - began;
+    if (!r->exchange_status) r->exchange_status = collective(r->cell_group, data, (size_t)elements, element);
+    r->exchange_seconds += gang_seconds() - began;
+}
+
+static void sum_over_cell(void *context, void *data, int64_t elements, enum gang_compute type) {
+    struct gang_rank *r = context;
+    exchange(r, r->exchange.rows ? gang_reduce_scatter : gang_all_reduce, data, elements, type);
+}
+
+static void gather_over_cell(void *context, void *data, int64_t elements, enum gang_compute type) {
+    exchange(context, gang_all_gather, data, elements, type);
 }
 
 // ---- Up and down ---------------------------------------------------------------------------------------------------
@@ -165,8 +174,8 @@ static void init(struct gang_rank *r, const struct gang_rank_options *o) {
                                        .split = is_split(r->program),
                                        .recompute = o->recompute,
                                        .message = o->message};
-    r->sum = (struct gang_net_sum){r, sum_over_cell};
-    if (o->tp > 1) r->shape.sum = &r->sum;
+    r->exchange = (struct gang_net_cell){r, o->sequence_parallel, sum_over_cell, gather_over_cell};
+    if (o->tp > 1) r->shape.cell = &r->exchange;
     if (o->device)
         gang_net_cell_init(cell, &r->arena, &r->shape, chunks);
     else

@@ -30,6 +30,7 @@ struct gang_rank_options {
     const struct gang_program *program; // verified; every replica by itself
     int rank;
     int tp, tp_index;            // devices of a cell; which of them this one is
+    bool sequence_parallel;      // each holds a part of the residual stream's rows; B * T is a multiple of tp
     const int *layers;           // [chunks]
     int64_t micro_batch, length; // B, T
     bool sharded;                // ZeRO 1: a member of the stage's replicas updates its part and gives it to the others

@@ -80,11 +80,11 @@ static enum gang_status await_tied_weights(struct gang_rank *r) {
     return status;
 }
 
-// Of a pass that began then: its seconds without the waiting for the rest of the cell, and how its sums went.
+// Of a pass that began then: its seconds without the waiting for the rest of the cell, and how its exchanges went.
 static enum gang_status end_pass(struct gang_rank *r, double began) {
-    r->busy += gang_seconds() - began - r->sum_seconds;
-    r->sum_seconds = 0;
-    return r->sum_status;
+    r->busy += gang_seconds() - began - r->exchange_seconds;
+    r->exchange_seconds = 0;
+    return r->exchange_status;
 }
 
 static enum gang_status run_forward(struct gang_rank *r, const struct gang_instruction *in, int slot) {
@@ -149,7 +149,24 @@ static enum gang_status await_gradients(struct gang_rank *r) {
     return status;
 }
 
-// Loss, squared norm and the wish to stop, over all devices. The loss is the same on all of a cell.
+// With sequence parallelism each device of a cell has its rows' part of the gradients of tensors that are not cut. They are summed
+// last, over what this replica owns.
+static enum gang_status sum_uncut(struct gang_rank *r) {
+    enum gang_status status = GANG_OK;
+    bool due = r->cell.model && r->options.tp > 1 && r->options.sequence_parallel;
+    for (int i = 0; i < r->cell.owned_count && due; i++)
+        for (int k = 0; k < r->cell.model->count && !status; k++) {
+            const struct gang_tensor *t = &r->cell.model->tensors[k];
+            int64_t from = r->cell.owned[i].offset, to = from + r->cell.owned[i].elements, end = t->offset + t->rows * t->cols;
+            if (from < t->offset) from = t->offset;
+            if (to > end) to = end;
+            if (!gang_tensor_is_slice(t) && from < to)
+                status = gang_all_reduce(r->cell_group, r->cell.gradients + from, (size_t)(to - from), GANG_ELEMENT_F32);
+        }
+    return status;
+}
+
+// Loss, squared norm and the wish to stop, over all devices. The loss is the same on all of a cell, or each has its rows' part.
 static enum gang_status agree(struct gang_rank *r, bool want_stop, float out[3]) {
     double squares = 0;
     int members = r->options.program->replicas;
@@ -160,7 +177,8 @@ static enum gang_status agree(struct gang_rank *r, bool want_stop, float out[3])
         squares += r->cell.kind->sum_squares(&r->cell, bucket->offset + r->replica * base + (r->replica < more ? r->replica : more),
                                              base + (r->replica < more));
     }
-    out[0] = r->options.tp_index == 0 ? (float)r->loss : 0, out[1] = (float)squares, out[2] = want_stop;
+    bool counts = r->options.tp_index == 0 || r->options.sequence_parallel;
+    out[0] = counts ? (float)r->loss : 0, out[1] = (float)squares, out[2] = want_stop;
     enum gang_status status = r->stage_group ? gang_all_reduce(r->stage_group, out, 3, GANG_ELEMENT_F32) : GANG_OK;
     if (!status && r->replica_group) status = gang_all_reduce(r->replica_group, out, 3, GANG_ELEMENT_F32);
     return status || !r->cell_group ? status : gang_all_reduce(r->cell_group, out, 3, GANG_ELEMENT_F32);
@@ -183,6 +201,7 @@ static enum gang_status run_optimizer(struct gang_rank *r, const struct gang_upd
     float sums[3];
     double waited = gang_seconds();
     enum gang_status status = await_gradients(r);
+    if (!status) status = sum_uncut(r);
     if (!status) status = agree(r, want_stop, sums);
     if (status) return status;
     add_span(r, GANG_OP_REDUCE, -1, -1, waited, gang_seconds());

@@ -69,6 +69,7 @@ static void *run_rank(void *context) {
                                               .rank = p->device / l->tp,
                                               .tp = l->tp,
                                               .tp_index = p->device % l->tp,
+                                              .sequence_parallel = l->sequence_parallel && l->tp > 1,
                                               .layers = l->layers,
                                               .micro_batch = l->micro_batch,
                                               .length = LENGTH,
@@ -230,6 +231,17 @@ static void test_slices(void **state) {
     same_as_one("tp=2,sp=0,pp=2,dp=2,mb=1,zero=1", true);
 }
 
+// Sequence parallelism is what tp brings unless sp=0 stands there.
+static void test_rows(void **state) {
+    (void)state;
+    same_as_one("tp=2,mb=2", false);
+    same_as_one("tp=2,mb=1,recompute=full", true);
+    same_as_one("tp=2,pp=2,mb=1,schedule=zero-bubble", false);
+    same_as_one("tp=2,dp=2,mb=1,zero=1", false);
+    same_as_one("tp=2,dp=2,mb=1,zero=0", false);
+    same_as_one("tp=2,pp=2,dp=2,mb=1,zero=1", true);
+}
+
 static int open_all(void **state) {
     if (scratch_open(state)) return -1;
     struct gang_buffer text = {0};
@@ -254,7 +266,7 @@ static int close_all(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures),
-        cmocka_unit_test(test_tied),      cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_tied),      cmocka_unit_test(test_slices),   cmocka_unit_test(test_rows),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

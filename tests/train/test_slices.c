@@ -7,7 +7,7 @@
 #include <math.h>
 #include <pthread.h>
 
-enum { MOST = 4, MICRO_BATCHES = 2, BATCH = 2, LENGTH = 9, ROWS = BATCH * LENGTH };
+enum { MOST = 4, MICRO_BATCHES = 2, BATCH = 2, LENGTH = 10, ROWS = BATCH * LENGTH };
 
 // Widths whose slices begin at odd places.
 static const struct gang_config base = {.vocab_size = 83,
@@ -24,7 +24,7 @@ static const struct gang_config base = {.vocab_size = 83,
 
 struct way {
     int tp; // 1: whole
-    bool split, recompute, tied;
+    bool split, recompute, tied, rows;
     const char *kind;
     enum gang_compute compute;
 };
@@ -34,7 +34,7 @@ struct cell {
     int32_t tokens[MICRO_BATCHES][BATCH * (LENGTH + 1)];
     pthread_barrier_t barrier;
     const void *parts[MOST];
-    int sums; // of the first device
+    int sums, gathers; // of the first device
 };
 
 struct member {
@@ -48,6 +48,8 @@ struct member {
     pthread_t thread;
 };
 
+static size_t size_of(enum gang_compute type) { return type == GANG_COMPUTE_F32 ? 4 : 2; }
+
 static void sum(void *context, void *data, int64_t elements, enum gang_compute type) {
     const struct member *m = context;
     struct cell *c = m->cell;
@@ -57,8 +59,24 @@ static void sum(void *context, void *data, int64_t elements, enum gang_compute t
     pthread_barrier_wait(&c->barrier);
     gang_sum(work, c->parts, c->way->tp, (size_t)elements, type == GANG_COMPUTE_F32 ? GANG_ELEMENT_F32 : GANG_ELEMENT_BF16);
     pthread_barrier_wait(&c->barrier);
-    memcpy(data, work, (size_t)elements * (type == GANG_COMPUTE_F32 ? 4 : 2));
+    size_t all = (size_t)elements * size_of(type), part = c->way->rows ? all / (size_t)c->way->tp : all,
+           at = c->way->rows ? part * (size_t)m->index : 0;
+    memset(data, 0x7f, all); // what is not this device's is nobody's
+    memcpy((char *)data + at, (char *)work + at, part);
     if (m->index == 0) c->sums++;
+}
+
+static void gather(void *context, void *data, int64_t elements, enum gang_compute type) {
+    const struct member *m = context;
+    struct cell *c = m->cell;
+    size_t part = (size_t)(elements / c->way->tp) * size_of(type);
+    assert_true(c->way->rows && elements == ROWS * base.hidden_size);
+    c->parts[m->index] = data;
+    pthread_barrier_wait(&c->barrier);
+    for (int i = 0; i < c->way->tp; i++)
+        if (i != m->index) memcpy((char *)data + (size_t)i * part, (const char *)c->parts[i] + (size_t)i * part, part);
+    pthread_barrier_wait(&c->barrier);
+    if (m->index == 0) c->gathers++;
 }
 
 static void *learn(void *context) {
@@ -68,9 +86,9 @@ static void *learn(void *context) {
     struct gang_config config = base;
     config.tied = way->tied;
     const struct gang_model_part part = {.layers = layers, .embed = true, .head = true, .tp = way->tp, .tp_index = m->index};
-    const struct gang_net_sum hook = {m, sum};
+    const struct gang_net_cell hook = {m, way->rows, sum, gather};
     const struct gang_net_shape shape = {
-        .batch = BATCH, .length = LENGTH, .split = way->split, .recompute = way->recompute, .sum = way->tp > 1 ? &hook : NULL};
+        .batch = BATCH, .length = LENGTH, .split = way->split, .recompute = way->recompute, .cell = way->tp > 1 ? &hook : NULL};
     gang_arena_init(&m->arena);
     gang_model_init_part(&m->model, &config, &part, &m->arena);
     assert_ok(gang_device_open(&(struct gang_device_options){.kind = way->kind, .compute = way->compute, .threads = 1}, &m->device));
@@ -108,7 +126,7 @@ static void close_members(struct member *members, int count) {
     }
 }
 
-// One device's tensor against its place in the whole one.
+// One device's tensor against its place in the whole one, where all devices' parts of it have been added.
 static void check_slice(const struct member *whole, const struct member *m, int i, double tolerance) {
     const struct gang_tensor *t = &m->model.tensors[i], *w = &whole->model.tensors[i];
     const float *got = gang_net_gradients(m->net) + t->offset, *want = gang_net_gradients(whole->net) + w->offset;
@@ -123,6 +141,21 @@ static void check_slice(const struct member *whole, const struct member *m, int 
         fail_msg("%s on device %d of %d: off by %g of its norm", t->name, m->index, m->model.tp, sqrt(off / size));
 }
 
+// Every device's rows give a part of an uncut tensor's gradient; the first device gets the sum.
+static void add_parts(struct member *slices, int tp) {
+    for (int i = 0; i < slices->model.count; i++) {
+        const struct gang_tensor *t = &slices->model.tensors[i];
+        for (int m = 1; m < tp && !gang_tensor_is_slice(t); m++)
+            for (int64_t k = t->offset; k < t->offset + t->rows * t->cols; k++)
+                gang_net_gradients(slices->net)[k] += gang_net_gradients(slices[m].net)[k];
+        for (int m = 1; m < tp && !gang_tensor_is_slice(t); m++)
+            memcpy(gang_net_gradients(slices[m].net) + t->offset, gang_net_gradients(slices->net) + t->offset,
+                   (size_t)(t->rows * t->cols) * sizeof(float));
+    }
+    for (int m = 1; m < tp; m++) slices->loss += slices[m].loss;
+    for (int m = 1; m < tp; m++) slices[m].loss = slices->loss;
+}
+
 static void check_way(const struct way *way, double tolerance) {
     struct member whole[MOST], slices[MOST];
     struct cell one, many;
@@ -130,6 +163,7 @@ static void check_way(const struct way *way, double tolerance) {
     run(&one, &alone, whole);
     run(&many, way, slices);
     int64_t covered = 0;
+    if (way->rows) add_parts(slices, way->tp);
     for (int m = 0; m < way->tp; m++) {
         if (!(fabs(slices[m].loss / whole->loss - 1) <= tolerance)) fail_msg("loss %.9g, whole %.9g", slices[m].loss, whole->loss);
         assert_true(slices[m].loss == slices[0].loss);
@@ -145,13 +179,17 @@ static void check_way(const struct way *way, double tolerance) {
     const int64_t a = (int64_t)base.heads * base.head_dim, k = (int64_t)base.kv_heads * base.head_dim;
     assert_int_equal(covered, base.layers * base.hidden_size * (2 * a + 2 * k + 3 * base.intermediate_size));
     assert_int_equal(many.sums, MICRO_BATCHES * base.layers * (way->recompute ? 5 : 4));
+    assert_int_equal(many.gathers, way->rows ? MICRO_BATCHES * base.layers * (way->recompute ? 8 : 6) : 0);
     close_members(whole, 1);
     close_members(slices, way->tp);
 }
 
 static void all_ways(const char *kind, enum gang_compute compute, double tolerance) {
-    for (int i = 0; i < 16; i++)
-        check_way(&(struct way){.tp = i & 1 ? 4 : 2, .split = i & 2, .recompute = i & 4, .tied = i & 8, .kind = kind, .compute = compute}, tolerance);
+    for (int i = 0; i < 32; i++) {
+        const struct way way = {
+            .tp = i & 1 ? 4 : 2, .split = i & 2, .recompute = i & 4, .tied = i & 8, .rows = i & 16, .kind = kind, .compute = compute};
+        check_way(&way, tolerance);
+    }
 }
 
 static void test_reference(void **state) { (void)state, all_ways("ref", GANG_COMPUTE_F32, 2e-6); }
