@@ -131,14 +131,26 @@ static void settle_kind(struct gang_lead *l, struct gang_group *group) {
     kind->attention_reach = 1;
 }
 
-// What runs today of what the planner knows.
+// What runs today of what the planner knows; of what does not, what runs instead.
 static const char *cannot_run(const struct gang_layout *l) {
-    if (l->tp > 1) return "tp above 1";
-    if (l->cp > 1) return "cp above 1";
-    if (l->ep > 1) return "ep above 1";
-    if (l->zero > 1) return "zero above 1";
-    if (l->gradients != GANG_GRADIENTS_F32) return "gradients other than f32";
-    if (l->recompute == GANG_RECOMPUTE_ALTERNATE) return "recompute=alternate";
+    if (l->cp > 1) return "cp above 1 does not run yet: choose cp=1";
+    if (l->ep > 1) return "ep above 1 does not run yet: choose ep=1";
+    if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
+    if (l->gradients != GANG_GRADIENTS_F32) return "gradients other than f32 do not run yet: choose gradients=f32";
+    if (l->recompute == GANG_RECOMPUTE_ALTERNATE) return "recompute=alternate does not run yet: choose recompute=full or none";
+    return NULL;
+}
+
+// The devices of a cell exchange in the middle of every layer: they are neighbours on a node, and each has whole heads.
+static const char *cannot_cut(const struct gang_lead *l, const struct gang_layout *layout) {
+    int64_t tp = layout->tp, cells = (layout->dp ? layout->dp : l->pool->devices / (tp * layout->pp)) * layout->pp;
+    if (l->task.shape.kv_heads % tp) return "tp does not divide the model's key/value heads: choose one that does";
+    for (int64_t c = 0; c < cells && (c + 1) * tp <= l->pool->devices; c++) {
+        int first, last;
+        gang_fleet_group(l->pool, c * tp, &first);
+        gang_fleet_group(l->pool, (c + 1) * tp - 1, &last);
+        if (first != last) return "a rank's tp devices would lie on two nodes: choose a tp that divides the devices of a node";
+    }
     return NULL;
 }
 
@@ -147,16 +159,18 @@ static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
     if (l->options->layout) {
         *out = *l->options->layout;
         const char *why = cannot_run(out);
-        return why ? gang_fail(GANG_ERR_UNSUPPORTED, "layout: %s is planned and simulated, but does not run yet: choose 1", why) : GANG_OK;
+        if (!why) why = cannot_cut(l, out);
+        return why ? gang_fail(GANG_ERR_UNSUPPORTED, "layout: %s", why) : GANG_OK;
     }
     enum gang_status status = gang_search_run(&l->task, l->pool, GANG_OBJECTIVE_TIME, GANG_MAX_FOUND, l->arena, search);
     if (status) return status;
     for (int i = 0; i < search->count; i++) {
         *out = search->found[i].layout;
-        if (!cannot_run(out)) return GANG_OK;
+        if (!cannot_run(out) && !cannot_cut(l, out)) return GANG_OK;
     }
-    return gang_fail(GANG_ERR_UNSUPPORTED, "plan: none of the %d best layouts runs yet (%s): name one in the job's layout", search->count,
-                     cannot_run(out));
+    const char *why = cannot_run(out);
+    return gang_fail(GANG_ERR_UNSUPPORTED, "plan: none of the %d best layouts runs (%s): name one in the job's layout", search->count,
+                     why ? why : cannot_cut(l, out));
 }
 
 // Replicas of a stage on unlike devices would drift apart if each updated everything by itself.
@@ -177,6 +191,12 @@ static enum gang_status keep_spans(struct gang_lead *l) {
     return gang_sim_run(&input, l->arena, &a->sim);
 }
 
+// Device rank * tp + tp_index of the run.
+static struct gang_fleet_member *device_member(const struct gang_lead *l, int device) {
+    int tp = l->answer.layout.tp;
+    return gang_lead_member(l, device / tp) + device % tp;
+}
+
 enum gang_status gang_lead_plan(struct gang_lead *l) {
     struct gang_layout layout;
     for (int g = 0; g < l->pool->group_count; g++) settle_kind(l, l->pool->groups[g]);
@@ -190,7 +210,11 @@ enum gang_status gang_lead_plan(struct gang_lead *l) {
     l->device = gang_arena_alloc(l->arena, (size_t)l->ranks * sizeof *l->device);
     l->memory = gang_arena_alloc(l->arena, (size_t)l->ranks * sizeof *l->memory);
     gang_fleet_devices(l->pool, &l->answer, l->device);
-    for (int r = 0; r < l->ranks; r++) gang_lead_member(l, r)->rank = r;
+    for (int i = 0; i < l->ranks * layout.tp; i++) {
+        struct gang_fleet_member *m = device_member(l, i);
+        m->rank = i / layout.tp;
+        m->tp_index = i % layout.tp;
+    }
     return GANG_OK;
 }
 
@@ -224,17 +248,19 @@ static double buffers_for(const struct gang_pool *pool, const struct gang_route 
     return bytes > SYSTEM_GROWS_TO ? bytes : 0;
 }
 
-// By which way the rank reaches those that it connects to, and how large the sockets' buffers are.
-static enum gang_status add_ways(struct gang_lead *l, int rank, json_t *body) {
+// By which way a device of the run reaches those that it connects to, and how large the sockets' buffers are.
+static enum gang_status add_ways(struct gang_lead *l, int device, json_t *body) {
     json_t *workers = json_array(), *ways = json_array(), *buffers = json_array();
     enum gang_status status = GANG_OK;
-    for (int r = 0; r < l->ranks; r++) {
-        const struct gang_fleet_member *me = gang_lead_member(l, rank), *other = gang_lead_member(l, r);
+    int tp = l->answer.layout.tp;
+    const struct gang_fleet_member *me = device_member(l, device);
+    for (int i = 0; i < l->ranks * tp; i++) {
+        const struct gang_fleet_member *other = device_member(l, i);
         const struct gang_route *route = gang_pool_route(l->pool, me->group->site, other->group->site);
         char way[GANG_ADDRESS_TEXT] = "";
-        bool needed = rank < r && gang_rank_talks_to(&l->answer.program, rank, r);
+        bool needed = device < i && gang_rank_talks_to(&l->answer.program, tp, device, i);
         if (needed && !status) status = gang_fleet_relays_way(&l->relays, l->pool, me->group->site, other->group->site, other->address, way);
-        json_array_append_new(workers, json_integer(l->device[r]));
+        json_array_append_new(workers, json_integer(other - l->members));
         json_array_append_new(ways, json_string(way));
         json_array_append_new(buffers, json_real(buffers_for(l->pool, route)));
     }
@@ -263,13 +289,15 @@ static void add_stand_in(const struct gang_lead *l, int rank, json_t *body) {
     json_object_set_new(body, "slow", json_real(l->options->slow));
 }
 
-enum gang_status gang_lead_assignment(struct gang_lead *l, int rank, json_t **out) {
+enum gang_status gang_lead_assignment(struct gang_lead *l, int worker, json_t **out) {
     const struct gang_layout *layout = &l->answer.layout;
+    int rank = l->members[worker].rank, tp_index = l->members[worker].tp_index;
     struct gang_buffer program = {0};
     json_t *layers = json_array();
     gang_program_print(&l->answer.program, &program);
     for (int c = 0; c < layout->layer_count; c++) json_array_append_new(layers, json_integer(layout->layers[c]));
-    *out = json_pack("{s:i, s:s, s:o, s:i, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "program", program.data, "layers", layers, "micro_batch",
+    *out = json_pack("{s:i, s:i, s:i, s:b, s:s, s:o, s:i, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "tp", layout->tp, "tp_index", tp_index,
+                     "sequence_parallel", layout->sequence_parallel && layout->tp > 1, "program", program.data, "layers", layers, "micro_batch",
                      layout->micro_batch, "length", (json_int_t)l->task.sequence_length, "sharded", layout->zero == 1 && layout->dp > 1, "recompute",
                      layout->recompute == GANG_RECOMPUTE_FULL, "resume", l->resume ? l->resume : "", "first_step", (json_int_t)l->first_step, "steps",
                      (json_int_t)l->steps);
@@ -277,7 +305,7 @@ enum gang_status gang_lead_assignment(struct gang_lead *l, int rank, json_t **ou
     if (!l->options->job) add_stand_in(l, rank, *out);
     json_object_set_new(*out, "data_tokens", json_integer(l->state.data_tokens));
     json_object_set_new(*out, "data_checksum", json_integer(l->state.data_checksum));
-    enum gang_status status = add_ways(l, rank, *out);
+    enum gang_status status = add_ways(l, rank * layout->tp + tp_index, *out);
     if (status) json_decref(*out);
     return status;
 }

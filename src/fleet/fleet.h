@@ -32,8 +32,8 @@ struct gang_fleet_start {
     const struct gang_task *task;
     const struct gang_pool *pool;
     const struct gang_answer *answer; // unfolded, with spans; seconds of the stand-ins' truth
-    const int *device;                // [ranks] of the pool's line of devices
-    const int64_t *memory;            // [ranks] bytes that each rank said it will take
+    const int *device;                // [ranks] of the pool's line of devices: the first of a rank's tp
+    const int64_t *memory;            // [ranks] bytes that each rank said it will take on its first device
     bool measured;                    // the plan stands on times that were measured here
     bool emulated;                    // the long links are this machine's relay
     double near_seconds;              // predicted, were all in one site

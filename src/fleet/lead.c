@@ -17,7 +17,9 @@ enum { LOOK_MS = 100, GRACE_MS = 700, MOST_DEVICES = 1024 };
 
 static const char *who(const struct gang_lead *l, int worker, char out[128]) {
     const struct gang_fleet_member *m = &l->members[worker];
-    if (m->rank >= 0)
+    if (m->rank >= 0 && l->answer.layout.tp > 1)
+        snprintf(out, 128, "rank %d (device %d of its %d) on %s", m->rank, m->tp_index, l->answer.layout.tp, l->nodes[m->node]);
+    else if (m->rank >= 0)
         snprintf(out, 128, "rank %d on %s", m->rank, l->nodes[m->node]);
     else
         snprintf(out, 128, "device %d on %s", worker, l->nodes[m->node]);
@@ -68,7 +70,7 @@ static void take_step(struct gang_lead *l, int worker, const json_t *body) {
     struct gang_fleet_result *r = l->result;
     m->busy = gang_fleet_number(body, "busy");
     m->seconds = gang_fleet_number(body, "seconds");
-    if (m->rank != 0) return;
+    if (m->rank != 0 || m->tp_index != 0) return;
     double loss = gang_fleet_number(body, "loss");
     if (!r->steps_done) r->first_loss = loss;
     r->last_loss = loss;
@@ -82,9 +84,9 @@ static void take_step(struct gang_lead *l, int worker, const json_t *body) {
                                 .seconds = m->seconds};
     s.tokens_per_second = (double)(l->task.global_batch * l->task.sequence_length) / s.seconds;
     s.fraction = l->answer.sim.step_seconds * (l->options->job ? 1 : l->options->slow) / s.seconds;
-    for (int i = 0; i < l->ranks; i++)
-        if (gang_lead_member(l, i)->busy > gang_lead_member(l, s.slowest)->busy) s.slowest = i;
-    s.slowest_busy = gang_lead_member(l, s.slowest)->busy / s.seconds;
+    for (int i = 0; i < l->count; i++)
+        if (l->members[i].rank >= 0 && l->members[i].busy > s.slowest_busy) s.slowest = l->members[i].rank, s.slowest_busy = l->members[i].busy;
+    s.slowest_busy /= s.seconds;
     s.left = s.elapsed / (double)r->steps_done * (double)(s.steps - s.step);
     if (l->options->job) record(l, &s);
     if (l->events->stepped) l->events->stepped(l->events->context, &s);
@@ -123,12 +125,13 @@ static enum gang_status take(struct gang_lead *l, const struct gang_control_even
     int rank = l->members[e->worker].rank;
     if (e->type == FLEET_MEASURE) take_measure(l);
     if (e->type == FLEET_READY && news) status = take_ready(l, e->worker, body);
-    if (e->type == FLEET_BUILT && news) {
+    bool first = l->members[e->worker].tp_index == 0; // its memory and spans stand for all devices of the rank
+    if (e->type == FLEET_BUILT && news && first) {
         l->result->said_bytes[rank] = gang_fleet_number(body, "memory");
         l->memory[rank] = (int64_t)fmin(fmax(l->result->said_bytes[rank], 0), 1e18);
     }
     if (e->type == FLEET_STEP && rank >= 0 && l->rates && (rank || l->first_step + l->result->steps_done < l->steps)) take_step(l, e->worker, body);
-    if (e->type == FLEET_DONE && news) status = gang_lead_take_spans(l, rank, body);
+    if (e->type == FLEET_DONE && news && first) status = gang_lead_take_spans(l, rank, body);
     if (e->type == FLEET_SAVED) {
         const char *dir = json_string_value(json_object_get(body, "dir"));
         snprintf(l->result->saved, sizeof l->result->saved, "%s", dir ? dir : "");
@@ -146,7 +149,8 @@ static enum gang_status say(struct gang_lead *l, int worker, enum gang_fleet_mes
 
 static enum gang_status tell_ranks(struct gang_lead *l, enum gang_fleet_message type) {
     enum gang_status status = GANG_OK;
-    for (int r = 0; r < l->ranks && !status; r++) status = say(l, l->device[r], type, "{}");
+    for (int i = 0; i < l->count && !status; i++)
+        if (l->members[i].rank >= 0) status = say(l, i, type, "{}");
     return status;
 }
 
@@ -252,10 +256,10 @@ static enum gang_status assign(struct gang_lead *l) {
             status = say(l, i, FLEET_END, "{}");
             continue;
         }
-        status = gang_lead_assignment(l, l->members[i].rank, &body);
+        status = gang_lead_assignment(l, i, &body);
         if (!status) status = send_body(l, i, FLEET_ASSIGN, body);
     }
-    if (!status) status = collect(l, FLEET_BUILT, l->ranks);
+    if (!status) status = collect(l, FLEET_BUILT, l->ranks * l->answer.layout.tp);
     return status ? status : check_hosts(l);
 }
 
@@ -335,19 +339,20 @@ static void read_relays(struct gang_lead *l) {
     }
 }
 
-// Everybody may go; those that measured keep what they have learnt.
+// Everybody may go; those that measured keep what they have learnt. Not where a cell's exchange is in what its ranks took.
 static enum gang_status end_all(struct gang_lead *l) {
     enum gang_status status = GANG_OK;
-    for (int r = 0; r < l->ranks && !status; r++) {
-        const struct gang_fleet_member *m = gang_lead_member(l, r);
-        json_t *body = json_object();
+    for (int i = 0; i < l->count && !status; i++) {
+        const struct gang_fleet_member *m = &l->members[i];
         struct gang_times times;
-        if (m->timed && l->result->steps_done > 4) {
-            gang_lead_learn(l, r, &times);
+        if (m->rank < 0) continue;
+        json_t *body = json_object();
+        if (m->timed && l->result->steps_done > 4 && l->answer.layout.tp == 1) {
+            gang_lead_learn(l, m->rank, &times);
             json_object_set_new(body, "times", gang_fleet_times_json(&times));
             json_object_set_new(body, "about", json_string(m->about));
         }
-        status = send_body(l, l->device[r], FLEET_END, body);
+        status = send_body(l, i, FLEET_END, body);
     }
     return status;
 }
@@ -361,7 +366,7 @@ static enum gang_status run(struct gang_lead *l, struct gang_fleet_start *start)
     if (status) return status;
     tell_start(l, start);
     status = tell_ranks(l, FLEET_GO);
-    if (!status) status = collect(l, FLEET_DONE, l->ranks);
+    if (!status) status = collect(l, FLEET_DONE, l->ranks * l->answer.layout.tp);
     read_relays(l);
     if (status) return status;
     l->result->stopped = l->first_step + l->result->steps_done < l->steps;

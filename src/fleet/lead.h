@@ -9,6 +9,7 @@ struct gang_fleet_member {
     const struct gang_group *group;
     int node;      // over the whole pool
     int rank;      // -1: not used by the plan
+    int tp_index;  // which of the rank's devices
     char *address; // of its wire
     char *about;   // what its times depend on
     double memory; // bytes that its host has available
@@ -42,7 +43,7 @@ struct gang_lead {
     struct gang_pool *pool; // a copy, with measured kinds
     bool message_f32;
     struct gang_answer answer;
-    int *device; // [ranks]
+    int *device; // [ranks] the first of its devices
     int ranks;
     int64_t *memory; // [ranks]
     struct gang_fleet_relays relays;
@@ -58,6 +59,7 @@ struct gang_lead {
     struct gang_job_output *output;
 };
 
+// The first device of a rank.
 static inline struct gang_fleet_member *gang_lead_member(const struct gang_lead *lead, int rank) { return &lead->members[lead->device[rank]]; }
 
 // ---- arrange.c: from devices to assignments ------------------------------------------------------------------------
@@ -70,8 +72,8 @@ json_t *gang_lead_setup(const struct gang_lead *lead, int worker);
 GANG_CHECK_RESULT enum gang_status gang_lead_plan(struct gang_lead *lead);
 // Predicted seconds of a step of the same layout, were all devices in one site; those of the answer where they are.
 double gang_lead_near_seconds(const struct gang_lead *lead);
-// The body of FLEET_ASSIGN for a rank; opens routes through the relays.
-GANG_CHECK_RESULT enum gang_status gang_lead_assignment(struct gang_lead *lead, int rank, json_t **out);
+// The body of FLEET_ASSIGN for a worker that has a rank; opens routes through the relays.
+GANG_CHECK_RESULT enum gang_status gang_lead_assignment(struct gang_lead *lead, int worker, json_t **out);
 
 // ---- account.c: what the ranks told at the end ---------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ const struct gang_group *gang_fleet_group(const struct gang_pool *pool, int64_t 
 }
 
 static int64_t device_of(const struct gang_layout *l, int64_t replica, int stage) {
-    return l->place == GANG_PLACE_STAGES ? (int64_t)stage * l->dp + replica : replica * l->pp + stage;
+    return (l->place == GANG_PLACE_STAGES ? (int64_t)stage * l->dp + replica : replica * l->pp + stage) * l->tp;
 }
 
 // The layout's replicas lie on the line in order; the program's are sorted by class. Each takes the next of its class.

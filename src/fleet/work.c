@@ -11,7 +11,7 @@ enum { WAIT_MS = 1000, DEAD_MS = 15000, CONNECT_MS = 60000, WARM_STEPS = 2 };
 
 // A rank's part of an assignment, out of its JSON.
 struct assignment {
-    int rank, ranks;
+    int rank, tp, tp_index, ranks;
     struct gang_program program;
     int *layers;
     double *forward, *input, *weight, *parameters;
@@ -178,6 +178,10 @@ static enum gang_status read_assignment(struct work *w) {
     a->rank = integer(a->body, "rank");
     a->ranks = a->program.replicas * a->program.stages;
     if (a->rank < 0 || a->rank >= a->ranks) return gang_fail(GANG_ERR_FORMAT, "rank %d of a program of %d ranks", a->rank, a->ranks);
+    a->tp = integer(a->body, "tp");
+    a->tp_index = integer(a->body, "tp_index");
+    if (a->tp < 1 || a->tp_index < 0 || a->tp_index >= a->tp)
+        return gang_fail(GANG_ERR_FORMAT, "rank %d: device %d of %d", a->rank, a->tp_index, a->tp);
     int chunks = a->program.chunks;
     double *layers = gang_arena_alloc(&w->arena, (size_t)chunks * sizeof *layers);
     a->layers = gang_arena_alloc(&w->arena, (size_t)chunks * sizeof *a->layers);
@@ -212,16 +216,17 @@ static enum gang_status join_links(struct work *w) {
     const json_t *workers = json_object_get(a->body, "workers"), *ways = json_object_get(a->body, "ways"),
                  *buffers = json_object_get(a->body, "buffers");
     enum gang_status status = GANG_OK;
-    w->links = gang_arena_alloc(&w->arena, (size_t)a->ranks * sizeof *w->links);
-    for (int r = 0; r < a->ranks && !status; r++) {
-        if (!gang_rank_talks_to(&a->program, a->rank, r)) continue;
-        const struct gang_wire_plane plane = {.remote = json_string_value(json_array_get(ways, (size_t)r))};
-        const struct gang_wire_link_options options = {.peer = (int)json_integer_value(json_array_get(workers, (size_t)r)),
+    int me = a->rank * a->tp + a->tp_index, devices = a->ranks * a->tp;
+    w->links = gang_arena_alloc(&w->arena, (size_t)devices * sizeof *w->links);
+    for (int i = 0; i < devices && !status; i++) {
+        if (!gang_rank_talks_to(&a->program, a->tp, me, i)) continue;
+        const struct gang_wire_plane plane = {.remote = json_string_value(json_array_get(ways, (size_t)i))};
+        const struct gang_wire_link_options options = {.peer = (int)json_integer_value(json_array_get(workers, (size_t)i)),
                                                        .planes = 1,
-                                                       .plane = a->rank < r ? &plane : NULL,
-                                                       .buffer_bytes = (size_t)json_number_value(json_array_get(buffers, (size_t)r))};
-        if (a->rank < r && !plane.remote) return gang_fail(GANG_ERR_FORMAT, "rank %d: no way to rank %d", a->rank, r);
-        status = gang_wire_join(w->wire, &options, &w->links[r]);
+                                                       .plane = me < i ? &plane : NULL,
+                                                       .buffer_bytes = (size_t)json_number_value(json_array_get(buffers, (size_t)i))};
+        if (me < i && !plane.remote) return gang_fail(GANG_ERR_FORMAT, "rank %d: no way to rank %d", a->rank, i / a->tp);
+        status = gang_wire_join(w->wire, &options, &w->links[i]);
     }
     return status;
 }
@@ -269,6 +274,9 @@ static enum gang_status build(struct work *w) {
     if (!status) status = open_data(w);
     const struct gang_rank_options options = {.program = &a->program,
                                               .rank = a->rank,
+                                              .tp = a->tp,
+                                              .tp_index = a->tp_index,
+                                              .sequence_parallel = json_is_true(json_object_get(a->body, "sequence_parallel")),
                                               .layers = a->layers,
                                               .micro_batch = integer(a->body, "micro_batch"),
                                               .length = integer(a->body, "length"),

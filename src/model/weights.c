@@ -41,8 +41,8 @@ static const char *describe(int dims, const int64_t *shape, char out[DESCRIPTION
 
 static int shape_in_file(const struct gang_tensor *tensor, int64_t shape[2]) {
     bool norm = gang_tensor_is_norm(tensor);
-    shape[0] = norm ? tensor->cols : tensor->rows;
-    shape[1] = tensor->cols;
+    shape[0] = norm ? tensor->whole_cols : tensor->whole_rows;
+    shape[1] = tensor->whole_cols;
     return norm ? 1 : 2;
 }
 
@@ -56,6 +56,12 @@ static enum gang_status check_entry(const char *path, const struct gang_tensor *
     char has[DESCRIPTION_BYTES], wants[DESCRIPTION_BYTES];
     return gang_fail(GANG_ERR_INPUT, "%s: %s: its shape %s contradicts the model's configuration, which asks for %s", path, entry->name,
                      describe(entry->dims, entry->shape, has), describe(dims, shape, wants));
+}
+
+static void copy_slice(const struct gang_tensor *t, const struct gang_st_entry *entry, float *out) {
+    bool together = t->cols == t->whole_cols;
+    int64_t run = together ? t->rows * t->cols : t->cols;
+    for (int64_t r = 0; r < (together ? 1 : t->rows); r++) gang_st_to_f32(entry, (t->row + r) * t->whole_cols + t->col, run, out + r * run);
 }
 
 // ---- The files of a directory --------------------------------------------------------------------------------------
@@ -227,8 +233,8 @@ enum gang_status gang_model_load(const struct gang_model *model, const char *dir
     memset(parameters, 0, (size_t)model->elements * sizeof *parameters);
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < model->count; i++) {
-        const struct gang_st_entry *source = sources[model->tensors[i].index];
-        gang_st_to_f32(source, 0, source->elements, parameters + model->tensors[i].offset);
+        const struct gang_tensor *tensor = &model->tensors[i];
+        copy_slice(tensor, sources[tensor->index], parameters + tensor->offset);
     }
 out:
     weights_close(&weights);
@@ -261,6 +267,7 @@ static void print_header(const struct gang_model *model, const struct gang_st_pa
 enum gang_status gang_model_save(const struct gang_model *model, const struct gang_st_part *parts, int part_count, const char *path) {
     struct gang_buffer header = {0};
     struct gang_out out = {0};
+    assert(model->tp == 1);
     print_header(model, parts, part_count, &header);
     enum gang_status status = gang_out_open(&out, path);
     uint64_t length = header.len;
@@ -300,7 +307,7 @@ static enum gang_status restore_part(const struct gang_model *model, const struc
         if (!entry) return gang_fail(GANG_ERR_FORMAT, "%s: lacks %s", path, name);
         enum gang_status status = check_entry(path, tensor, entry);
         if (status) return status;
-        gang_st_to_f32(entry, 0, entry->elements, values + tensor->offset);
+        copy_slice(tensor, entry, values + tensor->offset);
     }
     return GANG_OK;
 }

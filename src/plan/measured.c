@@ -1,4 +1,5 @@
-// Seconds that were measured, in the place of those that the roofline gives.
+// Seconds that were measured, in the place of those that the roofline gives. A layer was measured whole: cut into tp slices it takes a
+// tp-th, and the exchange that was worked out. Embedding and head are not cut where such a plan runs.
 #include "plan/plan.h"
 
 // Between two sizes straight; beyond the last in proportion.
@@ -13,12 +14,14 @@ static double at(const struct gang_times *t, const double *seconds, int64_t size
 
 static void set(struct gang_time *time, double seconds) { *time = (struct gang_time){.matmul = seconds}; }
 
+static void set_slice(struct gang_time *time, double seconds, int tp) { *time = (struct gang_time){.matmul = seconds / tp, .tensor = time->tensor}; }
+
 void gang_price_measured(const struct gang_times *t, const struct gang_layout *l, struct gang_price *price) {
     int64_t b = l->micro_batch;
     struct gang_chunk_cost *layer = &price->layer[0];
-    set(&layer->forward, at(t, t->forward, b));
-    set(&layer->input, at(t, t->input, b) + (l->recompute == GANG_RECOMPUTE_FULL ? at(t, t->forward, b) : 0));
-    set(&layer->weight, at(t, t->weight, b));
+    set_slice(&layer->forward, at(t, t->forward, b), l->tp);
+    set_slice(&layer->input, at(t, t->input, b) + (l->recompute == GANG_RECOMPUTE_FULL ? at(t, t->forward, b) : 0), l->tp);
+    set_slice(&layer->weight, at(t, t->weight, b), l->tp);
     set(&price->first.forward, at(t, t->first_forward, b));
     set(&price->first.input, 0);
     set(&price->first.weight, at(t, t->first_backward, b));

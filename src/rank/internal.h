@@ -6,7 +6,16 @@
 
 #include <pthread.h>
 
-enum gang_rank_tag { TAG_ACTIVATION, TAG_GRADIENT, TAG_TIED_GRADIENT, TAG_TIED_WEIGHTS, TAG_SAVE, TAG_STAGE_GROUP = 16, TAG_REPLICA_GROUP = 32 };
+enum gang_rank_tag {
+    TAG_ACTIVATION,
+    TAG_GRADIENT,
+    TAG_TIED_GRADIENT,
+    TAG_TIED_WEIGHTS,
+    TAG_SAVE,
+    TAG_STAGE_GROUP = 16,
+    TAG_REPLICA_GROUP = 32,
+    TAG_CELL_GROUP = 48
+};
 
 // ---- Messages: channel.c -------------------------------------------------------------------------------------------
 
@@ -104,8 +113,11 @@ struct gang_rank {
     struct gang_channel channels[RANK_CHANNELS];
     void *messages; // all channels' memory
     size_t message_memory;
-    int32_t *tokens;                               // [B, T + 1]
-    struct gang_comm *stage_group, *replica_group; // NULL: alone
+    int32_t *tokens;                                            // [B, T + 1]
+    struct gang_comm *stage_group, *replica_group, *cell_group; // NULL: alone
+    struct gang_net_cell exchange;                              // inside the cell
+    enum gang_status exchange_status;
+    double exchange_seconds; // of the pass that runs
     struct gang_lane lane;
     bool gather_due;
     // The tied embedding between the first stage and the last.
@@ -130,6 +142,8 @@ int gang_rank_owned(const struct gang_rank *rank, int replica, struct gang_range
 // Brings the weights that other replicas have updated, so that all hold all.
 GANG_CHECK_RESULT enum gang_status gang_rank_settle(struct gang_rank *rank);
 GANG_CHECK_RESULT enum gang_status gang_rank_restore(struct gang_rank *rank, const char *dir);
+// To the device of another cell with this one's tp_index; to another of this cell.
 struct gang_wire_link *gang_rank_link(const struct gang_rank *rank, int replica, int stage);
+struct gang_wire_link *gang_rank_cell_link(const struct gang_rank *rank, int tp_index);
 
 #endif

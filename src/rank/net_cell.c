@@ -15,7 +15,19 @@ static double backward(struct gang_cell *cell, int chunk, int slot, enum gang_ha
     return gang_net_backward(cell->net, chunk, slot, half, cell->scale, in, out, hook);
 }
 
-static double sum_squares(struct gang_cell *cell, int64_t offset, int64_t elements) { return gang_net_sum_squares(cell->net, offset, elements); }
+// What all devices of the cell hold alike counts on the first.
+static double sum_squares(struct gang_cell *cell, int64_t offset, int64_t elements) {
+    if (cell->options->tp_index == 0) return gang_net_sum_squares(cell->net, offset, elements);
+    double sum = 0;
+    for (int i = 0; i < cell->model->count; i++) {
+        const struct gang_tensor *t = &cell->model->tensors[i];
+        int64_t from = t->offset, to = from + t->rows * t->cols;
+        if (from < offset) from = offset;
+        if (to > offset + elements) to = offset + elements;
+        if (gang_tensor_is_slice(t) && from < to) sum += gang_net_sum_squares(cell->net, from, to - from);
+    }
+    return sum;
+}
 
 static void update(struct gang_cell *cell, const struct gang_update *u, double norm) {
     int ranges = cell->owned_count;
@@ -32,14 +44,16 @@ void gang_net_cell_init(struct gang_cell *cell, struct gang_arena *arena, struct
     for (int c = 0; c < shape->chunk_count; c++)
         for (int l = chunks[c].from; l < chunks[c].to; l++) layers[l] = true;
     int stage = o->rank % cell->stages;
-    const struct gang_model_part part = {.layers = layers, .embed = stage == 0, .head = stage == cell->stages - 1};
+    const struct gang_model_part part = {
+        .layers = layers, .embed = stage == 0, .head = stage == cell->stages - 1, .tp = o->tp, .tp_index = o->tp_index};
     cell->kind = &net_cell;
     cell->model = gang_arena_alloc(arena, sizeof *cell->model);
     gang_model_init_part(cell->model, o->config, &part, arena);
     cell->bucket_count = gang_net_buckets(cell->model, shape, NULL);
     cell->buckets = gang_arena_alloc(arena, (size_t)cell->bucket_count * sizeof *cell->buckets);
     gang_net_buckets(cell->model, shape, cell->buckets);
-    cell->message_bytes = (size_t)(o->micro_batch * o->length * o->config->hidden_size) * (o->message == GANG_COMPUTE_F32 ? 4 : 2);
+    int64_t rows = o->micro_batch * o->length / (o->sequence_parallel ? o->tp : 1);
+    cell->message_bytes = (size_t)(rows * o->config->hidden_size) * (o->message == GANG_COMPUTE_F32 ? 4 : 2);
 }
 
 enum gang_status gang_net_cell_open(struct gang_cell *cell, const struct gang_net_shape *shape) {

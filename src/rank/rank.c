@@ -5,12 +5,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool gang_rank_talks_to(const struct gang_program *p, int rank, int other) {
-    return rank != other && (rank / p->stages == other / p->stages || rank % p->stages == other % p->stages);
+bool gang_rank_talks_to(const struct gang_program *p, int tp, int device, int other) {
+    int a = device / tp, b = other / tp;
+    if (a == b) return device != other;
+    return device % tp == other % tp && (a / p->stages == b / p->stages || a % p->stages == b % p->stages);
 }
 
 struct gang_wire_link *gang_rank_link(const struct gang_rank *r, int replica, int stage) {
-    return r->options.links[replica * r->stages + stage];
+    return r->options.links[(replica * r->stages + stage) * r->options.tp + r->options.tp_index];
+}
+
+struct gang_wire_link *gang_rank_cell_link(const struct gang_rank *r, int tp_index) {
+    return r->options.links[r->options.rank * r->options.tp + tp_index];
 }
 
 // ---- Activation slots ----------------------------------------------------------------------------------------------
@@ -121,6 +127,26 @@ static void find_channels(struct gang_rank *r) {
     }
 }
 
+// ---- The cell ------------------------------------------------------------------------------------------------------
+
+// A pass cannot end in its middle: after an error it goes on with what there is, and the step ends behind it.
+static void exchange(struct gang_rank *r, enum gang_status (*collective)(struct gang_comm *, void *, size_t, enum gang_element), void *data,
+                     int64_t elements, enum gang_compute type) {
+    double began = gang_seconds();
+    enum gang_element element = type == GANG_COMPUTE_F32 ? GANG_ELEMENT_F32 : GANG_ELEMENT_BF16;
+    if (!r->exchange_status) r->exchange_status = collective(r->cell_group, data, (size_t)elements, element);
+    r->exchange_seconds += gang_seconds() - began;
+}
+
+static void sum_over_cell(void *context, void *data, int64_t elements, enum gang_compute type) {
+    struct gang_rank *r = context;
+    exchange(r, r->exchange.rows ? gang_reduce_scatter : gang_all_reduce, data, elements, type);
+}
+
+static void gather_over_cell(void *context, void *data, int64_t elements, enum gang_compute type) {
+    exchange(context, gang_all_gather, data, elements, type);
+}
+
 // ---- Up and down ---------------------------------------------------------------------------------------------------
 
 static void init(struct gang_rank *r, const struct gang_rank_options *o) {
@@ -131,6 +157,7 @@ static void init(struct gang_rank *r, const struct gang_rank_options *o) {
                             .stage = o->rank % p->stages,
                             .replica = o->rank / p->stages,
                             .chunks = p->chunks};
+    assert(o->tp >= 1 && o->tp_index >= 0 && o->tp_index < o->tp);
     gang_arena_init(&r->arena);
     r->micro_batches = p->micro_batches[r->replica];
     for (int i = 0; i < p->replicas; i++) {
@@ -147,6 +174,8 @@ static void init(struct gang_rank *r, const struct gang_rank_options *o) {
                                        .split = is_split(r->program),
                                        .recompute = o->recompute,
                                        .message = o->message};
+    r->exchange = (struct gang_net_cell){r, o->sequence_parallel, sum_over_cell, gather_over_cell};
+    if (o->tp > 1) r->shape.cell = &r->exchange;
     if (o->device)
         gang_net_cell_init(cell, &r->arena, &r->shape, chunks);
     else
@@ -167,17 +196,20 @@ void gang_rank_memory(const struct gang_rank_options *options, struct gang_rank_
     gang_arena_release(&r.arena);
 }
 
-// The groups of the replicas of this stage and of the stages of this replica.
+// The groups of the replicas of this stage, of the stages of this replica, and of the cell.
 static enum gang_status open_groups(struct gang_rank *r) {
     struct gang_wire_link *links[GANG_COMM_MEMBERS];
-    int replicas = r->options.program->replicas;
-    if (replicas > GANG_COMM_MEMBERS || r->stages > GANG_COMM_MEMBERS)
-        return gang_fail(GANG_ERR_UNSUPPORTED, "run: %d replicas of %d stages: at most %d of each run today", replicas, r->stages, GANG_COMM_MEMBERS);
+    int replicas = r->options.program->replicas, tp = r->options.tp;
+    if (replicas > GANG_COMM_MEMBERS || r->stages > GANG_COMM_MEMBERS || tp > GANG_COMM_MEMBERS)
+        return gang_fail(GANG_ERR_UNSUPPORTED, "run: %d replicas of %d stages of %d devices: at most %d of each run today", replicas, r->stages, tp,
+                         GANG_COMM_MEMBERS);
     for (int i = 0; i < replicas; i++) links[i] = gang_rank_link(r, i, r->stage);
     enum gang_status status = GANG_OK;
     if (replicas > 1) status = gang_comm_new(r->options.wire, links, replicas, r->replica, TAG_STAGE_GROUP, &r->stage_group);
     for (int s = 0; s < r->stages; s++) links[s] = gang_rank_link(r, r->replica, s);
     if (!status && r->stages > 1) status = gang_comm_new(r->options.wire, links, r->stages, r->stage, TAG_REPLICA_GROUP, &r->replica_group);
+    for (int i = 0; i < tp; i++) links[i] = gang_rank_cell_link(r, i);
+    if (!status && tp > 1) status = gang_comm_new(r->options.wire, links, tp, r->options.tp_index, TAG_CELL_GROUP, &r->cell_group);
     return status;
 }
 
@@ -187,7 +219,7 @@ static enum gang_status open_channels(struct gang_rank *r) {
     for (int i = 0; i < r->channel_count && !status; i++) {
         struct gang_channel *c = &r->channels[i];
         c->memory = at;
-        c->link = r->options.links[c->peer];
+        c->link = gang_rank_link(r, c->peer / r->stages, c->peer % r->stages);
         at += gang_channel_memory(c);
         if (!c->sends) status = gang_channel_post(c);
     }
@@ -247,12 +279,13 @@ void gang_rank_stop(struct gang_rank *r) {
     gang_lane_stop(&r->lane);
     gang_comm_free(r->stage_group);
     gang_comm_free(r->replica_group);
-    r->stage_group = r->replica_group = NULL;
+    gang_comm_free(r->cell_group);
+    r->stage_group = r->replica_group = r->cell_group = NULL;
 }
 
 void gang_rank_free(struct gang_rank *r) {
     if (!r) return;
-    assert(!r->stage_group && !r->replica_group && "gang_rank_stop comes before the wire is closed, gang_rank_free after");
+    assert(!r->stage_group && !r->replica_group && !r->cell_group && "gang_rank_stop comes before the wire is closed, gang_rank_free after");
     gang_net_free(r->cell.net);
     if (r->messages) gang_big_free(r->messages, r->message_memory);
     gang_arena_release(&r->arena);

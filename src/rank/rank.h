@@ -1,5 +1,8 @@
 // rank: one rank of a run. It interprets its program on a device, or on a stand-in for one, over the wire.
 //
+// With tensor parallelism the tp devices of a cell run the same program in step, each with its slice of the cell's part of the
+// model; a device is then number rank * tp + tp_index of the run.
+//
 // One thread computes. Beside it the wire moves messages that were posted ahead, and the lane (lane.c) exchanges gradients
 // and weights with the other replicas of the stage. All calls of a rank come from one thread; they end with GANG_ERR_PEER
 // and a text that names it when another rank is lost.
@@ -26,13 +29,15 @@ struct gang_stand_in {
 struct gang_rank_options {
     const struct gang_program *program; // verified; every replica by itself
     int rank;
+    int tp, tp_index;            // devices of a cell; which of them this one is
+    bool sequence_parallel;      // each holds a part of the residual stream's rows; B * T is a multiple of tp
     const int *layers;           // [chunks]
     int64_t micro_batch, length; // B, T
     bool sharded;                // ZeRO 1: a member of the stage's replicas updates its part and gives it to the others
     bool recompute;              // of a layer only its input is kept
     enum gang_compute message;   // element type between stages
     struct gang_wire *wire;
-    struct gang_wire_link *const *links; // [ranks] to those that gang_rank_talks_to says; otherwise NULL
+    struct gang_wire_link *const *links; // [ranks * tp] to the devices that gang_rank_talks_to says; otherwise NULL
     uint64_t seed;
     const struct gang_data *data; // the first and the last stage's; otherwise NULL
     const struct gang_config *config;
@@ -42,8 +47,9 @@ struct gang_rank_options {
 
 struct gang_rank;
 
-// Whether a rank needs a link to another: the stages of its replica, and the replicas of its stage.
-bool gang_rank_talks_to(const struct gang_program *program, int rank, int other);
+// Whether a device needs a link to another: those of its cell, and of the stages of its replica and the replicas of its stage those
+// with its tp_index.
+bool gang_rank_talks_to(const struct gang_program *program, int tp, int device, int other);
 
 struct gang_rank_memory {
     struct gang_memory net;
@@ -77,8 +83,8 @@ const struct gang_span *gang_rank_spans(const struct gang_rank *rank, size_t *co
 
 // Fresh weights by the seed, or those of a Hugging Face directory, or with `state` also the moments: of a save.
 GANG_CHECK_RESULT enum gang_status gang_rank_weights(struct gang_rank *rank, const char *dir, bool state);
-// All ranks together: rank 0 writes a save of the whole model (see gang_save_write); the others bring it their tensors.
-// An error of the disk is rank 0's alone.
+// All devices together: the first of rank 0 writes a save of the whole model (see gang_save_write); the others bring it their tensors.
+// An error of the disk is that device's alone.
 GANG_CHECK_RESULT enum gang_status gang_rank_save(struct gang_rank *rank, const char *output, const struct gang_state *state, const char *tokenizer,
                                                   int keep, char *saved, size_t saved_bytes);
 

@@ -3,7 +3,8 @@
 // Compute instructions run here. A receive waits for a message that was posted long before; a send starts one. A reduce only says that the
 // chunk's next backward is its last: the backward then hands bucket after bucket to the lane while it goes on. The
 // optimizer waits for the lane, and for two numbers that all ranks need (the loss, and the norm of the gradient, which
-// clipping asks for), summed first over the replicas of the stage, then over the stages: the same bits everywhere.
+// clipping asks for), summed first over the replicas of the stage, then over the stages, then over the devices of a cell: the
+// same bits everywhere.
 #include "rank/internal.h"
 
 #include <assert.h>
@@ -79,6 +80,13 @@ static enum gang_status await_tied_weights(struct gang_rank *r) {
     return status;
 }
 
+// Of a pass that began then: its seconds without the waiting for the rest of the cell, and how its exchanges went.
+static enum gang_status end_pass(struct gang_rank *r, double began) {
+    r->busy += gang_seconds() - began - r->exchange_seconds;
+    r->exchange_seconds = 0;
+    return r->exchange_status;
+}
+
 static enum gang_status run_forward(struct gang_rank *r, const struct gang_instruction *in, int slot) {
     int last = r->chunks - 1, chunk = in->chunk / r->stages;
     const void *from = NULL;
@@ -90,8 +98,8 @@ static enum gang_status run_forward(struct gang_rank *r, const struct gang_instr
     if (status) return status;
     double began = gang_seconds();
     r->cell.kind->forward(&r->cell, chunk, slot, in->chunk == 0 || in->chunk == last ? tokens_of(r, in->micro) : NULL, from, to);
-    r->busy += gang_seconds() - began;
-    return in->chunk > 0 ? gang_channel_release(side(r, false, false, in->chunk - 1), in->chunk - 1, in->micro) : GANG_OK;
+    status = end_pass(r, began);
+    return !status && in->chunk > 0 ? gang_channel_release(side(r, false, false, in->chunk - 1), in->chunk - 1, in->micro) : status;
 }
 
 static void bucket_ready(void *context, int bucket) {
@@ -122,9 +130,9 @@ static enum gang_status run_backward(struct gang_rank *r, const struct gang_inst
     double began = gang_seconds();
     r->loss += r->cell.kind->backward(&r->cell, in->chunk / r->stages, slot, halves[in->op], from, to,
                                       r->streaming && r->lane.started ? &hook : NULL);
-    r->busy += gang_seconds() - began;
+    status = end_pass(r, began);
     r->streaming = false;
-    if (input && in->chunk < last) status = gang_channel_release(side(r, false, true, in->chunk + 1), in->chunk + 1, in->micro);
+    if (!status && input && in->chunk < last) status = gang_channel_release(side(r, false, true, in->chunk + 1), in->chunk + 1, in->micro);
     return status ? status : send_tied_gradient(r, in);
 }
 
@@ -141,7 +149,24 @@ static enum gang_status await_gradients(struct gang_rank *r) {
     return status;
 }
 
-// Loss, squared norm and the wish to stop, over all ranks.
+// With sequence parallelism each device of a cell has its rows' part of the gradients of tensors that are not cut. They are summed
+// last, over what this replica owns.
+static enum gang_status sum_uncut(struct gang_rank *r) {
+    enum gang_status status = GANG_OK;
+    bool due = r->cell.model && r->options.tp > 1 && r->options.sequence_parallel;
+    for (int i = 0; i < r->cell.owned_count && due; i++)
+        for (int k = 0; k < r->cell.model->count && !status; k++) {
+            const struct gang_tensor *t = &r->cell.model->tensors[k];
+            int64_t from = r->cell.owned[i].offset, to = from + r->cell.owned[i].elements, end = t->offset + t->rows * t->cols;
+            if (from < t->offset) from = t->offset;
+            if (to > end) to = end;
+            if (!gang_tensor_is_slice(t) && from < to)
+                status = gang_all_reduce(r->cell_group, r->cell.gradients + from, (size_t)(to - from), GANG_ELEMENT_F32);
+        }
+    return status;
+}
+
+// Loss, squared norm and the wish to stop, over all devices. The loss is the same on all of a cell, or each has its rows' part.
 static enum gang_status agree(struct gang_rank *r, bool want_stop, float out[3]) {
     double squares = 0;
     int members = r->options.program->replicas;
@@ -152,9 +177,11 @@ static enum gang_status agree(struct gang_rank *r, bool want_stop, float out[3])
         squares += r->cell.kind->sum_squares(&r->cell, bucket->offset + r->replica * base + (r->replica < more ? r->replica : more),
                                              base + (r->replica < more));
     }
-    out[0] = (float)r->loss, out[1] = (float)squares, out[2] = want_stop;
+    bool counts = r->options.tp_index == 0 || r->options.sequence_parallel;
+    out[0] = counts ? (float)r->loss : 0, out[1] = (float)squares, out[2] = want_stop;
     enum gang_status status = r->stage_group ? gang_all_reduce(r->stage_group, out, 3, GANG_ELEMENT_F32) : GANG_OK;
-    return status || !r->replica_group ? status : gang_all_reduce(r->replica_group, out, 3, GANG_ELEMENT_F32);
+    if (!status && r->replica_group) status = gang_all_reduce(r->replica_group, out, 3, GANG_ELEMENT_F32);
+    return status || !r->cell_group ? status : gang_all_reduce(r->cell_group, out, 3, GANG_ELEMENT_F32);
 }
 
 // After the update: the tied weights go round, and in the next step each replica's part does.
@@ -174,6 +201,7 @@ static enum gang_status run_optimizer(struct gang_rank *r, const struct gang_upd
     float sums[3];
     double waited = gang_seconds();
     enum gang_status status = await_gradients(r);
+    if (!status) status = sum_uncut(r);
     if (!status) status = agree(r, want_stop, sums);
     if (status) return status;
     add_span(r, GANG_OP_REDUCE, -1, -1, waited, gang_seconds());

@@ -1,4 +1,5 @@
-// Weights in and out: fresh or from files, and a save that rank 0 writes while the others bring it their tensors.
+// Weights in and out: fresh or from files, and a save that the first device of rank 0 writes. The other cells bring it their tensors;
+// where a cell is several devices, its first one puts them together from all their slices.
 #include "rank/internal.h"
 
 #include <assert.h>
@@ -61,6 +62,18 @@ static int64_t elements_of(const struct gang_range *ranges, int count) {
     return sum;
 }
 
+static enum gang_status take(struct gang_wire_link *link, void *data, size_t bytes) {
+    struct gang_wire_op op = {0};
+    enum gang_status status = gang_wire_recv(link, TAG_SAVE, data, bytes, &op);
+    return status ? status : gang_wire_wait(&op);
+}
+
+static enum gang_status give(struct gang_wire_link *link, const void *data, size_t bytes) {
+    struct gang_wire_op op = {0};
+    enum gang_status status = gang_wire_send(link, TAG_SAVE, 2, data, bytes, &op);
+    return status ? status : gang_wire_wait(&op);
+}
+
 // Other replicas bring the first one what they own of the moments; `whole` [2][elements] there.
 static enum gang_status collect_moments(struct gang_rank *r, float *whole, struct gang_arena *arena) {
     enum gang_status status = GANG_OK;
@@ -68,9 +81,7 @@ static enum gang_status collect_moments(struct gang_rank *r, float *whole, struc
     if (r->replica > 0) {
         int64_t mine = elements_of(r->cell.owned, r->cell.owned_count);
         for (int m = 0; m < 2 && !status && r->replica < replicas; m++) {
-            struct gang_wire_op op = {0};
-            status = gang_wire_send(gang_rank_link(r, 0, r->stage), TAG_SAVE, 2, gang_net_moments(r->cell.net, m), (size_t)mine * sizeof(float), &op);
-            if (!status) status = gang_wire_wait(&op);
+            status = give(gang_rank_link(r, 0, r->stage), gang_net_moments(r->cell.net, m), (size_t)mine * sizeof(float));
         }
         return status;
     }
@@ -82,9 +93,7 @@ static enum gang_status collect_moments(struct gang_rank *r, float *whole, struc
         int64_t theirs = elements_of(ranges, count);
         float *compact = gang_arena_alloc(arena, (size_t)theirs * sizeof *compact);
         for (int m = 0; m < 2 && !status; m++) {
-            struct gang_wire_op op = {0};
-            status = gang_wire_recv(gang_rank_link(r, i, r->stage), TAG_SAVE, compact, (size_t)theirs * sizeof *compact, &op);
-            if (!status) status = gang_wire_wait(&op);
+            status = take(gang_rank_link(r, i, r->stage), compact, (size_t)theirs * sizeof *compact);
             if (!status) spread(ranges, count, whole + m * r->cell.model->elements, compact, true);
         }
     }
@@ -97,7 +106,7 @@ struct collector {
     struct gang_rank *rank;
     const struct gang_model *whole;       // table of the whole model
     const float *arrays[GANG_SAVE_PARTS]; // of this stage
-    float *tensor;                        // that another stage brings
+    float *tensor, *slice;                // whole, from another stage or put together; from another device of the cell
     int64_t next;                         // fetches done: part * tensors + tensor
     enum gang_status status;              // of the wire
 };
@@ -112,29 +121,42 @@ static int stage_of(const struct gang_rank *r, const struct gang_tensor *t) {
 
 static size_t bytes_of(const struct gang_tensor *t) { return (size_t)(t->rows * t->cols) * sizeof(float); }
 
+// `slice` as the device of this tp_index holds it, where `mine` is the first one's.
+static void put_slice(const struct gang_tensor *mine, int tp_index, const float *slice, float *whole) {
+    int64_t row = mine->rows < mine->whole_rows ? tp_index * mine->rows : 0, col = mine->cols < mine->whole_cols ? tp_index * mine->cols : 0;
+    for (int64_t r = 0; r < mine->rows; r++)
+        memcpy(whole + (row + r) * mine->whole_cols + col, slice + r * mine->cols, (size_t)mine->cols * sizeof *whole);
+}
+
+// A tensor of this stage, on the first device of its cell.
+static enum gang_status put_together(struct collector *c, int part, const struct gang_tensor *t, const float **values) {
+    const struct gang_rank *r = c->rank;
+    const struct gang_tensor *mine = gang_model_find(r->cell.model, t->role, t->layer);
+    enum gang_status status = GANG_OK;
+    *values = c->arrays[part] + mine->offset;
+    if (!gang_tensor_is_slice(mine)) return GANG_OK;
+    put_slice(mine, 0, *values, c->tensor);
+    for (int i = 1; i < r->options.tp && !status; i++) {
+        status = take(gang_rank_cell_link(r, i), c->slice, bytes_of(mine));
+        if (!status) put_slice(mine, i, c->slice, c->tensor);
+    }
+    *values = c->tensor;
+    return status;
+}
+
 static enum gang_status fetch(void *context, int index, const float **values) {
     struct collector *c = context;
     struct gang_rank *r = c->rank;
     const struct gang_tensor *t = &c->whole->tensors[index];
     int part = (int)(c->next++ / c->whole->count), stage = stage_of(r, t);
     *values = c->tensor;
-    if (stage == r->stage) {
-        *values = c->arrays[part] + gang_model_find(r->cell.model, t->role, t->layer)->offset;
-        return GANG_OK;
-    }
-    struct gang_wire_op op = {0};
-    c->status = gang_wire_recv(gang_rank_link(r, 0, stage), TAG_SAVE, c->tensor, bytes_of(t), &op);
-    if (!c->status) c->status = gang_wire_wait(&op);
+    c->status = stage == r->stage ? put_together(c, part, t, values) : take(gang_rank_link(r, 0, stage), c->tensor, bytes_of(t));
     return c->status;
 }
 
-static enum gang_status write_save(struct gang_rank *r, struct collector *c, const char *output, const struct gang_state *state,
-                                   const char *tokenizer, int keep, char *saved, size_t saved_bytes) {
+static enum gang_status write_save(struct collector *c, const char *output, const struct gang_state *state, const char *tokenizer, int keep,
+                                   char *saved, size_t saved_bytes) {
     struct gang_st_part parts[GANG_SAVE_PARTS];
-    size_t largest = 0;
-    for (int i = 0; i < c->whole->count; i++) largest = bytes_of(&c->whole->tensors[i]) > largest ? bytes_of(&c->whole->tensors[i]) : largest;
-    c->tensor = malloc(largest);
-    assert(c->tensor && "out of memory");
     for (int p = 0; p < GANG_SAVE_PARTS; p++) parts[p] = (struct gang_st_part){.prefix = gang_save_prefixes[p], .fetch = fetch, .context = c};
     enum gang_status status = gang_save_write(output, state, c->whole, parts, tokenizer, keep, saved, saved_bytes);
     char error[GANG_ERROR_BYTES];
@@ -143,25 +165,36 @@ static enum gang_status write_save(struct gang_rank *r, struct collector *c, con
     const float *values;
     while (!c->status && c->next < (int64_t)GANG_SAVE_PARTS * c->whole->count)
         if (fetch(c, (int)(c->next % c->whole->count), &values)) break;
-    free(c->tensor);
     if (status) gang_error_set("%s", error);
-    (void)r;
     return status ? status : c->status;
 }
 
-// The tensors of this stage to rank 0, in the order in which it asks.
-static enum gang_status bring(struct gang_rank *r, const struct collector *c) {
+// The tensors of this stage to rank 0, in the order in which it asks; on the way, the slices to the first device of the cell.
+static enum gang_status bring(struct collector *c) {
+    const struct gang_rank *r = c->rank;
     enum gang_status status = GANG_OK;
     for (int p = 0; p < GANG_SAVE_PARTS; p++)
         for (int i = 0; i < c->whole->count && !status; i++) {
             const struct gang_tensor *t = &c->whole->tensors[i];
             if (stage_of(r, t) != r->stage) continue;
-            struct gang_wire_op op = {0};
-            const float *values = c->arrays[p] + gang_model_find(r->cell.model, t->role, t->layer)->offset;
-            status = gang_wire_send(gang_rank_link(r, 0, 0), TAG_SAVE, 2, values, bytes_of(t), &op);
-            if (!status) status = gang_wire_wait(&op);
+            const struct gang_tensor *mine = gang_model_find(r->cell.model, t->role, t->layer);
+            const float *values = c->arrays[p] + mine->offset;
+            if (r->options.tp_index == 0) {
+                status = put_together(c, p, t, &values);
+                if (!status) status = give(gang_rank_link(r, 0, 0), values, bytes_of(t));
+            } else if (gang_tensor_is_slice(mine)) {
+                status = give(gang_rank_cell_link(r, 0), values, bytes_of(mine));
+            }
         }
     return status;
+}
+
+static void open_collector(struct collector *c) {
+    size_t largest = 0;
+    for (int i = 0; i < c->whole->count; i++) largest = bytes_of(&c->whole->tensors[i]) > largest ? bytes_of(&c->whole->tensors[i]) : largest;
+    c->tensor = malloc(largest);
+    c->slice = malloc(largest / (size_t)c->rank->options.tp);
+    assert(c->tensor && c->slice && "out of memory");
 }
 
 enum gang_status gang_rank_save(struct gang_rank *r, const char *output, const struct gang_state *state, const char *tokenizer, int keep, char *saved,
@@ -177,8 +210,13 @@ enum gang_status gang_rank_save(struct gang_rank *r, const char *output, const s
     if (r->replica == 0) status = gang_big_alloc(bytes, &moments);
     if (!status) status = collect_moments(r, moments, &arena);
     struct collector c = {.rank = r, .whole = &whole, .arrays = {r->cell.parameters, moments, (float *)moments + elements}};
-    if (!status && r->options.rank == 0) status = write_save(r, &c, output, state, tokenizer, keep, saved, saved_bytes);
-    if (!status && r->replica == 0 && r->stage > 0) status = bring(r, &c);
+    bool writes = r->options.rank == 0 && r->options.tp_index == 0;
+    if (!status && r->replica == 0) {
+        open_collector(&c);
+        status = writes ? write_save(&c, output, state, tokenizer, keep, saved, saved_bytes) : bring(&c);
+    }
+    free(c.tensor);
+    free(c.slice);
     if (moments) gang_big_free(moments, bytes);
     gang_arena_release(&arena);
     return status;

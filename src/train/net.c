@@ -9,7 +9,7 @@
 //   recompute  per layer x1; the rest lies in one place that all layers share.
 //   split      moreover what the weight half multiplies: both factors of each of the four products. gate|up already holds
 //              its gradient then, the attention's output is kept anyway, and most of the rest moves into what the layer above
-//              no longer needs.
+//              no longer needs. (Not where rows of the stream are cut: what is multiplied then is larger than the stream.)
 //   inference  nothing but the key/value caches.
 #include "train/net.h"
 
@@ -71,7 +71,7 @@ static void *second_half(const struct gang_net *net, float *room) { return room 
 // stream and its q|k|v. (Its x1 only just not when dy_down is made, so that one takes x2.)
 static void place_backward(struct gang_net *net, struct placer *p, size_t *kind, struct kept *k, const struct kept *above) {
     int64_t M = net->M, C = net->C;
-    bool narrow = net->device->compute == GANG_COMPUTE_BF16, moves = above && !net->shape.recompute;
+    bool narrow = net->device->compute == GANG_COMPUTE_BF16, moves = above && !net->shape.recompute && net->S == M;
     k->h = place_act(net, p, kind, M * net->F);
     k->dqkv = moves ? above->qkv : place_act(net, p, kind, M * net->W);
     k->dy_down = moves ? above->x2 : place_act(net, p, kind, M * C);
@@ -81,12 +81,12 @@ static void place_backward(struct gang_net *net, struct placer *p, size_t *kind,
 }
 
 static void place_kept(struct gang_net *net, struct placer *p, size_t *kind, struct kept *k, int parts) {
-    int64_t M = net->M, C = net->C;
-    if (parts & KEPT_INPUT) k->x1 = place_f32(p, kind, M * C);
+    int64_t M = net->M, S = net->S, C = net->C;
+    if (parts & KEPT_INPUT) k->x1 = place_f32(p, kind, S * C);
     if (parts & KEPT_INSIDE) {
-        k->x2 = place_f32(p, kind, M * C);
-        k->rstd1 = place_f32(p, kind, M);
-        k->rstd2 = place_f32(p, kind, M);
+        k->x2 = place_f32(p, kind, S * C);
+        k->rstd1 = place_f32(p, kind, S);
+        k->rstd2 = place_f32(p, kind, S);
         k->lse = place_f32(p, kind, M * net->attention.heads);
         k->qkv = place_act(net, p, kind, M * net->W);
     }
@@ -98,12 +98,12 @@ static void place_kept(struct gang_net *net, struct placer *p, size_t *kind, str
 
 // What a pass uses up before the next layer begins, so that no layer needs its own.
 static void place_passing(struct gang_net *net, struct placer *p, size_t *kind) {
-    bool rounded = net->device->compute != GANG_COMPUTE_F32;
+    bool apart = net->device->compute != GANG_COMPUTE_F32 || net->S < net->M;
     struct kept *k = &net->shared;
     k->n1 = k->n2 = net->n;
     k->h = place_act(net, p, kind, net->M * net->F);
     if (net->shape.inference) return;
-    k->dy_down = k->dy_o = rounded ? place_act(net, p, kind, net->M * net->C) : net->dx;
+    k->dy_down = k->dy_o = apart ? place_act(net, p, kind, net->M * net->C) : net->dx;
     k->dqkv = place_act(net, p, kind, net->M * net->W);
 }
 
@@ -118,12 +118,12 @@ static int64_t logits_rows(int64_t M, int64_t V) {
 static void place_head(struct gang_net *net, struct placer *p, size_t *kind) {
     bool train = !net->shape.inference, rounded = net->device->compute != GANG_COMPUTE_F32;
     place_linear(net, p, &net->head, net->V, net->C);
-    net->R = train ? logits_rows(net->M, net->V) : 1;
-    net->rstd_final = place_f32(p, kind, net->M);
+    net->R = train ? logits_rows(net->S, net->V) : 1;
+    net->rstd_final = place_f32(p, kind, net->S);
     net->logits = place_f32(p, kind, net->R * net->V);
     if (!train) return;
     net->dlogits = rounded ? place_act(net, p, kind, net->R * net->V) : net->logits;
-    net->losses = place_f32(p, kind, net->M);
+    net->losses = place_f32(p, kind, net->S);
 }
 
 static void place_workspace(struct gang_net *net, struct placer *p) {
@@ -137,7 +137,7 @@ static void place_workspace(struct gang_net *net, struct placer *p) {
     if (p->base) net->device->scratch = scratch;
     if (net->head_tensor) place_head(net, p, kind);
     if (!net->shape.inference) {
-        net->dx = place_f32(p, kind, M * net->C);
+        net->dx = place_f32(p, kind, net->S * net->C);
         net->dattended = place_act(net, p, kind, M * net->O);
     }
     place_kept(net, p, kind, &net->shared, KEPT_FORWARD & ~kept_per_slot(&net->shape));
@@ -147,9 +147,9 @@ static void place_workspace(struct gang_net *net, struct placer *p) {
 static void place_slot(struct gang_net *net, struct placer *p, const struct chunk *c, struct slot *slot) {
     bool train = !net->shape.inference;
     size_t *kind = train ? &net->memory.activations : &net->memory.workspace;
-    if (c->first && train) slot->ids = place(p, kind, (size_t)net->M * sizeof *slot->ids);
-    if (c->last && train) slot->targets = place(p, kind, (size_t)net->M * sizeof *slot->targets);
-    if (c->last) slot->x_final = place_f32(p, kind, (train ? net->M : 1) * net->C);
+    if (c->first && train) slot->ids = place(p, kind, (size_t)net->S * sizeof *slot->ids);
+    if (c->last && train) slot->targets = place(p, kind, (size_t)net->S * sizeof *slot->targets);
+    if (c->last) slot->x_final = place_f32(p, kind, (train ? net->S : 1) * net->C);
     for (int i = c->to - c->from - 1; i >= 0; i--) {
         struct kept *k = &slot->layers[i];
         *k = net->shared;
@@ -277,9 +277,13 @@ static void net_init(struct gang_net *net, const struct gang_model *model, struc
     find_buckets(net);
     net->set = gang_arena_alloc(&net->arena, (size_t)model->count * sizeof *net->set);
     net->attention = (struct gang_attention){
-        .batch = shape->batch, .length = shape->length, .heads = c->heads, .kv_heads = c->kv_heads, .dim = c->head_dim};
-    net->M = shape->batch * shape->length, net->C = c->hidden_size, net->F = c->intermediate_size, net->V = c->vocab_size;
-    net->O = (int64_t)c->heads * c->head_dim, net->W = net->O + 2 * (int64_t)c->kv_heads * c->head_dim;
+        .batch = shape->batch, .length = shape->length, .heads = c->heads / model->tp, .kv_heads = c->kv_heads / model->tp, .dim = c->head_dim};
+    net->M = shape->batch * shape->length, net->C = c->hidden_size, net->F = c->intermediate_size / model->tp, net->V = c->vocab_size;
+    net->O = net->attention.heads * c->head_dim, net->W = net->O + 2 * net->attention.kv_heads * c->head_dim;
+    bool cut = shape->cell && shape->cell->rows;
+    net->S = cut ? net->M / model->tp : net->M;
+    net->row = cut ? model->tp_index * net->S : 0;
+    assert(!cut || net->S * model->tp == net->M);
     net->embed = gang_model_find(model, GANG_ROLE_EMBED, -1);
     net->norm_final = gang_model_find(model, GANG_ROLE_NORM_FINAL, -1);
     if (net->norm_final) net->head_tensor = c->tied ? net->embed : gang_model_find(model, GANG_ROLE_HEAD, -1);
@@ -323,6 +327,7 @@ enum gang_status gang_net_new(const struct gang_model *model, struct gang_device
     *out = NULL;
     struct gang_net *net = malloc(sizeof *net);
     assert(net && "out of memory");
+    assert(model->tp == 1 || (shape->cell && !shape->inference));
     net_init(net, model, device, shape);
     enum gang_status status = gang_big_alloc(net->memory.total, &net->block);
     if (status) {
@@ -350,5 +355,5 @@ float *gang_net_gradients(struct gang_net *net) { return net->gradients; }
 float *gang_net_moments(struct gang_net *net, int which) { return net->moments[which]; }
 
 size_t gang_net_message_bytes(const struct gang_net *net) {
-    return (size_t)(net->M * net->C) * (net->shape.message == GANG_COMPUTE_BF16 ? sizeof(uint16_t) : sizeof(float));
+    return (size_t)(net->S * net->C) * (net->shape.message == GANG_COMPUTE_BF16 ? sizeof(uint16_t) : sizeof(float));
 }

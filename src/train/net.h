@@ -1,5 +1,6 @@
 // net: private to src/train. The network's parts, shared by net.c (memory and set-up), pass.c (forward and backward) and
-// update.c. Letters as in device.h; O = H*D the width of attention's output, R rows of a chunk of logits.
+// update.c. Letters as in device.h; O = H*D the width of attention's output, R rows of a chunk of logits, S rows of the residual
+// stream that this device has. In a slice H, K and F are the slice's.
 #ifndef GANG_TRAIN_NET_H
 #define GANG_TRAIN_NET_H
 
@@ -15,8 +16,8 @@ struct layer {
 // kept, to one place that all layers share: the passes do not know which.
 struct kept {
     // From forward to backward.
-    float *x1, *x2;       // [M,C] the residual stream at the layer's input, and between its two parts
-    float *rstd1, *rstd2; // [M]
+    float *x1, *x2;       // [S,C] the residual stream at the layer's input, and between its two parts
+    float *rstd1, *rstd2; // [S]
     float *lse;           // [B,H,T]
     void *qkv;            // [M,W]
     void *attended;       // [M,O]
@@ -32,9 +33,9 @@ struct kept {
 enum slot_state { SLOT_EMPTY, SLOT_FORWARD_DONE, SLOT_INPUT_DONE };
 struct slot {
     struct kept *layers; // of the chunk
-    int32_t *ids;        // [M] the model's first chunk
-    int32_t *targets;    // [M] the model's last chunk
-    float *x_final;      // [M,C] the model's last chunk: what the final norm reads
+    int32_t *ids;        // [S] the model's first chunk
+    int32_t *targets;    // [S] the model's last chunk
+    float *x_final;      // [S,C] the model's last chunk: what the final norm reads
     enum slot_state state;
 };
 
@@ -63,16 +64,17 @@ struct gang_net {
     int bucket_count;
     struct gang_net_bucket *buckets;
 
-    int64_t M, C, F, V, O, W, R;
+    int64_t M, S, C, F, V, O, W, R;
+    int64_t row;        // of M: the first of S
     struct kept shared; // places that layers share; NULL where each has its own
     void *n;            // [M,C] normalised input of the head; on the way back its gradient
     void *delta;        // [M,C]
-    float *dx;          // [M,C] the residual stream's gradient
+    float *dx;          // [S,C] the residual stream's gradient
     void *dattended;    // [M,O]
     float *logits;      // [R,V]
     void *dlogits;      // [R,V]: logits itself in f32
-    float *rstd_final;  // [M]
-    float *losses;      // [M]
+    float *rstd_final;  // [S]
+    float *losses;      // [S]
     float *cos, *sin;   // [T,D/2]
     struct gang_attention attention;
     int64_t past; // inference: positions in the cache

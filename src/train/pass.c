@@ -4,6 +4,11 @@
 // addition is done by the norm that follows (it has to read both anyway), so a layer's result travels as the pair
 // (x2, delta); where it leaves the chunk, packing the message adds them.
 //
+// A model may be cut into slices (tensor parallelism). Each device then holds heads of its own and its part of the
+// feed-forward's width; what o and down give, and on the way back what comes out of q|k|v and gate|up, are parts of a sum over
+// the devices. Of the stream each has all, or S of its M rows. Then what a product reads is gathered first (net->n whole from S
+// rows of it), and of a sum each device gets its rows; so tensors [M,C] of which only the own rows are there begin at `own`.
+//
 // Letters as in device.h and net.h.
 #include "train/net.h"
 
@@ -26,15 +31,36 @@ static void attend(struct gang_net *net, const struct layer *l, const struct kep
     }
 }
 
-// All that the backward pass reads of a layer, from the stream x + delta (NULL: x) at its input. M rows.
+static void *act_at(const struct gang_net *net, const void *base, int64_t element) {
+    return (char *)base + (size_t)element * gang_device_act_bytes(net->device);
+}
+
+static void *own(const struct gang_net *net, const void *act) { return act_at(net, act, net->row * net->C); }
+
+// Over the devices that share the model: act [M,C]. One device does neither.
+static void sum_slices(const struct gang_net *net, void *act) {
+    const struct gang_net_cell *cell = net->shape.cell;
+    if (cell) cell->sum(cell->context, act, net->M * net->C, net->device->compute);
+}
+
+static void gather_rows(const struct gang_net *net, void *act) {
+    const struct gang_net_cell *cell = net->shape.cell;
+    if (cell && cell->rows) cell->gather(cell->context, act, net->M * net->C, net->device->compute);
+}
+
+// All that the backward pass reads of a layer, from the stream x + delta (NULL: x) at its input. M rows, of the stream S.
 static void fill_layer(struct gang_net *net, const struct layer *l, const struct kept *k, const float *x, const void *delta, int64_t M) {
     struct gang_device *d = net->device;
     const float *w = net->parameters, eps = (float)net->model->config.norm_eps;
-    d->k->norm(d, k->x1, k->n1, k->rstd1, x, delta, w + l->norm1->offset, eps, M, net->C);
+    int64_t S = net->shape.inference ? M : net->S;
+    d->k->norm(d, k->x1, own(net, k->n1), k->rstd1, x, delta, w + l->norm1->offset, eps, S, net->C);
+    gather_rows(net, k->n1);
     d->k->linear(d, l->qkv, k->qkv, false, k->n1, M);
     attend(net, l, k, M);
     d->k->linear(d, l->o, net->delta, false, k->attended, M);
-    d->k->norm(d, k->x2, k->n2, k->rstd2, k->x1, net->delta, w + l->norm2->offset, eps, M, net->C);
+    sum_slices(net, net->delta);
+    d->k->norm(d, k->x2, own(net, k->n2), k->rstd2, k->x1, own(net, net->delta), w + l->norm2->offset, eps, S, net->C);
+    gather_rows(net, k->n2);
     d->k->linear(d, l->gate_up, k->gu, false, k->n2, M);
 }
 
@@ -49,15 +75,17 @@ static const float *run_layers(struct gang_net *net, const struct chunk *c, cons
         fill_layer(net, l, k, x, delta, M);
         d->k->swiglu(d, k->h, k->gu, M, net->F);
         d->k->linear(d, l->down, net->delta, false, k->h, M);
+        sum_slices(net, net->delta);
         x = k->x2;
-        delta = net->delta;
+        delta = own(net, net->delta);
     }
     return x;
 }
 
+// Of rows of T + 1 tokens the first T; S of all of them.
 static void copy_tokens(const struct gang_net *net, int32_t *to, const int32_t *tokens) {
     int64_t T = net->shape.length;
-    for (int64_t b = 0; b < net->shape.batch; b++) memcpy(to + b * T, tokens + b * (T + 1), (size_t)T * sizeof *tokens);
+    for (int64_t m = net->row; m < net->row + net->S; m++) *to++ = tokens[m / T * (T + 1) + m % T];
 }
 
 static struct slot *slot_of(struct gang_net *net, int chunk, int slot) {
@@ -72,27 +100,23 @@ void gang_net_forward(struct gang_net *net, int chunk, int slot, const int32_t *
     assert(c->first == !in && c->last == !out && !net->shape.inference);
     if (c->first) {
         copy_tokens(net, s->ids, tokens);
-        d->k->embed(d, s->layers[0].x1, s->ids, net->parameters + net->embed->offset, net->M, net->C);
+        d->k->embed(d, s->layers[0].x1, s->ids, net->parameters + net->embed->offset, net->S, net->C);
     } else {
-        d->k->unpack(d, s->layers[0].x1, NULL, in, net->shape.message, net->M * net->C);
+        d->k->unpack(d, s->layers[0].x1, NULL, in, net->shape.message, net->S * net->C);
     }
     if (c->last) copy_tokens(net, s->targets, tokens + 1);
     const float *x = run_layers(net, c, s, net->M);
-    d->k->pack(d, c->last ? s->x_final : out, c->last ? GANG_COMPUTE_F32 : net->shape.message, x, net->delta, net->M * net->C);
+    d->k->pack(d, c->last ? s->x_final : out, c->last ? GANG_COMPUTE_F32 : net->shape.message, x, own(net, net->delta), net->S * net->C);
     s->state = SLOT_FORWARD_DONE;
 }
 
 // ---- Head ----------------------------------------------------------------------------------------------------------
 
-static const void *act_at(const struct gang_net *net, const void *base, int64_t element) {
-    return (const char *)base + (size_t)element * gang_device_act_bytes(net->device);
-}
-
-// The head's normalised input in net->n. M rows.
-static void final_norm(struct gang_net *net, const struct slot *s, int64_t M) {
+// The head's normalised input in net->n. `rows` of the stream; it is not gathered: the head works on the own rows.
+static void final_norm(struct gang_net *net, const struct slot *s, int64_t rows) {
     struct gang_device *d = net->device;
-    d->k->norm(d, NULL, net->n, net->rstd_final, s->x_final, NULL, net->parameters + net->norm_final->offset, (float)net->model->config.norm_eps, M,
-               net->C);
+    d->k->norm(d, NULL, net->n, net->rstd_final, s->x_final, NULL, net->parameters + net->norm_final->offset, (float)net->model->config.norm_eps,
+               rows, net->C);
 }
 
 // Where a tensor's gradient goes, and whether there is one to add to.
@@ -103,16 +127,16 @@ static float *gradient(struct gang_net *net, const struct gang_tensor *tensor, b
     return net->gradients + tensor->offset;
 }
 
-// Losses of all rows; with `scale` also the gradients of the head, and the gradient at the final norm's output in net->n.
+// Losses of the rows that are here; with `scale` also the gradients of the head, and the gradient at the final norm's output in net->n.
 static double head_and_loss(struct gang_net *net, const struct slot *s, const float *scale) {
     struct gang_device *d = net->device;
     const struct gang_kernels *k = d->k;
     bool add = false;
     float *dw = scale ? gradient(net, net->head_tensor, &add) : NULL;
-    final_norm(net, s, net->M);
-    for (int64_t row = 0; row < net->M; row += net->R) {
-        int64_t rows = net->M - row < net->R ? net->M - row : net->R;
-        void *n = (void *)act_at(net, net->n, row * net->C);
+    final_norm(net, s, net->S);
+    for (int64_t row = 0; row < net->S; row += net->R) {
+        int64_t rows = net->S - row < net->R ? net->S - row : net->R;
+        void *n = act_at(net, net->n, row * net->C);
         k->linear(d, net->head, net->logits, true, n, rows);
         k->cross_entropy(d, net->losses + row, net->dlogits, net->logits, s->targets + row, scale ? *scale : 0, rows, net->V);
         if (!scale) continue;
@@ -120,7 +144,7 @@ static double head_and_loss(struct gang_net *net, const struct slot *s, const fl
         k->linear_input(d, net->head, n, net->dlogits, rows);
     }
     double sum = 0;
-    for (int64_t m = 0; m < net->M; m++) sum += (double)net->losses[m];
+    for (int64_t m = 0; m < net->S; m++) sum += (double)net->losses[m];
     return sum;
 }
 
@@ -138,11 +162,11 @@ static void norm_gradient(struct gang_net *net, const struct gang_tensor *tensor
     bool add;
     float *dw = gradient(net, tensor, &add);
     net->device->k->norm_backward(net->device, net->dx, first ? NULL : net->dx, rounded == net->dx ? NULL : rounded, dy, dw, add, x, rstd,
-                                  net->parameters + tensor->offset, net->M, net->C);
+                                  net->parameters + tensor->offset, net->S, net->C);
 }
 
 // net->dx holds the gradient at the layer's output and k->dy_down its rounding; after the input half net->dx holds the
-// gradient at the layer's input, and `below` (NULL at the chunk's first layer) its rounding.
+// gradient at the layer's input, and `below` (NULL at the chunk's first layer) its rounding. Roundings are of all rows.
 static void backward_layer(struct gang_net *net, const struct layer *l, const struct kept *k, enum gang_half half, void *below) {
     struct gang_device *d = net->device;
     bool input = half != GANG_HALF_WEIGHT, weight = half != GANG_HALF_INPUT;
@@ -153,7 +177,10 @@ static void backward_layer(struct gang_net *net, const struct layer *l, const st
     if (weight) weight_gradient(net, l->down, l->down_tensor, k->dy_down, k->h);
     if (input) {
         d->k->linear_input(d, l->gate_up, k->n2, k->gu, net->M);
-        norm_gradient(net, l->norm2, false, k->dy_o, k->n2, k->x2, k->rstd2);
+        sum_slices(net, k->n2);
+        norm_gradient(net, l->norm2, false, own(net, k->dy_o), own(net, k->n2), k->x2, k->rstd2);
+        gather_rows(net, k->n2);
+        gather_rows(net, k->dy_o);
     }
     if (weight) weight_gradient(net, l->gate_up, l->gate, k->gu, k->n2);
     if (input) d->k->linear_input(d, l->o, net->dattended, k->dy_o, net->M);
@@ -161,7 +188,10 @@ static void backward_layer(struct gang_net *net, const struct layer *l, const st
     if (input) {
         d->k->attention_backward(d, k->dqkv, net->dattended, k->attended, k->lse, k->qkv, &net->attention);
         d->k->linear_input(d, l->qkv, k->n1, k->dqkv, net->M);
-        norm_gradient(net, l->norm1, false, below, k->n1, k->x1, k->rstd1);
+        sum_slices(net, k->n1);
+        norm_gradient(net, l->norm1, false, below ? own(net, below) : NULL, own(net, k->n1), k->x1, k->rstd1);
+        gather_rows(net, k->n1);
+        if (below) gather_rows(net, below);
     }
     if (weight) weight_gradient(net, l->qkv, l->q, k->dqkv, k->n1);
 }
@@ -169,12 +199,14 @@ static void backward_layer(struct gang_net *net, const struct layer *l, const st
 // The gradient at the chunk's output into net->dx and the last layer's dy_down. Returns the loss.
 static double enter_backward(struct gang_net *net, const struct chunk *c, const struct slot *s, float scale, const void *in) {
     void *dy = s->layers[c->to - c->from - 1].dy_down;
-    if (!c->last) {
-        net->device->k->unpack(net->device, net->dx, dy == net->dx ? NULL : dy, in, net->shape.message, net->M * net->C);
-        return 0;
+    double loss = 0;
+    if (c->last) {
+        loss = head_and_loss(net, s, &scale);
+        norm_gradient(net, net->norm_final, true, own(net, dy), net->n, s->x_final, net->rstd_final);
+    } else {
+        net->device->k->unpack(net->device, net->dx, dy == net->dx ? NULL : own(net, dy), in, net->shape.message, net->S * net->C);
     }
-    double loss = head_and_loss(net, s, &scale);
-    norm_gradient(net, net->norm_final, true, dy, net->n, s->x_final, net->rstd_final);
+    gather_rows(net, dy);
     return loss;
 }
 
@@ -182,13 +214,13 @@ static double enter_backward(struct gang_net *net, const struct chunk *c, const 
 static void leave_backward(struct gang_net *net, const struct chunk *c, const struct slot *s, void *out) {
     struct gang_device *d = net->device;
     if (!c->first) {
-        d->k->pack(d, out, net->shape.message, net->dx, NULL, net->M * net->C);
+        d->k->pack(d, out, net->shape.message, net->dx, NULL, net->S * net->C);
         return;
     }
     bool add;
     float *dembed = gradient(net, net->embed, &add);
     if (!add) memset(dembed, 0, (size_t)(net->embed->rows * net->C) * sizeof *dembed);
-    d->k->embed_backward(d, dembed, s->ids, net->dx, net->M, net->C);
+    d->k->embed_backward(d, dembed, s->ids, net->dx, net->S, net->C);
 }
 
 static void ready(const struct gang_net_hook *hook, int bucket) {

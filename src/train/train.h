@@ -29,6 +29,18 @@ struct gang_net_chunk {
     int slots; // micro-batches whose activations it holds at once
 };
 
+// How the devices that share a model's slices exchange, in step. Between a layer's products lies the residual stream, on each device
+// all of it or, with `rows`, the tp-th part of its rows that is the device's (sequence parallelism, arXiv:2205.05198); tp then
+// divides M, messages are a tp-th too, and of the gradients of tensors that are not cut each device has its part of the sum.
+struct gang_net_cell {
+    void *context;
+    bool rows;
+    // Sums `data` of all devices in place: the same bits on all of them, or with `rows` on each only its own tp-th of them.
+    void (*sum)(void *context, void *data, int64_t elements, enum gang_compute type);
+    // With `rows`: each has its own tp-th of `data`; afterwards all have all.
+    void (*gather)(void *context, void *data, int64_t elements, enum gang_compute type);
+};
+
 // What a network holds of its model, and for which passes. B sequences of T positions are a micro-batch, M = B*T rows.
 struct gang_net_shape {
     int64_t batch, length;
@@ -38,6 +50,7 @@ struct gang_net_shape {
     bool split;                          // backward comes in two halves
     bool recompute;                      // of each layer only its input is kept, and the layer is made again on the way back
     enum gang_compute message;           // what travels between stages; unlike devices of one pipeline share it
+    const struct gang_net_cell *cell;    // of a model in slices; otherwise NULL
     int owned_count;
     const struct gang_range *owned; // whose AdamW moments live here, ascending, one behind another; NULL: all
 };
@@ -64,7 +77,7 @@ void gang_net_refresh(struct gang_net *net);
 // Begins a step: the first gradients after it are set, later ones added.
 void gang_net_begin(struct gang_net *net);
 
-size_t gang_net_message_bytes(const struct gang_net *net); // [M,C] in the shape's `message`
+size_t gang_net_message_bytes(const struct gang_net *net); // [S,C] in the shape's `message`; S is M, or M / tp where rows are cut
 
 // A chunk forward over the micro-batch in `slot`. tokens [B, T + 1]: read by the model's first chunk and its last, which
 // copy what they need; else may be NULL. `in` is the message of the chunk before (NULL for the model's first), `out` the one

@@ -267,11 +267,9 @@ struct fixture {
     size_t bytes;
 };
 
-static void fixture_init(struct fixture *f, bool tied) {
-    struct gang_config config = tiny;
-    config.tied = tied;
+static void fixture_of(struct fixture *f, const struct gang_config *config) {
     gang_arena_init(&f->arena);
-    gang_model_init(&f->model, &config, &f->arena);
+    gang_model_init(&f->model, config, &f->arena);
     f->bytes = (size_t)f->model.elements * sizeof(float);
     f->weights = gang_arena_alloc(&f->arena, f->bytes);
     f->loaded = gang_arena_alloc(&f->arena, f->bytes);
@@ -279,6 +277,12 @@ static void fixture_init(struct fixture *f, bool tied) {
     gang_model_randomise(&f->model, 3, f->weights);
     assert_ok(gang_dir_remove(scratch_path("model")));
     assert_ok(gang_mkdirs(scratch_path("model")));
+}
+
+static void fixture_init(struct fixture *f, bool tied) {
+    struct gang_config config = tiny;
+    config.tied = tied;
+    fixture_of(f, &config);
 }
 
 // Writes tensors [from, to) of the fixture into a file, then `extra` of the header with its data.
@@ -460,11 +464,13 @@ static void test_save_restore(void **state) {
     gang_arena_release(&f.arena);
 }
 
-// Every tensor of a part has the bits that the whole has.
+// Every tensor of a part or of slices has the bits that the whole has there.
 static void same_tensors(const struct fixture *f, const struct gang_model *part, const float *values) {
     for (int i = 0; i < part->count; i++) {
         const struct gang_tensor *t = &part->tensors[i], *w = gang_model_find(&f->model, t->role, t->layer);
-        assert_memory_equal(values + t->offset, f->weights + w->offset, (size_t)(t->rows * t->cols) * sizeof(float));
+        for (int64_t r = 0; r < t->rows; r++)
+            assert_memory_equal(values + t->offset + r * t->cols, f->weights + w->offset + (t->row + r) * w->cols + t->col,
+                                (size_t)t->cols * sizeof(float));
     }
 }
 
@@ -472,7 +478,7 @@ static void same_tensors(const struct fixture *f, const struct gang_model *part,
 static void test_parts(void **state) {
     (void)state;
     static const bool first[] = {true, false}, last[] = {false, true};
-    static const struct gang_model_part parts[] = {{first, true, false}, {last, false, true}, {last, true, false}};
+    static const struct gang_model_part parts[] = {{first, true, false, 1, 0}, {last, false, true, 1, 0}, {last, true, false, 1, 0}};
     for (int i = 0; i < 6; i++) {
         struct fixture f;
         struct gang_model part;
@@ -504,6 +510,33 @@ static void test_parts(void **state) {
     write_part(&f, single, (struct writing){.to = f.model.count - 1, .skip = -1, .reshape = -1});
     assert_fails(GANG_ERR_INPUT, "lack lm_head.weight", gang_model_load(&part, scratch_path("model"), f.loaded));
     gang_arena_release(&f.arena);
+}
+
+// Slices come out of files of the whole, and out of saves.
+static void test_slices(void **state) {
+    (void)state;
+    static const bool layers[] = {true, true};
+    struct gang_config config = tiny;
+    config.kv_heads = 2, config.intermediate_size = 10;
+    for (int index = 0; index < 2; index++) {
+        const struct gang_model_part part = {.layers = layers, .embed = true, .head = true, .tp = 2, .tp_index = index};
+        struct fixture f;
+        struct gang_model slice;
+        fixture_of(&f, &config);
+        gang_model_init_part(&slice, &config, &part, &f.arena);
+        const struct gang_st_part whole = {.prefix = "exp_avg.", .values = f.weights}, in = {.prefix = "exp_avg.", .values = f.loaded};
+        write_part(&f, single, (struct writing){WHOLE(&f)});
+        assert_ok(gang_model_load(&slice, scratch_path("model"), f.loaded));
+        same_tensors(&f, &slice, f.loaded);
+        memset(f.loaded, 0xee, f.bytes);
+        assert_ok(gang_model_save(&f.model, &whole, 1, scratch_path("state.safetensors")));
+        assert_ok(gang_model_restore(&slice, &in, 1, scratch_path("state.safetensors")));
+        same_tensors(&f, &slice, f.loaded);
+        write_part(&f, single, (struct writing){.to = f.model.count, .skip = -1, .reshape = 3});
+        assert_fails(GANG_ERR_INPUT, "contradicts the model's configuration, which asks for [4, 6]",
+                     gang_model_load(&slice, scratch_path("model"), f.loaded));
+        gang_arena_release(&f.arena);
+    }
 }
 
 static int writes_left;
@@ -542,7 +575,7 @@ int main(void) {
         cmocka_unit_test(test_bad_headers),     cmocka_unit_test(test_bad_lengths),  cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_load_single),     cmocka_unit_test(test_load_tied),    cmocka_unit_test(test_load_sharded),
         cmocka_unit_test(test_foreign_weights), cmocka_unit_test(test_save_restore), cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_parts),           cmocka_unit_test(test_slices),
     };
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }

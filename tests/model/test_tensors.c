@@ -96,8 +96,8 @@ static void test_parts(void **state) {
         struct gang_model_part part;
         bool tied;
         int count;
-    } cases[] = {{{ends, true, false}, false, 19},  {{middle, false, false}, true, 9}, {{middle, false, true}, false, 11},
-                 {{middle, false, true}, true, 11}, {{ends, true, true}, true, 20},    {{none, true, true}, false, 3}};
+    } cases[] = {{{ends, true, false, 1, 0}, false, 19},  {{middle, false, false, 1, 0}, true, 9}, {{middle, false, true, 1, 0}, false, 11},
+                 {{middle, false, true, 1, 0}, true, 11}, {{ends, true, true, 1, 0}, true, 20},    {{none, true, true, 1, 0}, false, 3}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         struct gang_arena arena;
         struct gang_model whole, part;
@@ -129,6 +129,41 @@ static void test_parts(void **state) {
         assert_true(part.parameters == parameters && part.elements >= end && part.elements - end < 16);
         // A copy of a tied embedding stands where a head would.
         if (config.tied && cases[c].part.head && !cases[c].part.embed) assert_int_equal(part.tensors[part.count - 1].role, GANG_ROLE_EMBED);
+        gang_arena_release(&arena);
+    }
+}
+
+// The slices of each width tile the whole, bit for bit; widths that make them begin within a pair of drawn numbers.
+static void test_slices(void **state) {
+    (void)state;
+    static const bool layers[] = {true, false, true};
+    struct gang_config config = small;
+    config.kv_heads = 4, config.head_dim = 5, config.intermediate_size = 36;
+    for (int tp = 1; tp <= 4; tp *= 2) {
+        struct gang_arena arena;
+        struct gang_model whole, slice;
+        gang_arena_init(&arena);
+        gang_model_init(&whole, &config, &arena);
+        float *all = gang_arena_alloc(&arena, (size_t)whole.elements * sizeof *all),
+              *some = gang_arena_alloc(&arena, (size_t)whole.elements * sizeof *all);
+        gang_model_randomise(&whole, 7, all);
+        int64_t covered = 0;
+        for (int index = 0; index < tp; index++) {
+            gang_model_init_part(&slice, &config, &(struct gang_model_part){.layers = layers, .embed = true, .tp = tp, .tp_index = index}, &arena);
+            assert_true(slice.tp == tp && !slice.whole && slice.count == 19);
+            gang_model_randomise(&slice, 7, some);
+            for (int i = 0; i < slice.count; i++) {
+                const struct gang_tensor *t = &slice.tensors[i], *w = gang_model_find(&whole, t->role, t->layer);
+                bool cut = t->layer >= 0 && !gang_tensor_is_norm(t) && tp > 1;
+                assert_true(gang_tensor_is_slice(t) == cut && t->whole_rows == w->rows && t->whole_cols == w->cols);
+                assert_true(t->row + t->rows <= w->rows && t->col + t->cols <= w->cols);
+                if (cut) covered += size_of(t);
+                for (int64_t r = 0; r < t->rows; r++)
+                    assert_memory_equal(some + t->offset + r * t->cols, all + w->offset + (t->row + r) * w->cols + t->col,
+                                        (size_t)t->cols * sizeof *all);
+            }
+        }
+        assert_int_equal(covered, tp > 1 ? 2 * (4 * 20 * 20 + 3 * 36 * 20) : 0);
         gang_arena_release(&arena);
     }
 }
@@ -199,8 +234,8 @@ static void test_randomise(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table),   cmocka_unit_test(test_layout),    cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_largest), cmocka_unit_test(test_randomise), cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_table),     cmocka_unit_test(test_layout), cmocka_unit_test(test_tied),   cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_randomise), cmocka_unit_test(test_parts),  cmocka_unit_test(test_slices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-// Ranks as threads of this process, over real links: every way to split a tiny model gives the weights and losses of one rank.
+// Devices of ranks as threads of this process, over real links: every way to split a tiny model gives the weights and losses of one rank.
 #include "../test.h"
 #include "../scratch.h"
 
@@ -8,7 +8,7 @@
 #include <math.h>
 #include <pthread.h>
 
-enum { LENGTH = 16, BATCH = 8, MAX_RANKS = 8, MAX_STEPS = 32 };
+enum { LENGTH = 16, BATCH = 8, MAX_DEVICES = 8, MAX_STEPS = 32 };
 
 static const struct gang_config config = {.vocab_size = 256,
                                           .hidden_size = 16,
@@ -30,18 +30,19 @@ static struct gang_data *data;
 struct trial {
     const char *layout;
     bool tied;
-    enum gang_compute compute[2]; // of even and odd ranks
+    enum gang_compute compute[2]; // of even and odd devices
     int steps;
-    // Results: of the step, from rank 0; the whole model as rank 0 saved it.
+    // Results: of the steps, on all devices alike; the whole model as the first of rank 0 saved it.
     double losses[MAX_STEPS], norms[MAX_STEPS];
     char output[256], saved[512];
 };
 
-struct party { // one rank
+struct party { // one device of a rank
     struct trial *trial;
     struct gang_answer *answer;
     struct gang_config config;
-    int rank, ranks;
+    int device, devices;
+    double losses[MAX_STEPS], norms[MAX_STEPS];
     struct gang_wire *wire;
     char **addresses;
     pthread_barrier_t *barrier;
@@ -53,19 +54,22 @@ static bool all_f32(const struct trial *t) { return t->compute[0] == GANG_COMPUT
 static void *run_rank(void *context) {
     struct party *p = context;
     struct trial *t = p->trial;
-    struct gang_wire_link *links[MAX_RANKS] = {NULL};
+    struct gang_wire_link *links[MAX_DEVICES] = {NULL};
     const struct gang_program *program = &p->answer->program;
     struct gang_device *device;
     struct gang_rank *rank;
-    for (int i = 0; i < p->ranks; i++) {
-        const struct gang_wire_plane plane = {.remote = p->addresses[i]};
-        struct gang_wire_link_options options = {.peer = i, .planes = 1, .plane = p->rank < i ? &plane : NULL};
-        if (gang_rank_talks_to(program, p->rank, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
-    }
-    assert_ok(gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = t->compute[p->rank % 2], .threads = 1}, &device));
     const struct gang_layout *l = &p->answer->layout;
+    for (int i = 0; i < p->devices; i++) {
+        const struct gang_wire_plane plane = {.remote = p->addresses[i]};
+        struct gang_wire_link_options options = {.peer = i, .planes = 1, .plane = p->device < i ? &plane : NULL};
+        if (gang_rank_talks_to(program, l->tp, p->device, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
+    }
+    assert_ok(gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = t->compute[p->device % 2], .threads = 1}, &device));
     const struct gang_rank_options options = {.program = program,
-                                              .rank = p->rank,
+                                              .rank = p->device / l->tp,
+                                              .tp = l->tp,
+                                              .tp_index = p->device % l->tp,
+                                              .sequence_parallel = l->sequence_parallel && l->tp > 1,
                                               .layers = l->layers,
                                               .micro_batch = l->micro_batch,
                                               .length = LENGTH,
@@ -84,7 +88,8 @@ static void *run_rank(void *context) {
         struct gang_update update = {.rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .decay = 0.1, .clip = 1, .step = s + 1};
         struct gang_rank_report report;
         assert_ok(gang_rank_step(rank, &update, false, &report));
-        if (p->rank == 0) t->losses[s] = report.loss, t->norms[s] = report.gradient_norm;
+        p->losses[s] = report.loss;
+        p->norms[s] = report.gradient_norm;
     }
     const struct gang_state state = {.step = t->steps};
     assert_ok(gang_rank_save(rank, t->output, &state, NULL, 1, t->saved, sizeof t->saved));
@@ -102,8 +107,8 @@ static void run_trial(struct trial *t) {
     struct gang_list kinds;
     struct gang_layout layout;
     struct gang_answer answer;
-    struct party parties[MAX_RANKS];
-    char *addresses[MAX_RANKS];
+    struct party parties[MAX_DEVICES];
+    char *addresses[MAX_DEVICES];
     pthread_barrier_t barrier;
     gang_arena_init(&arena);
     gang_kinds_builtin(&arena, &kinds);
@@ -113,19 +118,25 @@ static void run_trial(struct trial *t) {
     gang_shape_from_config(&this_config, &task.shape);
     snprintf(t->output, sizeof t->output, "%s", scratch_path(t->layout));
     assert_ok(gang_layout_parse(t->layout, &layout));
-    int ranks = layout.pp * (layout.dp ? layout.dp : 1);
-    assert_in_range(ranks, 1, MAX_RANKS);
-    gang_pool_uniform(gang_kind_find(&kinds, "cpu"), ranks, 1, &arena, &pool);
+    int devices = layout.tp * layout.pp * (layout.dp ? layout.dp : 1);
+    assert_in_range(devices, 1, MAX_DEVICES);
+    gang_pool_uniform(gang_kind_find(&kinds, "cpu"), devices, layout.tp, &arena, &pool);
     assert_ok(gang_evaluate(&task, &pool, &layout, GANG_EVALUATE_UNFOLDED, &arena, &answer));
-    pthread_barrier_init(&barrier, NULL, (unsigned)ranks);
-    for (int i = 0; i < ranks; i++) {
+    pthread_barrier_init(&barrier, NULL, (unsigned)devices);
+    for (int i = 0; i < devices; i++) {
         parties[i] = (struct party){
-            .trial = t, .answer = &answer, .config = this_config, .rank = i, .ranks = ranks, .addresses = addresses, .barrier = &barrier};
+            .trial = t, .answer = &answer, .config = this_config, .device = i, .devices = devices, .addresses = addresses, .barrier = &barrier};
         assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0", .cluster = 5, .dead_ms = 20000}, &parties[i].wire));
         addresses[i] = (char *)gang_wire_address(parties[i].wire);
     }
-    for (int i = 0; i < ranks; i++) assert_int_equal(pthread_create(&parties[i].thread, NULL, run_rank, &parties[i]), 0);
-    for (int i = 0; i < ranks; i++) pthread_join(parties[i].thread, NULL);
+    for (int i = 0; i < devices; i++) assert_int_equal(pthread_create(&parties[i].thread, NULL, run_rank, &parties[i]), 0);
+    for (int i = 0; i < devices; i++) pthread_join(parties[i].thread, NULL);
+    memcpy(t->losses, parties[0].losses, sizeof t->losses);
+    memcpy(t->norms, parties[0].norms, sizeof t->norms);
+    for (int i = 1; i < devices; i++) {
+        assert_memory_equal(parties[i].losses, t->losses, sizeof t->losses);
+        assert_memory_equal(parties[i].norms, t->norms, sizeof t->norms);
+    }
     pthread_barrier_destroy(&barrier);
     gang_arena_release(&arena);
 }
@@ -170,9 +181,12 @@ static void same_as_one(const char *layout, bool tied) {
     one.steps = many.steps = 20;
     run_trial(&one);
     run_trial(&many);
-    for (int s = 0; s < 20; s++)
+    for (int s = 0; s < 20; s++) {
         if (!(fabs(one.losses[s] / many.losses[s] - 1) < 1e-4))
             fail_msg("%s: loss of step %d %g, alone %g", layout, s + 1, many.losses[s], one.losses[s]);
+        if (!(fabs(one.norms[s] / many.norms[s] - 1) < 1e-4))
+            fail_msg("%s: gradient norm of step %d %g, alone %g", layout, s + 1, many.norms[s], one.norms[s]);
+    }
     off = apart(one.saved, many.saved, "model.safetensors");
     if (!(off < 1e-4)) fail_msg("%s: weights after 20 steps off by %g", layout, off);
 }
@@ -208,6 +222,26 @@ static void test_tied(void **state) {
     same_as_one("pp=2,vpp=2,dp=2,mb=1,zero=0", true);
 }
 
+static void test_slices(void **state) {
+    (void)state;
+    same_as_one("tp=2,sp=0,mb=2", false);
+    same_as_one("tp=2,sp=0,mb=2,recompute=full", false);
+    same_as_one("tp=2,sp=0,pp=2,mb=1,schedule=zero-bubble", false);
+    same_as_one("tp=2,sp=0,dp=2,mb=1,zero=1", false);
+    same_as_one("tp=2,sp=0,pp=2,dp=2,mb=1,zero=1", true);
+}
+
+// Sequence parallelism is what tp brings unless sp=0 stands there.
+static void test_rows(void **state) {
+    (void)state;
+    same_as_one("tp=2,mb=2", false);
+    same_as_one("tp=2,mb=1,recompute=full", true);
+    same_as_one("tp=2,pp=2,mb=1,schedule=zero-bubble", false);
+    same_as_one("tp=2,dp=2,mb=1,zero=1", false);
+    same_as_one("tp=2,dp=2,mb=1,zero=0", false);
+    same_as_one("tp=2,pp=2,dp=2,mb=1,zero=1", true);
+}
+
 static int open_all(void **state) {
     if (scratch_open(state)) return -1;
     struct gang_buffer text = {0};
@@ -231,10 +265,8 @@ static int close_all(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pipelines),
-        cmocka_unit_test(test_replicas),
-        cmocka_unit_test(test_mixtures),
-        cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures),
+        cmocka_unit_test(test_tied),      cmocka_unit_test(test_slices),   cmocka_unit_test(test_rows),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
