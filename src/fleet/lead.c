@@ -310,6 +310,7 @@ static void prepare_result(struct gang_lead *l) {
 
 static void tell_start(struct gang_lead *l, struct gang_fleet_start *out) {
     bool emulated = false;
+    double slow = l->options->job ? 1 : l->options->slow;
     for (int i = 0; i < l->relays.count; i++) emulated |= l->relays.relay[i] != NULL;
     *out = (struct gang_fleet_start){.task = &l->task,
                                      .pool = l->pool,
@@ -318,8 +319,9 @@ static void tell_start(struct gang_lead *l, struct gang_fleet_start *out) {
                                      .memory = l->memory,
                                      .measured = l->options->job != NULL,
                                      .emulated = emulated,
-                                     .near_seconds = gang_lead_near_seconds(l),
-                                     .parts = l->pool->group_count > 1 ? gang_sum_of_parts(&l->task, l->pool, l->arena) : 0};
+                                     .seconds = slow * l->answer.sim.step_seconds,
+                                     .near_seconds = slow * gang_lead_near_seconds(l),
+                                     .parts = l->pool->group_count > 1 ? gang_sum_of_parts(&l->task, l->pool, l->arena) / slow : 0};
     // The caller keeps what it needs of the run beyond our own life.
     struct gang_lead *kept = gang_arena_alloc(l->arena, sizeof *kept);
     *kept = *l;
