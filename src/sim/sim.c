@@ -125,6 +125,9 @@ static const struct gang_chunk_cost *cost_of(const struct sim *s, int rank, int 
     return gang_costs_chunk(s->in->costs, s->class_of[replica_of(s, rank)], chunk);
 }
 
+// What a chunk's pass and its exchange are streamed in: layers; the embedding or the head alone are one.
+static double parts_of(const struct sim *s, int rank, int chunk) { return fmax(cost_of(s, rank, chunk)->layers, 1); }
+
 static uint8_t *arrival(const struct sim *s, int replica, int gradient, int chunk, int micro) {
     const struct gang_program *p = s->in->program;
     return &s->arrived[replica][((int64_t)gradient * p->chunks + chunk) * p->micro_batches[replica] + micro];
@@ -317,7 +320,7 @@ static bool gathered_enough(struct sim *s, int rank, const struct gang_instructi
     const struct exchange *x = exchange_of(s, true, i->chunk);
     if (i->op != GANG_OP_FORWARD || !x->cost->bytes || x->state == DONE) return true;
     if (!s->in->layout->dp_overlap || (x->state != FLOWING && x->state != FLOWN)) return false;
-    double first = x->started + x->cost->fast_seconds / cost_of(s, rank, i->chunk)->layers;
+    double first = x->started + x->cost->fast_seconds / parts_of(s, rank, i->chunk);
     if (s->now >= first) return true;
     push(s, first, EVENT_AWAKE, rank);
     return false;
@@ -332,7 +335,7 @@ static void start_compute(struct sim *s, int rank, const struct gang_instruction
     r->started = s->now;
     if (r->reducing >= 0 && s->in->layout->dp_overlap) {
         struct exchange *x = &s->exchanges[r->reducing];
-        x->tail = x->cost->fast_seconds / cost_of(s, rank, x->chunk)->layers;
+        x->tail = x->cost->fast_seconds / parts_of(s, rank, x->chunk);
         join(s, x);
     }
     push(s, s->now + seconds, EVENT_COMPUTED, rank);
@@ -360,7 +363,7 @@ static void end_compute(struct sim *s, int rank) {
             wait_for(s, rank, &booked(s, rank)->gather);
             return;
         }
-        double least = x->ends + seconds_of(s, rank, i) / cost_of(s, rank, i->chunk)->layers;
+        double least = x->ends + seconds_of(s, rank, i) / parts_of(s, rank, i->chunk);
         if (least > s->now && x->ends > r->started) {
             wait_for(s, rank, &booked(s, rank)->gather);
             r->ending = true;
