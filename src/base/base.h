@@ -108,6 +108,8 @@ enum { GANG_ADDRESS_TEXT = 80 };
 GANG_CHECK_RESULT enum gang_status gang_address_resolve(const char *what, const char *text, struct gang_address *out);
 bool gang_address_is_loopback(const struct gang_address *address);
 struct gang_address gang_address_with_port(const struct gang_address *address, uint16_t port);
+// This host's own address for what goes to `remote`, with port 0; nothing is sent.
+GANG_CHECK_RESULT enum gang_status gang_address_towards(const struct gang_address *remote, struct gang_address *out);
 const char *gang_address_text(const struct gang_address *address, char out[GANG_ADDRESS_TEXT]);
 
 // All sockets are non-blocking and close on exec. The caller closes them.

@@ -1,6 +1,7 @@
 // gangline plan: the best way to split a job over what there is.
 #include "cmd/cmd.h"
 #include "cmd/show.h"
+#include "cmd/task.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -88,13 +89,15 @@ static void show(const struct request *r, const struct gang_task *task, const st
     if (r->out) printf("  plan    %s\n", r->out);
 }
 
-static enum gang_status plan(const struct request *r, struct gang_arena *arena) {
+static enum gang_status find(const struct request *r, struct gang_arena *arena) {
     struct gang_task task;
     struct gang_pool pool;
     struct gang_layout layout;
     struct gang_search search;
     struct gang_answer answer;
-    enum gang_status status = gang_task_read(r->path, r->cluster, arena, &task, &pool);
+    struct gang_plan plan;
+    if (gang_plan_is(r->path)) return gang_fail(GANG_ERR_INPUT, "%s: a plan: 'gangline simulate' runs it", r->path);
+    enum gang_status status = gang_task_open(r->path, r->cluster, arena, &task, &pool, &plan);
     if (!status && r->layout) status = gang_layout_parse(r->layout, &layout);
     if (!status && !r->layout) {
         status = gang_search_run(&task, &pool, r->objective, (int)r->top, arena, &search);
@@ -128,7 +131,7 @@ static int run_plan(int argc, char **argv) {
     r.objective = (enum gang_objective)o;
     struct gang_arena arena;
     gang_arena_init(&arena);
-    code = gang_report(plan(&r, &arena));
+    code = gang_report(find(&r, &arena));
     gang_arena_release(&arena);
     return code;
 }

@@ -4,7 +4,10 @@
 
 static int run_rank(int argc, char **argv) {
     int code = gang_options(&gang_command_rank, argc, argv, NULL, 0, 0, 0, NULL);
-    return code >= 0 ? code : gang_report(gang_fleet_work());
+    if (code >= 0) return code;
+    bool told;
+    enum gang_status status = gang_fleet_work(&told);
+    return told ? EXIT_FAILED : gang_report(status);
 }
 
 const struct gang_command gang_command_rank = {

@@ -1,11 +1,22 @@
 // gangline rehearse: real processes over the real wire, with stand-ins that wait as long as the devices would work.
 #include "cmd/cmd.h"
 #include "cmd/fleet.h"
+#include "cmd/task.h"
 
 #include <stdio.h>
 #include <unistd.h>
 
 enum { MOST_STEPS = 1000000 };
+
+static enum gang_status read_request(const char *path, const char *cluster, const char *layout_text, struct gang_arena *arena, struct gang_task *task,
+                                     struct gang_pool *pool, struct gang_layout *layout) {
+    struct gang_plan plan;
+    enum gang_status status = gang_task_open(path, cluster, arena, task, pool, &plan);
+    if (status || (!plan.path && !layout_text)) return status;
+    *layout = plan.layout;
+    if (plan.path) return layout_text ? gang_fail(GANG_ERR_INPUT, "%s: a plan has its layout: --layout is for jobs", path) : GANG_OK;
+    return gang_layout_parse(layout_text, layout);
+}
 
 static int run_rehearse(int argc, char **argv) {
     struct gang_fleet_screen screen = {0};
@@ -28,11 +39,10 @@ static int run_rehearse(int argc, char **argv) {
     struct gang_fleet_result result;
     gang_arena_init(&arena);
     screen.live = isatty(STDOUT_FILENO) && !screen.json;
-    enum gang_status status = gang_task_read(path[0], cluster, &arena, &task, &pool);
-    if (!status && layout_text) status = gang_layout_parse(layout_text, &layout);
     fleet.task = &task;
     fleet.pool = &pool;
-    if (layout_text) fleet.layout = &layout;
+    if (layout_text || gang_plan_is(path[0])) fleet.layout = &layout;
+    enum gang_status status = read_request(path[0], cluster, layout_text, &arena, &task, &pool, &layout);
     if (!status) status = gang_show_fleet(&fleet, &screen, &result);
     gang_arena_release(&arena);
     return gang_report(status);
@@ -40,14 +50,14 @@ static int run_rehearse(int argc, char **argv) {
 
 const struct gang_command gang_command_rehearse = {
     .name = "rehearse",
-    .arguments = "JOB.yaml [--layout L]",
+    .arguments = "JOB.yaml [--layout L] | PLAN",
     .summary = "Run a plan for real with stand-in devices",
     .run = run_rehearse,
     .help = "  --layout L       how the work is split (see 'gangline simulate --help'); without: the best that is found\n"
             "  --steps N        how many (10)\n"
             "  --slow F         everything F times slower than in truth, links between sites included (1)\n"
             "  --spread S       standard deviation of every wait, as a fraction of it (0.01)\n"
-            "  --cluster FILE   instead of the job's cluster\n"
+            "  --cluster FILE   instead of the job's cluster, or the plan's\n"
             "  --explain        predicted beside measured at the end, by rank and kind of work\n"
             "  --trace FILE     the predicted and a real step as a trace for Perfetto or chrome://tracing\n"
             "  --json           one JSON object per step, nothing else\n\n"

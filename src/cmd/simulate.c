@@ -1,18 +1,31 @@
 // gangline simulate: a step of a job in virtual time.
 #include "cmd/cmd.h"
 #include "cmd/show.h"
+#include "cmd/task.h"
 
 #include <stdio.h>
 
 struct request {
-    const char *path, *cluster, *layout, *trace, *faults;
+    const char *path, *cluster, *layout, *trace, *ranks, *faults;
     bool json, timeline, unfolded;
 };
 
-static enum gang_status write_trace(const char *path, const struct gang_answer *answer) {
+// Simulates the answer's step again and keeps what the chosen ranks did; writes it as a trace if one is wanted.
+static enum gang_status trace(const struct request *request, const struct gang_pool *pool, struct gang_arena *arena, struct gang_answer *answer) {
     struct gang_buffer text = {0};
-    gang_sim_trace(&answer->sim, &answer->program, &text);
-    enum gang_status status = gang_file_publish(path, text.data, text.len);
+    bool *traced = NULL;
+    enum gang_status status = request->ranks ? gang_ranks_parse(request->ranks, answer->sim.ranks, arena, &traced) : GANG_OK;
+    const struct gang_sim_input input = {.pool = pool,
+                                         .layout = &answer->layout,
+                                         .placement = &answer->placement,
+                                         .costs = &answer->costs,
+                                         .program = &answer->program,
+                                         .spans = true,
+                                         .traced = traced};
+    if (!status) status = gang_sim_run(&input, arena, &answer->sim);
+    if (status || !request->trace) return status;
+    gang_sim_trace(&answer->sim, &answer->program, traced, &text);
+    status = gang_file_publish(request->trace, text.data, text.len);
     gang_buffer_release(&text);
     return status;
 }
@@ -32,16 +45,15 @@ static enum gang_status evaluate(const struct request *request, struct gang_aren
                                  struct gang_answer *answer) {
     struct gang_layout layout;
     struct gang_plan plan;
-    int flags = (request->timeline || request->trace ? GANG_EVALUATE_SPANS : 0) | (request->unfolded ? GANG_EVALUATE_UNFOLDED : 0);
+    int flags = request->unfolded ? GANG_EVALUATE_UNFOLDED : 0;
     enum gang_status status = GANG_OK;
     if (gang_plan_is(request->path)) {
         if (request->layout || request->unfolded)
             return gang_fail(GANG_ERR_INPUT, "%s: a plan has its layout and program: --layout and --unfolded are for jobs", request->path);
-        status = gang_plan_read(request->path, arena, &plan);
-        if (!status) status = gang_task_read(plan.job, request->cluster ? request->cluster : plan.cluster, arena, task, pool);
+        status = gang_task_open(request->path, request->cluster, arena, task, pool, &plan);
         return status ? status : gang_evaluate_plan(task, pool, &plan, flags, arena, answer);
     }
-    status = gang_task_read(request->path, request->cluster, arena, task, pool);
+    status = gang_task_open(request->path, request->cluster, arena, task, pool, &plan);
     if (!status) status = gang_layout_parse(request->layout ? request->layout : "", &layout);
     return status ? status : gang_evaluate(task, pool, &layout, flags, arena, answer);
 }
@@ -54,7 +66,7 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
     struct gang_fault_result result;
     enum gang_status status = request->faults ? gang_faults_read(request->faults, arena, &faults) : GANG_OK;
     if (!status) status = evaluate(request, arena, &task, &pool, &answer);
-    if (!status && request->trace) status = write_trace(request->trace, &answer);
+    if (!status && (request->trace || request->timeline)) status = trace(request, &pool, arena, &answer);
     if (!status && request->faults) status = gang_faults_complete(&task, &pool, &answer, arena, &faults);
     if (status) return status;
     if (request->faults) gang_faults_run(&faults, gang_nodes_used(&pool, &answer.placement, -1), &result);
@@ -74,8 +86,9 @@ static int run_simulate(int argc, char **argv) {
     struct request r = {0};
     const struct gang_option options[] = {{"--layout", &r.layout, NULL}, {"--cluster", &r.cluster, NULL},   {"--trace", &r.trace, NULL},
                                           {"--faults", &r.faults, NULL}, {"--timeline", NULL, &r.timeline}, {"--unfolded", NULL, &r.unfolded},
-                                          {"--json", NULL, &r.json}};
-    int code = gang_options(&gang_command_simulate, argc, argv, options, 7, 1, 1, &r.path);
+                                          {"--json", NULL, &r.json},     {"--ranks", &r.ranks, NULL}};
+    int code = gang_options(&gang_command_simulate, argc, argv, options, 8, 1, 1, &r.path);
+    if (code < 0 && r.ranks && !r.trace && !r.timeline) code = gang_usage(&gang_command_simulate, "neither --trace nor --timeline beside", "--ranks");
     if (code >= 0) return code;
     struct gang_arena arena;
     gang_arena_init(&arena);
@@ -98,6 +111,7 @@ const struct gang_command gang_command_simulate = {
             "  --unfolded       simulate every replica by itself instead of one for each kind of replica; the figures are the same\n"
             "  --timeline       a picture of the step, up to 16 stages\n"
             "  --trace FILE     write the step as a trace for Perfetto or chrome://tracing\n"
+            "  --ranks LIST     only these ranks in trace and timeline, such as 0-7,64; a rank is replica x pp + stage\n"
             "  --faults FILE    also months of such steps with faults drawn by the file's statistics; its fields: length, trials,\n"
             "                   seed, node_mtbf, weibull_shape, offender_share, offender_factor, domain_nodes, domain_mtbf,\n"
             "                   slow_mtbf, slow_speed, slow_detect, link_mtbf, link_outage, detect, restart, spare_nodes, repair,\n"

@@ -30,6 +30,14 @@ int gang_worker_number(const struct gang_worker *worker) { return worker->number
 const char *gang_worker_secret_path(const struct gang_worker *worker) { return worker->secret_path; }
 uint64_t gang_worker_cluster(const struct gang_worker *worker) { return (uint64_t)worker->cluster; }
 
+enum gang_status gang_worker_host(const struct gang_worker *worker, char out[GANG_ADDRESS_TEXT]) {
+    struct gang_address remote, local;
+    enum gang_status status = gang_address_resolve("worker: the coordinator", worker->address, &remote);
+    if (!status) status = gang_address_towards(&remote, &local);
+    if (!status) gang_address_text(&local, out);
+    return status;
+}
+
 // ---- Joining -------------------------------------------------------------------------------------------------------
 
 static enum gang_status read_variable(struct gang_worker *worker) {

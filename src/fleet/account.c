@@ -55,7 +55,8 @@ void gang_lead_account(struct gang_lead *l) {
     r->real.ranks = l->ranks;
     r->real.step_seconds = 0;
     for (size_t i = 0; i < r->real.span_count; i++) r->real.step_seconds = fmax(r->real.step_seconds, r->real.spans[i].end);
-    int64_t warm = r->steps_done > 2 * WARM_STEPS ? WARM_STEPS : 0, count = r->steps_done - warm;
+    int64_t kept = r->steps_done < GANG_LEAD_RATES ? r->steps_done : GANG_LEAD_RATES, warm = kept > 2 * WARM_STEPS ? WARM_STEPS : 0,
+            count = kept - warm;
     if (count < 1) return;
     qsort(l->rates + warm, (size_t)count, sizeof *l->rates, ascending);
     r->step_seconds = l->rates[warm + count / 2];

@@ -83,12 +83,14 @@ json_t *gang_lead_setup(const struct gang_lead *l, int worker) {
         gang_buffer_printf(&text, "%s%lld", i ? "/" : "", (long long)size[i]);
     }
     for (int i = 0; i < l->count; i++) neighbours += local || l->members[i].node == m->node;
-    json_t *body = json_pack("{s:s, s:i, s:f, s:s, s:s, s:i, s:i, s:o, s:s, s:s, s:b}", "job", l->options->job ? l->options->job->path : "",
-                             "threads", (int)m->group->threads, "share", m->group->share, "instructions",
-                             m->group->instructions ? m->group->instructions : "", "compute", computes_bf16(l, m->group) ? "bf16" : "f32", "message",
-                             l->message_f32 ? 32 : 16, "neighbours", neighbours, "sizes", sizes, "sizes_text", text.data, "listen",
-                             local ? "127.0.0.1:0" : "0.0.0.0:0", "secret", !local);
+    json_t *body = json_pack("{s:s, s:i, s:f, s:s, s:s, s:i, s:i, s:o, s:s, s:b}", "job", l->options->job ? l->options->job->path : "", "threads",
+                             (int)m->group->threads, "share", m->group->share, "instructions", m->group->instructions ? m->group->instructions : "",
+                             "compute", computes_bf16(l, m->group) ? "bf16" : "f32", "message", l->message_f32 ? 32 : 16, "neighbours", neighbours,
+                             "sizes", sizes, "sizes_text", text.data, "secret", !local);
     gang_buffer_release(&text);
+    if (l->options->job)
+        json_object_update_new(
+            body, json_pack("{s:s, s:s, s:i}", "job_sum", l->job_sum, "model_sum", l->model_sum, "job_compute", l->options->job->compute));
     return body;
 }
 
@@ -187,13 +189,22 @@ static struct gang_fleet_member *device_member(const struct gang_lead *l, int de
     return gang_lead_member(l, device / tp) + device % tp;
 }
 
+// The same run once more with what every rank did when, to be compared with what they will do.
+static enum gang_status keep_spans(struct gang_lead *l) {
+    struct gang_answer *a = &l->answer;
+    const struct gang_sim_input input = {
+        .pool = l->pool, .layout = &a->layout, .placement = &a->placement, .costs = &a->costs, .program = &a->program, .spans = true};
+    return gang_sim_run(&input, l->arena, &a->sim);
+}
+
 enum gang_status gang_lead_plan(struct gang_lead *l) {
     struct gang_layout layout;
     for (int g = 0; g < l->pool->group_count; g++) settle_kind(l, l->pool->groups[g]);
     enum gang_status status = choose(l, &layout);
-    int flags = GANG_EVALUATE_UNFOLDED | GANG_EVALUATE_SPANS | (l->options->job ? GANG_EVALUATE_ANY_MEMORY : 0);
+    int flags = GANG_EVALUATE_UNFOLDED | (l->options->job ? GANG_EVALUATE_ANY_MEMORY : 0);
     if (!status) status = gang_evaluate(&l->task, l->pool, &layout, flags, l->arena, &l->answer);
     if (!status) status = check_alike(l);
+    if (!status) status = keep_spans(l);
     if (status) return status;
     l->ranks = l->answer.program.replicas * l->answer.program.stages;
     l->device = gang_arena_alloc(l->arena, (size_t)l->ranks * sizeof *l->device);
@@ -207,6 +218,20 @@ enum gang_status gang_lead_plan(struct gang_lead *l) {
     return GANG_OK;
 }
 
+double gang_lead_near_seconds(const struct gang_lead *l) {
+    struct gang_pool near = *l->pool;
+    struct gang_answer *answer = gang_arena_alloc(l->arena, sizeof *answer);
+    if (l->pool->sites.count < 2) return l->answer.sim.step_seconds;
+    near.groups = gang_arena_alloc(l->arena, (size_t)near.group_count * sizeof *near.groups);
+    for (int g = 0; g < near.group_count; g++) {
+        near.groups[g] = gang_arena_alloc(l->arena, sizeof *near.groups[g]);
+        *near.groups[g] = *l->pool->groups[g];
+        near.groups[g]->site = 0;
+    }
+    enum gang_status status = gang_evaluate(&l->task, &near, &l->answer.layout, GANG_EVALUATE_ANY_MEMORY, l->arena, answer);
+    return status ? l->answer.sim.step_seconds : answer->sim.step_seconds;
+}
+
 // ---- Assignments ---------------------------------------------------------------------------------------------------
 
 static int class_of(const struct gang_answer *a, int replica) {
@@ -215,8 +240,15 @@ static int class_of(const struct gang_answer *a, int replica) {
     return c;
 }
 
-// By which way a device of the run reaches those that it connects to, and how large the sockets' buffers are: twice bandwidth times delay over a
-// long link.
+// Bytes of a socket's buffers over a route: twice bandwidth times round trip where that is more than the system grows them to by
+// itself (tcp_rmem and tcp_wmem: some MiB); 0 leaves them to the system.
+static double buffers_for(const struct gang_pool *pool, const struct gang_route *route) {
+    enum { SYSTEM_GROWS_TO = 4 << 20 };
+    double bytes = route->count ? 4 * route->delay * gang_route_bandwidth(pool, route) : 0;
+    return bytes > SYSTEM_GROWS_TO ? bytes : 0;
+}
+
+// By which way a device of the run reaches those that it connects to, and how large the sockets' buffers are.
 static enum gang_status add_ways(struct gang_lead *l, int device, json_t *body) {
     json_t *workers = json_array(), *ways = json_array(), *buffers = json_array();
     enum gang_status status = GANG_OK;
@@ -230,7 +262,7 @@ static enum gang_status add_ways(struct gang_lead *l, int device, json_t *body) 
         if (needed && !status) status = gang_fleet_relays_way(&l->relays, l->pool, me->group->site, other->group->site, other->address, way);
         json_array_append_new(workers, json_integer(other - l->members));
         json_array_append_new(ways, json_string(way));
-        json_array_append_new(buffers, json_real(route->count ? 4 * route->delay * gang_route_bandwidth(l->pool, route) : 0));
+        json_array_append_new(buffers, json_real(buffers_for(l->pool, route)));
     }
     json_object_set_new(body, "workers", workers);
     json_object_set_new(body, "ways", ways);
@@ -271,6 +303,8 @@ enum gang_status gang_lead_assignment(struct gang_lead *l, int worker, json_t **
                      (json_int_t)l->steps);
     gang_buffer_release(&program);
     if (!l->options->job) add_stand_in(l, rank, *out);
+    json_object_set_new(*out, "data_tokens", json_integer(l->state.data_tokens));
+    json_object_set_new(*out, "data_checksum", json_integer(l->state.data_checksum));
     enum gang_status status = add_ways(l, rank * layout->tp + tp_index, *out);
     if (status) json_decref(*out);
     return status;

@@ -36,6 +36,8 @@ struct gang_fleet_start {
     const int64_t *memory;            // [ranks] bytes that each rank said it will take on its first device
     bool measured;                    // the plan stands on times that were measured here
     bool emulated;                    // the long links are this machine's relay
+    double near_seconds;              // predicted, were all in one site
+    double parts;                     // predicted tokens/s of every group by itself, summed; 0 where the pool has only one
 };
 
 struct gang_fleet_step {
@@ -50,7 +52,7 @@ struct gang_fleet_step {
 
 struct gang_fleet_events {
     void *context;
-    void (*measuring)(void *context, int devices);
+    void (*measuring)(void *context, int devices); // some device does: their times are not in the cache
     void (*started)(void *context, const struct gang_fleet_start *start);
     void (*stepped)(void *context, const struct gang_fleet_step *step);
     void (*saved)(void *context, const char *dir, int64_t step);
@@ -82,8 +84,8 @@ struct gang_fleet_result {
 GANG_CHECK_RESULT enum gang_status gang_fleet_run(const struct gang_fleet_options *options, const struct gang_fleet_events *events,
                                                   const volatile int *stop, struct gang_arena *arena, struct gang_fleet_start *start,
                                                   struct gang_fleet_result *out);
-// `gangline rank`: does what the coordinator says, until the end.
-GANG_CHECK_RESULT enum gang_status gang_fleet_work(void);
+// `gangline rank`: does what the coordinator says, until the end. `told`: the coordinator knows of the error, and says it.
+GANG_CHECK_RESULT enum gang_status gang_fleet_work(bool *told);
 
 // The task of a training job.
 void gang_fleet_task(const struct gang_job *job, const struct gang_config *config, struct gang_task *out);

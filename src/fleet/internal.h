@@ -9,6 +9,7 @@
 // Bodies are JSON objects.
 enum gang_fleet_message {
     FLEET_SETUP = 1, // to a worker: what its device is
+    FLEET_MEASURE,   // from it: it measures its device, which takes a while
     FLEET_READY,     // from it: where it listens, what it has, what it measured
     FLEET_ASSIGN,    // to it: its rank, the program, its peers
     FLEET_BUILT,     // from it: everything is in place, with this much memory
@@ -26,12 +27,16 @@ GANG_CHECK_RESULT enum gang_status gang_fleet_parse(const void *data, size_t byt
 double gang_fleet_number(const json_t *object, const char *key);                                                      // 0 if it is not there
 GANG_CHECK_RESULT enum gang_status gang_fleet_numbers(const json_t *object, const char *key, int count, double *out); // exactly `count`
 json_t *gang_fleet_array(int count, const double *values);
+// What a file holds, in 16 digits; "" if it cannot be read. By it hosts see that they have the same one.
+void gang_fleet_sum(const char *path, char out[17]);
+void gang_fleet_sum_model(const char *path, char out[17]); // of the config.json that a job's `model` means
 
 // ---- Measuring: measure.c ------------------------------------------------------------------------------------------
 
-// Times of this model's layers on the device, at these micro-batch sizes.
-GANG_CHECK_RESULT enum gang_status gang_fleet_measure(const struct gang_config *config, struct gang_device *device, enum gang_compute message,
-                                                      int64_t length, int count, const int64_t *sizes, struct gang_times *out);
+// Times of this model's layers on the device, at these micro-batch sizes. `shared`: it has a share of a core.
+GANG_CHECK_RESULT enum gang_status gang_fleet_measure(const struct gang_config *config, struct gang_device *device, bool shared,
+                                                      enum gang_compute message, int64_t length, int count, const int64_t *sizes,
+                                                      struct gang_times *out);
 // Times are kept in the cache under everything that they depend on, which `about` says in words.
 char *gang_fleet_times_path(const char *about, struct gang_arena *arena);
 GANG_CHECK_RESULT enum gang_status gang_fleet_times_keep(const char *about, const struct gang_times *times);

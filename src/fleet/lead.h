@@ -15,8 +15,19 @@ struct gang_fleet_member {
     double memory; // bytes that its host has available
     struct gang_times times;
     bool timed, gone;
+    uint32_t heard;       // the furthest of ready, built and done that it has said
     double busy, seconds; // of its last step
 };
+
+// Why the run ends: see collect in lead.c.
+struct gang_lead_failure {
+    enum gang_status status; // GANG_OK: none yet
+    bool own;                // not about a peer
+    int64_t at_ns, until_ns;
+    char text[GANG_ERROR_BYTES];
+};
+
+enum { GANG_LEAD_RATES = 1 << 16 };
 
 struct gang_lead {
     const struct gang_fleet_options *options;
@@ -39,7 +50,12 @@ struct gang_lead {
     char *resume;
     int64_t first_step, steps;
     struct gang_fleet_result *result;
-    double *rates; // seconds of each step
+    double *rates; // [GANG_LEAD_RATES] seconds of the latest steps, step i at i % GANG_LEAD_RATES
+    double elapsed;
+    struct gang_lead_failure failure;
+    bool measuring; // some device does, or did
+    char job_sum[17], model_sum[17];
+    struct gang_state state; // at the start
     struct gang_job_output *output;
 };
 
@@ -54,6 +70,8 @@ void gang_lead_line_up(struct gang_lead *lead);
 json_t *gang_lead_setup(const struct gang_lead *lead, int worker);
 // Measured kinds from the members' times; the layout; answer and devices.
 GANG_CHECK_RESULT enum gang_status gang_lead_plan(struct gang_lead *lead);
+// Predicted seconds of a step of the same layout, were all devices in one site; those of the answer where they are.
+double gang_lead_near_seconds(const struct gang_lead *lead);
 // The body of FLEET_ASSIGN for a worker that has a rank; opens routes through the relays.
 GANG_CHECK_RESULT enum gang_status gang_lead_assignment(struct gang_lead *lead, int worker, json_t **out);
 

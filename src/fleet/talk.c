@@ -1,6 +1,8 @@
 // Bodies of messages: JSON objects, whose numbers come out as they went in.
 #include "fleet/internal.h"
 
+#include <stdio.h>
+
 enum gang_status gang_fleet_parse(const void *data, size_t bytes, json_t **out) {
     json_error_t error;
     *out = json_loadb(data, bytes, JSON_REJECT_DUPLICATES, &error);
@@ -18,6 +20,21 @@ enum gang_status gang_fleet_numbers(const json_t *object, const char *key, int c
         return gang_fail(GANG_ERR_FORMAT, "run: message lacks %s: expected %d numbers", key, count);
     for (int i = 0; i < count; i++) out[i] = json_number_value(json_array_get(array, (size_t)i));
     return GANG_OK;
+}
+
+void gang_fleet_sum(const char *path, char out[17]) {
+    enum { MAX_BYTES = 1 << 24 };
+    struct gang_buffer text = {0};
+    *out = 0;
+    if (!gang_file_read(path, MAX_BYTES, &text)) snprintf(out, 17, "%016llx", (unsigned long long)gang_hash(text.data, text.len, 0));
+    gang_buffer_release(&text);
+}
+
+void gang_fleet_sum_model(const char *path, char out[17]) {
+    struct gang_arena arena;
+    gang_arena_init(&arena);
+    gang_fleet_sum(gang_path_is_dir(path) ? gang_arena_printf(&arena, "%s/config.json", path) : path, out);
+    gang_arena_release(&arena);
 }
 
 json_t *gang_fleet_array(int count, const double *values) {

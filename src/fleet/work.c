@@ -56,7 +56,8 @@ static enum gang_status tell(struct work *w, enum gang_fleet_message type, json_
 static enum gang_status await(struct work *w, enum gang_fleet_message type, json_t **body) {
     struct gang_worker_event event = {0};
     enum gang_status status = GANG_OK;
-    while (!status && !event.data) status = gang_worker_next(w->worker, WAIT_MS, &event);
+    // Who has done all its steps when the user asks for an end may hear of it late.
+    while (!status && (!event.data || event.type == FLEET_STOP)) status = gang_worker_next(w->worker, WAIT_MS, &event);
     if (status) return status;
     if (event.type == FLEET_END && type != FLEET_END) return gang_fail(GANG_ERR_STOPPED, "rank: the coordinator has no use for this device");
     if (event.type != (uint32_t)type) return gang_fail(GANG_ERR_PEER, "rank: message %u from the coordinator: expected %d", event.type, type);
@@ -71,17 +72,37 @@ static const char *text(const json_t *object, const char *key) {
 
 // ---- What this device is -------------------------------------------------------------------------------------------
 
-static enum gang_status read_job(struct work *w) {
-    const char *path = text(w->setup, "job");
-    w->has_job = *path;
-    if (!w->has_job) return GANG_OK;
-    enum gang_status status = gang_job_read(path, &w->arena, &w->job);
-    if (!status) status = gang_config_read(w->job.model, &w->config);
+static enum gang_status open_device(struct work *w) {
+    int threads = integer(w->setup, "threads"), cores = gang_cpu_count();
+    if (threads > cores)
+        return gang_fail(GANG_ERR_INPUT, "cluster: %d threads for a device where there are %d cores: choose threads: %d or fewer", threads, cores,
+                         cores);
     const struct gang_device_options options = {.kind = "cpu",
                                                 .compute = !strcmp(text(w->setup, "compute"), "bf16") ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32,
                                                 .threads = integer(w->setup, "threads"),
                                                 .instructions = *text(w->setup, "instructions") ? text(w->setup, "instructions") : NULL};
-    return status ? status : gang_device_open(&options, &w->device);
+    return gang_device_open(&options, &w->device);
+}
+
+static enum gang_status check_same(const char *path, const char *sum, const char *expected) {
+    if (!strcmp(sum, expected)) return GANG_OK;
+    return gang_fail(GANG_ERR_INPUT, "%s: on this host it is another file than where the run was started: give all hosts the same", path);
+}
+
+static enum gang_status read_job(struct work *w) {
+    const char *path = text(w->setup, "job");
+    char job_sum[17], model_sum[17];
+    w->has_job = *path;
+    if (!w->has_job) return GANG_OK;
+    enum gang_status status = gang_job_read(path, &w->arena, &w->job);
+    if (!status) status = gang_job_config(&w->job, &w->config);
+    if (status) return status;
+    gang_fleet_sum(path, job_sum);
+    gang_fleet_sum_model(w->job.model, model_sum);
+    status = check_same(path, job_sum, text(w->setup, "job_sum"));
+    if (!status) status = check_same(w->job.model, model_sum, text(w->setup, "model_sum"));
+    w->job.compute = integer(w->setup, "job_compute"); // what `auto` means where the run was started
+    return status ? status : open_device(w);
 }
 
 // Everything that times depend on, in words; the key of those that are kept.
@@ -105,8 +126,11 @@ static enum gang_status find_times(struct work *w, json_t *ready) {
     const char *about = about_device(w);
     enum gang_status status = GANG_OK;
     if (!gang_fleet_times_recall(about, &times)) {
-        status = gang_fleet_measure(&w->config, w->device, integer(w->setup, "message") == 16 ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32,
-                                    w->job.sequence_length, count, size, &times);
+        status = tell(w, FLEET_MEASURE, json_object());
+        if (!status)
+            status = gang_fleet_measure(&w->config, w->device, gang_fleet_number(w->setup, "share") > 0,
+                                        integer(w->setup, "message") == 16 ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32, w->job.sequence_length, count,
+                                        size, &times);
         if (!status && gang_fleet_times_keep(about, &times)) gang_log(GANG_LOG_WARNING, "measured times are not kept: %s", gang_error());
     }
     if (status) return status;
@@ -121,8 +145,10 @@ static enum gang_status get_ready(struct work *w) {
     if (status) return status;
     json_t *ready = json_object();
     if (w->has_job) status = find_times(w, ready);
+    char listen[GANG_ADDRESS_TEXT];
+    if (!status) status = gang_worker_host(w->worker, listen);
     const struct gang_wire_options options = {.rank = gang_worker_number(w->worker),
-                                              .listen = text(w->setup, "listen"),
+                                              .listen = listen,
                                               .cluster = gang_worker_cluster(w->worker) + 1,
                                               .secret_path = json_is_true(json_object_get(w->setup, "secret")) ? gang_worker_secret_path(w->worker)
                                                                                                                : NULL,
@@ -205,13 +231,30 @@ static enum gang_status join_links(struct work *w) {
     return status;
 }
 
+// Where the run was started the output directory was made, with a copy of the job; rank 0 writes the saves.
+static enum gang_status check_output(const struct work *w) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/job.yaml", w->job.output);
+    if (w->assignment.rank > 0 || w->assignment.tp_index > 0 || gang_path_exists(path)) return GANG_OK;
+    return gang_fail(GANG_ERR_INPUT,
+                     "%s: not there on this host, where rank 0 would write the saves: share it between this host and the one where the run was "
+                     "started, or name this site later in the cluster file",
+                     w->job.output);
+}
+
 static enum gang_status open_data(struct work *w) {
     const struct assignment *a = &w->assignment;
     int stage = a->rank % a->program.stages;
     if (!w->has_job || (stage > 0 && stage < a->program.stages - 1)) return GANG_OK;
     enum gang_status status = gang_job_tokenizer(&w->job, &w->config, &w->tokenizer);
     if (!status) status = gang_job_data(&w->job, &w->config, w->tokenizer, NULL, NULL, &w->data);
-    return status ? status : gang_job_state(&w->job, w->data, w->resume, &w->state);
+    if (!status) status = gang_job_state(&w->job, w->data, w->resume, &w->state);
+    if (status) return status;
+    if (json_integer_value(json_object_get(a->body, "data_tokens")) != w->state.data_tokens ||
+        json_integer_value(json_object_get(a->body, "data_checksum")) != w->state.data_checksum)
+        return gang_fail(GANG_ERR_INPUT, "%s: on this host the data are others than where the run was started: give all hosts the same",
+                         w->job.data.items[0]);
+    return check_output(w);
 }
 
 static enum gang_status load(struct work *w) {
@@ -386,8 +429,9 @@ static void close_all(struct work *w) {
     gang_arena_release(&w->arena);
 }
 
-enum gang_status gang_fleet_work(void) {
+enum gang_status gang_fleet_work(bool *told) {
     struct work w = {0};
+    *told = false;
     gang_arena_init(&w.arena);
     enum gang_status status = gang_worker_join(&w.worker);
     if (status) return status;
@@ -396,7 +440,7 @@ enum gang_status gang_fleet_work(void) {
         // The lane may hang in an exchange with ranks that are gone: the process ends, and nothing is taken apart.
         char error[GANG_ERROR_BYTES];
         snprintf(error, sizeof error, "%s", gang_error());
-        if (tell(&w, FLEET_FAIL, json_pack("{s:s, s:i}", "error", error, "status", (int)status))) gang_error_set("%s", error);
+        *told = !tell(&w, FLEET_FAIL, json_pack("{s:s, s:i}", "error", error, "status", (int)status));
         gang_worker_leave(w.worker);
         return gang_fail(status, "%s", error);
     }

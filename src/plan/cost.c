@@ -21,6 +21,10 @@ static const double attention_backward = 2.5;
 // The first generation of fused attention reaches 25 to 40 % of A100's peak where the second reaches 50 to 73 % (same paper, abstract).
 static const double first_generation = 0.53;
 
+// Parameters of a bucket of gradients that leaves behind the backward pass, the least and for each member: Megatron-LM's default
+// (core/distributed/distributed_data_parallel.py). Buckets go one after another, and each pays the way's latency.
+static const double bucket_least = 40e6, bucket_per_member = 1e6;
+
 enum { ELEMENT = 2 }; // bytes of an activation or a weight in use; f32: see element_of
 
 static double gradient_element(const struct gang_layout *l) { return l->gradients == GANG_GRADIENTS_BF16 ? 2 : 4; }
@@ -432,9 +436,10 @@ static void ways_of(const struct gang_pool *pool, const struct gang_layout *l, c
 
 // One direction of a hierarchical exchange: scatter inside each site, the shards once around over the long links, gather.
 // `bytes`: of one member's device. Over a link goes, for every device of a cell, its whole buffer once per neighbour on the ring of sites.
-static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct ways *ways, double bytes, int passes,
-                           struct gang_exchange *out) {
-    double crossing = 0, over = passes / 2.0 * bytes * l->tp;
+static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct ways *ways, double parameters, double element,
+                           int passes, struct gang_exchange *out) {
+    double bytes = parameters * element, crossing = 0, over = passes / 2.0 * bytes * l->tp;
+    double buckets = l->dp_overlap ? fmax(ceil(parameters / fmax(bucket_least, bucket_per_member * ways->members)), 1) : 1;
     out->bytes = bytes;
     if (ways->members < 2 || bytes <= 0) return;
     out->nic_bytes = passes * bytes * ways->nic_share;
@@ -442,9 +447,9 @@ static void exchange_price(const struct gang_pool *pool, const struct gang_layou
         out->link_bytes[ways->link[i]] += over;
         crossing += over / gang_pool_link(pool, ways->link[i])->bandwidth;
     }
-    out->fast_seconds = passes * bytes * (ways->members - 1) / ways->members / ways->bandwidth + ways->latency + passes * ways->delay;
     out->latency = ways->latency + passes * ways->delay;
-    // In buckets behind the backward pass one bucket crosses while the next is summed inside; whole, one comes after the other.
+    out->fast_seconds = passes * bytes * (ways->members - 1) / ways->members / ways->bandwidth + buckets * out->latency;
+    // Behind the backward pass one bucket crosses while the next is summed inside; whole, one comes after the other.
     if (!l->dp_overlap) out->fast_seconds += crossing;
 }
 
@@ -454,8 +459,8 @@ void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout 
     *reduce = *gather = (struct gang_exchange){0};
     if (l->zero >= 3) return;
     ways_of(pool, l, placement, chunk % l->pp, &ways);
-    if (l->zero < 2) exchange_price(pool, l, &ways, cost->parameters * gradient_element(l), l->zero ? 1 : 2, reduce);
-    if (l->zero) exchange_price(pool, l, &ways, cost->parameters * ELEMENT, 1, gather);
+    if (l->zero < 2) exchange_price(pool, l, &ways, cost->parameters, gradient_element(l), l->zero ? 1 : 2, reduce);
+    if (l->zero) exchange_price(pool, l, &ways, cost->parameters, ELEMENT, 1, gather);
 }
 
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index,

@@ -132,7 +132,7 @@ static uint8_t *arrival(const struct sim *s, int replica, int gradient, int chun
 
 static void add_span(struct sim *s, int rank, int op, int chunk, int micro, double start, double end) {
     struct gang_span span = {.rank = rank, .op = (uint8_t)op, .chunk = chunk, .micro = micro, .start = start, .end = end};
-    if (s->in->spans) gang_buffer_append(&s->spans, &span, sizeof span);
+    if (s->in->spans && (!s->in->traced || s->in->traced[rank])) gang_buffer_append(&s->spans, &span, sizeof span);
 }
 
 static double seconds_of(const struct sim *s, int rank, const struct gang_instruction *i) {
@@ -293,7 +293,9 @@ static void end_exchange(struct sim *s, int index) {
     struct exchange *x = &s->exchanges[index];
     x->state = DONE;
     x->ends = s->now;
-    add_span(s, x->stage, x->gather ? GANG_OP_GATHER : GANG_OP_REDUCE, x->chunk, 0, x->started, s->now);
+    int rank = x->stage;
+    while (s->in->traced && !s->in->traced[rank] && rank + s->in->program->stages < s->out->ranks) rank += s->in->program->stages;
+    add_span(s, rank, x->gather ? GANG_OP_GATHER : GANG_OP_REDUCE, x->chunk, 0, x->started, s->now);
     if (x->gather && x->chunk == 0) post_weights(s);
     wake_stage(s, x->stage);
 }

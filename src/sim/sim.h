@@ -6,8 +6,8 @@
 
 #include "plan/plan.h"
 
-// One thing a rank did, for traces and timelines. Exchanges carry the stage's first rank; a send of chunk -1 is a tied head's weights or
-// gradient.
+// One thing a rank did, for traces and timelines. Exchanges carry the first rank of the stage that is traced; a send of chunk -1 is a tied head's
+// weights or gradient.
 struct gang_span {
     int rank;
     uint8_t op; // enum gang_op
@@ -46,6 +46,7 @@ struct gang_sim_input {
     const struct gang_costs *costs;
     const struct gang_program *program; // verified
     bool spans;
+    const bool *traced; // [ranks] whose spans are kept; NULL: all
 };
 
 // Runs a step. Messages and exchanges are flows that share NICs and long links max-min fair (Bertsekas and Gallager, Data
@@ -53,8 +54,11 @@ struct gang_sim_input {
 // ERR_FORMAT if the program comes to a stop, which a verified one does not.
 GANG_CHECK_RESULT enum gang_status gang_sim_run(const struct gang_sim_input *input, struct gang_arena *arena, struct gang_sim *out);
 
-// Chrome's trace format, which Perfetto reads: one process a replica, one thread a stage, messages as asynchronous slices. Needs spans.
-void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, struct gang_buffer *out);
+// Chrome's trace format, which Perfetto reads: one process a replica, one thread a stage, messages as asynchronous slices. Needs spans;
+// `traced` as in the input of the run.
+void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, const bool *traced, struct gang_buffer *out);
+// "0-7,64" as a set of ranks below `ranks`; GANG_ERR_INPUT for anything else.
+GANG_CHECK_RESULT enum gang_status gang_ranks_parse(const char *text, int ranks, struct gang_arena *arena, bool **out);
 
 // A step as it was predicted and the same step as it was, side by side.
 void gang_sim_trace_pair(const struct gang_sim *predicted, const struct gang_sim *real, const struct gang_program *program, struct gang_buffer *out);

@@ -87,12 +87,8 @@ static enum gang_status evaluate(const struct gang_task *task, const struct gang
                   : gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, fold, arena, &out->program, &out->schedule);
     if (!status) status = gang_program_verify(&out->program, &out->costs, arena, &out->facts);
     if (status) return status;
-    const struct gang_sim_input input = {.pool = pool,
-                                         .layout = &out->layout,
-                                         .placement = &out->placement,
-                                         .costs = &out->costs,
-                                         .program = &out->program,
-                                         .spans = flags & GANG_EVALUATE_SPANS};
+    const struct gang_sim_input input = {
+        .pool = pool, .layout = &out->layout, .placement = &out->placement, .costs = &out->costs, .program = &out->program};
     status = gang_sim_run(&input, arena, &out->sim);
     if (status) return status;
     gang_sim_summarise(&input, task, &out->sim, &out->summary);

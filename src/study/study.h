@@ -22,8 +22,8 @@ struct gang_answer {
     int tightest_class, tightest_stage;
 };
 
-// Flags: memory is not checked; spans are kept; every replica is simulated by itself instead of one for each class.
-enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2, GANG_EVALUATE_UNFOLDED = 4 };
+// Flags: memory is not checked; every replica is simulated by itself instead of one for each class.
+enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_UNFOLDED = 2 };
 
 // Places, prices, orders, verifies and simulates. GANG_ERR_INPUT for a layout that does not fit the task or the pool,
 // GANG_ERR_MEMORY (unless GANG_EVALUATE_ANY_MEMORY) with what is missing where.
@@ -128,7 +128,7 @@ struct gang_case {
 
 // Error of a set of rows, as fractions of the measured value.
 struct gang_error_summary {
-    const char *device, *dtype, *source; // "" where all
+    const char *device, *dtype, *source; // "" where all; device "dense" or "experts": of all devices
     int rows;
     double mean, median, p95, largest;
     double null_mean; // of one constant MFU for the device and type, its best
@@ -139,9 +139,10 @@ struct gang_validation {
     int count;
     struct gang_case *cases;
     struct gang_error_summary blind; // rows that no calibration used
-    int set_count;
-    struct gang_error_summary *sets; // by device, type and source
-    double tau;                      // Kendall's, mean over groups of rows that share model, device and device count
+    int set_count, kind_count;
+    struct gang_error_summary *sets;  // by device, type and source
+    struct gang_error_summary *kinds; // dense models, those with experts, then by device
+    double tau;                       // Kendall's, mean over groups of rows that share model, device and device count
     int tau_groups;
     int memory_rows; // that state a peak, and the mean error of the predicted one
     double memory_mean;

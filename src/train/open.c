@@ -14,6 +14,14 @@ enum { MAX_JOB_BYTES = 1 << 20, MAX_METRICS_BYTES = 1 << 30 };
 
 // ---- Input ---------------------------------------------------------------------------------------------------------
 
+enum gang_status gang_job_config(const struct gang_job *job, struct gang_config *out) {
+    enum gang_status status = gang_config_read(job->model, out);
+    if (!status && job->sequence_length > out->max_positions)
+        status = gang_fail(GANG_ERR_INPUT, "%s: sequence_length %lld is more than the model's max_position_embeddings %d", job->path,
+                           (long long)job->sequence_length, out->max_positions);
+    return status;
+}
+
 enum gang_status gang_job_tokenizer(const struct gang_job *job, const struct gang_config *config, struct gang_tokenizer **out) {
     struct gang_arena arena;
     const char *path = NULL;

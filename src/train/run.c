@@ -56,10 +56,7 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     const struct gang_job *job = r->job;
     char *dir = NULL;
     bool fresh;
-    enum gang_status status = gang_config_read(job->model, &r->config);
-    if (!status && job->sequence_length > r->config.max_positions)
-        status = gang_fail(GANG_ERR_INPUT, "%s: sequence_length %lld is more than the model's max_position_embeddings %d", job->path,
-                           (long long)job->sequence_length, r->config.max_positions);
+    enum gang_status status = gang_job_config(job, &r->config);
     if (!status) status = gang_job_find_save(job, resume, &r->arena, &dir);
     if (!status) status = gang_job_tokenizer(job, &r->config, &r->tokenizer);
     if (!status)

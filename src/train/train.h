@@ -156,6 +156,7 @@ struct gang_job {
     int weights;            // enum gang_weights
     char *cluster, *layout; // "": one device, this machine's processor; "auto": the best that is found
     int launcher;           // enum gang_launcher
+    char *coordinator;      // "auto", or by which name nodes reach this one
 };
 
 enum gang_weights { GANG_WEIGHTS_AUTO, GANG_WEIGHTS_FRESH };
@@ -168,6 +169,8 @@ GANG_CHECK_RESULT enum gang_status gang_job_read(const char *path, struct gang_a
 
 // Linear warm-up, then a cosine to min_learning_rate of the peak (Loshchilov and Hutter 2017). `step` counts from 1.
 double gang_job_rate(const struct gang_job *job, int64_t step);
+// The job's model, which must take samples of its length.
+GANG_CHECK_RESULT enum gang_status gang_job_config(const struct gang_job *job, struct gang_config *out);
 // The job's tokenizer, which must suit the model; then its data. `progress` as in struct gang_data_options.
 GANG_CHECK_RESULT enum gang_status gang_job_tokenizer(const struct gang_job *job, const struct gang_config *config, struct gang_tokenizer **out);
 GANG_CHECK_RESULT enum gang_status gang_job_data(const struct gang_job *job, const struct gang_config *config, const struct gang_tokenizer *tokenizer,

@@ -43,6 +43,9 @@ table = open("data/cases/training_runs.csv").read().count("\n") - 1
 assert len(rows) + len(skipped) == table, "a row was dropped"
 assert all(r["predicted"] > 0 for r in rows) and all(x["why"] for x in skipped)
 assert s["rows"] == sum(not r["calibrated_on"] for r in rows) > 200
+kinds = {k["device"]: k for k in s["kinds"]}
+assert kinds["dense"]["rows"] + kinds["experts"]["rows"] == s["rows"] and kinds["dense"]["mean_pct"] < 8, kinds
+assert sum(k["rows"] for k in s["kinds"]) == 2 * s["rows"] and "H100-80GB" in kinds
 assert s["mean_pct"] < 8 and s["mean_pct"] < s["null_mean_pct"] and s["kendall_tau"] > 0.9, s
 ' && ok validate_accuracy || { echo "$out" | tail -c 300; failed validate_accuracy; }
 refuse validate_no_table "the column 'id' is missing" validate data/cases/faults.csv
@@ -54,7 +57,17 @@ t = json.load(open(sys.argv[1]))["traceEvents"]
 assert sum(x["ph"] == "X" for x in t) >= 4 * 2 * 256
 assert sum(x["ph"] == "b" for x in t) == sum(x["ph"] == "e" for x in t) == 2 * 3 * 256
 ' "$trace" && ok simulate_trace || failed simulate_trace
+"$GANGLINE" simulate $e/llama405.yaml --layout tp=8,pp=16,dp=128,vpp=4,recompute=selective --unfolded --trace "$trace" --ranks 0-3,2047 --json | grep -q step_seconds && python3 -c '
+import json, sys
+t = json.load(open(sys.argv[1]))["traceEvents"]
+ranks = {16 * x["pid"] + x["tid"] // 2 for x in t if x["ph"] == "X"}
+assert ranks == {0, 1, 2, 3, 2047}, ranks
+assert sum(x["ph"] == "X" and x["name"].startswith("forward") for x in t) == 5 * 4 * 16
+assert {x["name"].split()[0] for x in t if x["ph"] == "X" and x["pid"] == 127} >= {"forward", "gather", "reduce", "optimizer"}
+' "$trace" && ok trace_ranks || failed trace_ranks
 rm -f "$trace"
+refuse trace_ranks_beyond "ranks: '4'" simulate $e/node8.yaml --layout tp=2,pp=4 --trace "$trace" --ranks 0-1,4
+refuse trace_ranks_text "ranks: 'x'" simulate $e/node8.yaml --layout tp=2,pp=4 --trace "$trace" --ranks 1,x
 for trainer in megatron torchtitan deepspeed; do
     "$GANGLINE" plan $e/llama405.yaml --layout tp=8,pp=16,vpp=4,recompute=selective --emit $trainer | grep -qi "$trainer" && ok emit_$trainer || failed emit_$trainer
 done
@@ -77,15 +90,21 @@ sum=$("$GANGLINE" simulate "$work/spoiled" 2>&1 | sed "s/.*'\(checksum [0-9a-f]*
 sed -i "s/^checksum.*/$sum/" "$work/spoiled"
 refuse plan_deadlock "deadlock" simulate "$work/spoiled"
 rm -r "$work"
-# What distance costs (data/cases/far_and_unlike.csv): far-pp-2 prints 0.13 %, far-dp-2 1.95 %; the same devices in one room against two.
-near=$(mktemp)
-sed 's/12.8Tbps/1000Tbps/; s/300km/1m/' $e/clusters/cities300.yaml >"$near"
-step() { "$GANGLINE" simulate $e/cities300.yaml --json "$@" | sed 's/.*"step_seconds": \([0-9.]*\).*/\1/'; }
-for crossing in stages replicas,dp_overlap=0; do
-    far=$(step --layout tp=8,pp=8,place=$crossing) room=$(step --layout tp=8,pp=8,place=$crossing --cluster "$near")
-    awk "BEGIN { loss = 100 * ($far / $room - 1); exit !(loss > -0.2 && loss < 1.13) }" && ok far_$crossing || { echo "$far $room"; failed far; }
-done
-rm -f "$near"
+# What distance costs (data/cases/far_and_unlike.csv), the same devices in one room against two or three. The sources state no batch:
+# with 2 M tokens a step every row is within one point of its printed loss.
+work=$(mktemp -d)
+sed "s/4194304/2097152/; s#models/#$PWD/$e/models/#; s#clusters/#$PWD/$e/clusters/#" $e/cities300.yaml >"$work/job.yaml"
+step() { "$GANGLINE" simulate "$work/job.yaml" --json "$@" | sed 's/.*"step_seconds": \([0-9.]*\).*/\1/'; }
+far() { # far NAME CLUSTER PLACE PRINTED
+    sed 's/12.8Tbps/1000Tbps/; s/[0-9]*km}/1m}/' "$e/clusters/$2.yaml" >"$work/near.yaml"
+    far=$(step --layout tp=8,pp=8,place=$3 --cluster "$e/clusters/$2.yaml") room=$(step --layout tp=8,pp=8,place=$3 --cluster "$work/near.yaml")
+    awk "BEGIN { off = 100 * ($far / $room - 1) - $4; exit !($far > 0 && off > -1 && off < 1) }" && ok "$1" || { echo "$far $room"; failed "$1"; }
+}
+far far_dp_2 cities300 replicas 1.95
+far far_dp_3 cities300-three replicas 0.78
+far far_pp_2 cities300 stages 0.13
+far far_pp_3 cities300-three stages 0.14
+rm -r "$work"
 refuse simulate_too_big "needs " simulate $e/cities500.yaml --layout tp=2,pp=2
 refuse simulate_no_division "does not divide" simulate $e/node8.yaml --layout tp=3
 refuse simulate_no_cluster "nowhere.yaml" simulate $e/node8.yaml --cluster nowhere.yaml

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "../plan/random.h"
 #include "study/study.h"
 
 struct made {
@@ -191,6 +192,56 @@ static void test_refuses(void **state) {
     gang_arena_release(&m.arena);
 }
 
+// What random_layout saw; every one must occur.
+struct seen {
+    int pipeline, replicas, chunks, uneven, unlike, far, tied, full;
+    int schedules[GANG_SCHEDULE_LIST + 1];
+};
+
+static void note(const struct gang_task *task, const struct gang_pool *pool, const struct gang_answer *a, struct seen *seen) {
+    const struct gang_layout *l = &a->layout;
+    seen->pipeline += l->pp > 1, seen->replicas += l->dp > 1, seen->chunks += l->vpp > 1, seen->tied += task->shape.tied && l->pp > 1;
+    for (int c = 1; c < l->layer_count; c++) seen->uneven += l->layers[c] > l->layers[0] + 1;
+    for (int g = 1; g < pool->group_count; g++) seen->unlike += pool->groups[g]->kind != pool->groups[0]->kind;
+    seen->far += a->sim.link_bytes[0] > 0;
+    seen->full += l->recompute == GANG_RECOMPUTE_FULL;
+    seen->schedules[l->schedule]++;
+}
+
+// Every drawn layout is placed, ordered, verified and simulated; folded and not in the same time; nothing is lost on the way.
+static void test_random_layouts(void **state) {
+    (void)state;
+    uint64_t seed = test_seed();
+    struct seen seen = {0};
+    for (uint64_t i = 0; i < 600; i++) {
+        struct gang_arena arena;
+        struct gang_task task;
+        struct gang_pool pool;
+        struct gang_layout layout;
+        struct gang_answer folded, whole;
+        gang_arena_init(&arena);
+        gang_random_task(gang_random_at(seed, i, 0), &task);
+        gang_random_pool(gang_random_at(seed, i, 1), &arena, &pool);
+        gang_random_layout(gang_random_at(seed, i, 2), &task, &pool, &layout);
+        if (gang_evaluate(&task, &pool, &layout, 0, &arena, &folded)) fail_msg("case %d: %s", (int)i, gang_error());
+        assert_ok(gang_evaluate(&task, &pool, &layout, GANG_EVALUATE_UNFOLDED, &arena, &whole));
+        if (fabs(folded.sim.step_seconds / whole.sim.step_seconds - 1) > 1e-6)
+            fail_msg("case %d: folded %.9g, unfolded %.9g", (int)i, folded.sim.step_seconds, whole.sim.step_seconds);
+        assert_int_equal(whole.program.replicas, layout.dp);
+        assert_true(whole.sim.sent_bytes == whole.sim.received_bytes);
+        int64_t sequences = 0, layers = 0;
+        for (int r = 0; r < layout.dp; r++) sequences += whole.program.micro_batches[r] * layout.micro_batch;
+        for (int c = 0; c < folded.layout.layer_count; c++) layers += folded.layout.layers[c];
+        assert_int_equal(sequences, task.global_batch);
+        assert_int_equal(layers, task.shape.layers);
+        note(&task, &pool, &folded, &seen);
+        gang_arena_release(&arena);
+    }
+    const int *counts = (const int *)&seen;
+    for (size_t i = 0; i < sizeof seen / sizeof *counts; i++)
+        if (counts[i] < 5) fail_msg("feature %zu was drawn %d times", i, counts[i]);
+}
+
 static void test_kendall(void **state) {
     (void)state;
     const double a[] = {1, 2, 3, 4}, b[] = {1, 2, 4, 3}, c[] = {4, 3, 2, 1};
@@ -201,6 +252,7 @@ static void test_kendall(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_objectives), cmocka_unit_test(test_carried),
-                                       cmocka_unit_test(test_outages),    cmocka_unit_test(test_refuses),    cmocka_unit_test(test_kendall)};
+                                       cmocka_unit_test(test_outages),    cmocka_unit_test(test_refuses),    cmocka_unit_test(test_random_layouts),
+                                       cmocka_unit_test(test_kendall)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
