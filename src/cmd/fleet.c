@@ -50,14 +50,16 @@ static void show_started(void *context, const struct gang_fleet_start *start) {
     const struct gang_answer *a = start->answer;
     struct gang_arena arena;
     if (s->json) return;
+    double tokens = (double)(start->task->global_batch * start->task->sequence_length);
     gang_arena_init(&arena);
     printf("  plan    %s (%s), %lld devices: %.4g s a step, %.4g tokens/s predicted from %s\n", gang_layout_print(&a->layout, &arena),
-           gang_schedule_names[a->schedule], (long long)a->placement.devices_used, a->summary.step_seconds, a->summary.tokens_per_second,
+           gang_schedule_names[a->schedule], (long long)a->placement.devices_used, start->seconds, tokens / start->seconds,
            start->measured ? "what was measured here" : "the devices' kinds");
     show_ranks(start);
+    if (start->pool->sites.count > 1) printf("  lost    to distance %.1f %% by prediction\n", 100 * (1 - start->near_seconds / start->seconds));
     if (start->parts > 0)
-        printf("  lost    predicted: to distance %.1f %%, to unlikeness %.1f %%\n", 100 * (1 - start->near_seconds / a->summary.step_seconds),
-               100 * (1 - a->summary.tokens_per_second * a->summary.step_seconds / start->near_seconds / start->parts));
+        printf("  parts   each group by itself does %.4g tokens/s in sum by prediction: without distance they do %.1f %% of that together\n",
+               start->parts, 100 * tokens / start->near_seconds / start->parts);
     for (int i = 0; i < start->pool->links.count; i++) {
         const struct gang_link *link = gang_pool_link(start->pool, i);
         printf("  link    %s - %s: %.4g Gbit/s, round trip %.3g ms%s\n", link->between.items[0], link->between.items[1], link->bandwidth * 8e-9,

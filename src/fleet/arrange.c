@@ -183,18 +183,18 @@ static enum gang_status check_alike(const struct gang_lead *l) {
     return GANG_OK;
 }
 
-// Device rank * tp + tp_index of the run.
-static struct gang_fleet_member *device_member(const struct gang_lead *l, int device) {
-    int tp = l->answer.layout.tp;
-    return gang_lead_member(l, device / tp) + device % tp;
-}
-
 // The same run once more with what every rank did when, to be compared with what they will do.
 static enum gang_status keep_spans(struct gang_lead *l) {
     struct gang_answer *a = &l->answer;
     const struct gang_sim_input input = {
         .pool = l->pool, .layout = &a->layout, .placement = &a->placement, .costs = &a->costs, .program = &a->program, .spans = true};
     return gang_sim_run(&input, l->arena, &a->sim);
+}
+
+// Device rank * tp + tp_index of the run.
+static struct gang_fleet_member *device_member(const struct gang_lead *l, int device) {
+    int tp = l->answer.layout.tp;
+    return gang_lead_member(l, device / tp) + device % tp;
 }
 
 enum gang_status gang_lead_plan(struct gang_lead *l) {

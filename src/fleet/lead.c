@@ -123,9 +123,9 @@ static enum gang_status take(struct gang_lead *l, const struct gang_control_even
     enum gang_status status = gang_fleet_parse(e->data, e->bytes, &body);
     if (status) return status;
     int rank = l->members[e->worker].rank;
-    bool first = l->members[e->worker].tp_index == 0; // its memory and spans stand for all devices of the rank
     if (e->type == FLEET_MEASURE) take_measure(l);
     if (e->type == FLEET_READY && news) status = take_ready(l, e->worker, body);
+    bool first = l->members[e->worker].tp_index == 0; // its memory and spans stand for all devices of the rank
     if (e->type == FLEET_BUILT && news && first) {
         l->result->said_bytes[rank] = gang_fleet_number(body, "memory");
         l->memory[rank] = (int64_t)fmin(fmax(l->result->said_bytes[rank], 0), 1e18);
@@ -311,6 +311,7 @@ static void prepare_result(struct gang_lead *l) {
 
 static void tell_start(struct gang_lead *l, struct gang_fleet_start *out) {
     bool emulated = false;
+    double slow = l->options->job ? 1 : l->options->slow;
     for (int i = 0; i < l->relays.count; i++) emulated |= l->relays.relay[i] != NULL;
     *out = (struct gang_fleet_start){.task = &l->task,
                                      .pool = l->pool,
@@ -319,8 +320,9 @@ static void tell_start(struct gang_lead *l, struct gang_fleet_start *out) {
                                      .memory = l->memory,
                                      .measured = l->options->job != NULL,
                                      .emulated = emulated,
-                                     .near_seconds = gang_lead_near_seconds(l),
-                                     .parts = l->pool->group_count > 1 ? gang_sum_of_parts(&l->task, l->pool, l->arena) : 0};
+                                     .seconds = slow * l->answer.sim.step_seconds,
+                                     .near_seconds = slow * gang_lead_near_seconds(l),
+                                     .parts = l->pool->group_count > 1 ? gang_sum_of_parts(&l->task, l->pool, l->arena) / slow : 0};
     // The caller keeps what it needs of the run beyond our own life.
     struct gang_lead *kept = gang_arena_alloc(l->arena, sizeof *kept);
     *kept = *l;
