@@ -284,7 +284,7 @@ static void add_stand_in(const struct gang_lead *l, int rank, json_t *body) {
     static const char *const names[] = {"forward", "input", "weight", "parameters"};
     for (int i = 0; i < 4; i++) json_object_set_new(body, names[i], gang_fleet_array(chunks, columns + i * chunks));
     json_object_set_new(body, "optimizer", json_real(a->costs.optimizer_seconds[class * a->costs.stages + rank % a->layout.pp]));
-    json_object_set_new(body, "message_bytes", json_real(a->costs.message_bytes));
+    json_object_set_new(body, "message_bytes", json_real(a->costs.message_bytes / (a->layout.sequence_parallel ? a->layout.tp : 1)));
     json_object_set_new(body, "spread", json_real(l->options->spread));
     json_object_set_new(body, "slow", json_real(l->options->slow));
 }

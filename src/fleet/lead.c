@@ -227,7 +227,7 @@ static enum gang_status start_workers(struct gang_lead *l) {
     return status ? status : collect(l, FLEET_READY, l->count);
 }
 
-// Ranks of a host have looked each for itself whether there is memory; here for all of them.
+// Devices of a host have looked each for itself whether there is memory; here for all of them.
 static enum gang_status check_hosts(const struct gang_lead *l) {
     bool local = l->options->launcher == GANG_LAUNCH_LOCAL;
     for (int r = 0; r < l->ranks && l->options->job; r++) {
@@ -235,13 +235,14 @@ static enum gang_status check_hosts(const struct gang_lead *l) {
         double sum = 0;
         int count = 0;
         char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES];
-        for (int i = 0; i < l->ranks; i++)
-            if (local || gang_lead_member(l, i)->node == m->node) sum += (double)l->memory[i], count++;
+        for (int i = 0; i < l->count; i++)
+            if (l->members[i].rank >= 0 && (local || l->members[i].node == m->node)) sum += (double)l->memory[l->members[i].rank], count++;
         if (sum > m->memory)
-            return gang_fail(GANG_ERR_MEMORY,
-                             "%s: its %d ranks need %s together, %s are available: choose more stages on other hosts, recompute=full or a smaller mb "
-                             "in the layout",
-                             l->nodes[m->node], count, gang_human_bytes(sum, a), gang_human_bytes(m->memory, b));
+            return gang_fail(
+                GANG_ERR_MEMORY,
+                "%s: its %d devices need %s together, %s are available: choose more stages on other hosts, recompute=full or a smaller mb "
+                "in the layout",
+                l->nodes[m->node], count, gang_human_bytes(sum, a), gang_human_bytes(m->memory, b));
     }
     return GANG_OK;
 }

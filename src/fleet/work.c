@@ -236,7 +236,7 @@ static enum gang_status join_links(struct work *w) {
 static enum gang_status check_output(const struct work *w) {
     char path[4096];
     snprintf(path, sizeof path, "%s/job.yaml", w->job.output);
-    if (w->assignment.rank > 0 || gang_path_exists(path)) return GANG_OK;
+    if (w->assignment.rank > 0 || w->assignment.tp_index > 0 || gang_path_exists(path)) return GANG_OK;
     return gang_fail(GANG_ERR_INPUT,
                      "%s: not there on this host, where rank 0 would write the saves: share it between this host and the one where the run was "
                      "started, or name this site later in the cluster file",

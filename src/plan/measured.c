@@ -1,5 +1,5 @@
-// Seconds that were measured, in the place of those that the roofline gives. A layer was measured whole: cut into tp slices it takes a
-// tp-th, and the exchange that was worked out. Embedding and head are not cut where such a plan runs.
+// Seconds that were measured, in the place of those that the roofline gives. They are of a whole layer: a device of a cell takes a tp-th,
+// and the exchange that was worked out. So of embedding and head, if the rows are cut; without sequence parallelism each does all.
 #include "plan/plan.h"
 
 // Between two sizes straight; beyond the last in proportion.
@@ -18,14 +18,15 @@ static void set_slice(struct gang_time *time, double seconds, int tp) { *time = 
 
 void gang_price_measured(const struct gang_times *t, const struct gang_layout *l, struct gang_price *price) {
     int64_t b = l->micro_batch;
+    int ends = l->sequence_parallel ? l->tp : 1;
     struct gang_chunk_cost *layer = &price->layer[0];
     set_slice(&layer->forward, at(t, t->forward, b), l->tp);
     set_slice(&layer->input, at(t, t->input, b) + (l->recompute == GANG_RECOMPUTE_FULL ? at(t, t->forward, b) : 0), l->tp);
     set_slice(&layer->weight, at(t, t->weight, b), l->tp);
-    set(&price->first.forward, at(t, t->first_forward, b));
+    set(&price->first.forward, at(t, t->first_forward, b) / ends);
     set(&price->first.input, 0);
-    set(&price->first.weight, at(t, t->first_backward, b));
-    set(&price->last.forward, at(t, t->last_forward, b));
-    set(&price->last.input, at(t, t->last_backward, b));
+    set(&price->first.weight, at(t, t->first_backward, b) / ends);
+    set(&price->last.forward, at(t, t->last_forward, b) / ends);
+    set(&price->last.input, at(t, t->last_backward, b) / ends);
     set(&price->last.weight, 0);
 }
