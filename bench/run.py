@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 
+import fleet
+
 ROUNDS = 3
 STEPS = 4  # of ours per round; the first is warm-up
 MODELS = {
@@ -218,7 +220,14 @@ def wire(build):
         record(e["name"], e["value"], e["unit"], e["goal"], e["holds"], e["note"])
 
 
-AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan, "predict": predict, "wire": wire}
+def run(build):
+    """Many ranks: unlike, far apart, beside one; what was predicted for them."""
+    with tempfile.TemporaryDirectory() as work:
+        text(work)
+        fleet.measure(os.path.abspath(build), work, record)
+
+
+AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan, "predict": predict, "wire": wire, "run": run}
 
 
 def main():

@@ -133,7 +133,9 @@ int gang_socket_accept(int listener) { return accept4(listener, NULL, NULL, SOCK
 void gang_socket_no_delay(int fd) { set(fd, IPPROTO_TCP, TCP_NODELAY, 1); }
 
 void gang_socket_buffers(int fd, size_t bytes) {
-    int value = bytes > INT32_MAX / 2 ? INT32_MAX / 2 : (int)bytes;
+    // Loopback's segments are of 64 KiB: with room for less than a few, TCP waits for timers between them.
+    enum { LEAST = 256 << 10 };
+    int value = bytes > INT32_MAX / 2 ? INT32_MAX / 2 : bytes < LEAST ? LEAST : (int)bytes;
     if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &value, sizeof value)) set(fd, SOL_SOCKET, SO_SNDBUF, value);
     if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &value, sizeof value)) set(fd, SOL_SOCKET, SO_RCVBUF, value);
 }

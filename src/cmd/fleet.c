@@ -55,6 +55,9 @@ static void show_started(void *context, const struct gang_fleet_start *start) {
            gang_schedule_names[a->schedule], (long long)a->placement.devices_used, a->summary.step_seconds, a->summary.tokens_per_second,
            start->measured ? "what was measured here" : "the devices' kinds");
     show_ranks(start);
+    if (start->parts > 0)
+        printf("  lost    predicted: to distance %.1f %%, to unlikeness %.1f %%\n", 100 * (1 - start->near_seconds / a->summary.step_seconds),
+               100 * (1 - a->summary.tokens_per_second * a->summary.step_seconds / start->near_seconds / start->parts));
     for (int i = 0; i < start->pool->links.count; i++) {
         const struct gang_link *link = gang_pool_link(start->pool, i);
         printf("  link    %s - %s: %.4g Gbit/s, round trip %.3g ms%s\n", link->between.items[0], link->between.items[1], link->bandwidth * 8e-9,
@@ -67,6 +70,7 @@ static void show_started(void *context, const struct gang_fleet_start *start) {
 static void show_step(void *context, const struct gang_fleet_step *p) {
     struct gang_fleet_screen *s = context;
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES];
+    gang_curve_add(&s->curve, p->step, p->steps, p->loss);
     if (s->json) {
         printf("{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"seconds\": %.6f, \"tokens_per_second\": %.1f, "
                "\"fraction_of_prediction\": %.4f, "
@@ -135,6 +139,7 @@ static void show_end(const struct gang_fleet_screen *s, const struct gang_fleet_
     if (!r->steps_done) return;
     printf("  step    %.4f s predicted, %.4f s measured (median of %lld; %+.1f %%), %.1f tokens/s\n", r->predicted_seconds, r->step_seconds,
            (long long)r->steps_done, off(r->predicted_seconds, r->step_seconds), r->tokens_per_second);
+    gang_show_curve(&s->curve);
     if (r->first_loss > 0) printf("  loss    %.4f to %.4f\n", r->first_loss, r->last_loss);
     double worst = 0;
     int rank = 0;
@@ -154,6 +159,42 @@ static void show_end(const struct gang_fleet_screen *s, const struct gang_fleet_
     }
 }
 
+// What was predicted and what came of it, as one JSON object on a line.
+static void print_report(const struct gang_fleet_start *start, const struct gang_fleet_result *r, struct gang_buffer *out) {
+    struct gang_arena arena;
+    gang_arena_init(&arena);
+    gang_buffer_printf(out,
+                       "{\"layout\": \"%s\", \"schedule\": \"%s\", \"predicted_seconds\": %.9g, \"seconds\": %.9g, \"tokens_per_second\": %.9g, "
+                       "\"near_seconds\": %.9g, \"parts_tokens_per_second\": %.9g, \"link_bytes\": %.9g, \"ranks\": [",
+                       gang_layout_print(&start->answer->layout, &arena), gang_schedule_names[start->answer->schedule], r->predicted_seconds,
+                       r->step_seconds, r->tokens_per_second, start->near_seconds, start->parts, r->link_bytes);
+    for (int i = 0; i < r->ranks; i++) {
+        gang_buffer_printf(out, "%s{\"said_bytes\": %.0f, \"peak_bytes\": %.0f", i ? ", " : "", r->said_bytes[i], r->peak_bytes[i]);
+        for (int op = 0; op < GANG_OPS; op++)
+            if (r->kinds[i][op].measured > 0 || r->kinds[i][op].predicted > 0)
+                gang_buffer_printf(out, ", \"%s\": [%.9g, %.9g]", gang_ops[op].name, r->kinds[i][op].predicted, r->kinds[i][op].measured);
+        gang_buffer_printf(out, "}");
+    }
+    gang_buffer_printf(out, "]}\n");
+    gang_arena_release(&arena);
+}
+
+// Printed with --json, and kept in the run's directory.
+static enum gang_status report(const struct gang_fleet_options *options, const struct gang_fleet_screen *s, const struct gang_fleet_start *start,
+                               const struct gang_fleet_result *r) {
+    struct gang_buffer text = {0}, path = {0};
+    enum gang_status status = GANG_OK;
+    print_report(start, r, &text);
+    if (s->json) printf("%s", text.data);
+    if (options->job) {
+        gang_buffer_printf(&path, "%s/report.json", options->job->output);
+        status = gang_file_publish(path.data, text.data, text.len);
+    }
+    gang_buffer_release(&text);
+    gang_buffer_release(&path);
+    return status;
+}
+
 static enum gang_status write_trace(const char *path, const struct gang_fleet_start *start, const struct gang_fleet_result *r) {
     struct gang_buffer text = {0};
     gang_sim_trace_pair(&start->answer->sim, &r->real, &start->answer->program, &text);
@@ -171,6 +212,7 @@ enum gang_status gang_show_fleet(const struct gang_fleet_options *options, struc
     enum gang_status status = gang_fleet_run(options, &events, &gang_interrupted, &arena, &start, result);
     if (s->live && status && result->steps_done) printf("\n");
     if (!status && !s->json) show_end(s, result);
+    if (!status && result->steps_done) status = report(options, s, &start, result);
     if (!status && s->trace) status = write_trace(s->trace, &start, result);
     gang_arena_release(&arena);
     return status;

@@ -2,12 +2,14 @@
 #ifndef GANG_CMD_FLEET_H
 #define GANG_CMD_FLEET_H
 
+#include "cmd/show.h"
 #include "fleet/fleet.h"
 
 struct gang_fleet_screen {
     bool json, live, explain;
     const char *trace; // file for the real step beside the simulated one; NULL: none
     double last_line;
+    struct gang_curve curve;
 };
 
 // Runs it and shows it: the plan, a line per step, and at the end predicted beside measured.

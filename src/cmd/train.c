@@ -9,12 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { CURVE = 60 };
-
 struct screen {
     bool json, live, tokenised;
     double last_line; // when a plain line was printed last
-    double losses[CURVE], counts[CURVE];
+    struct gang_curve curve;
     double expected_bytes;
 };
 
@@ -54,9 +52,7 @@ static void show_start(void *context, const struct gang_run_start *r) {
 static void show_step(void *context, const struct gang_run_step *p) {
     struct screen *s = context;
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES];
-    int64_t bin = (p->step - 1) * CURVE / p->steps;
-    s->losses[bin] += p->loss;
-    s->counts[bin]++;
+    gang_curve_add(&s->curve, p->step, p->steps, p->loss);
     if (s->json) {
         printf("{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"learning_rate\": %.6g, \"seconds\": %.6f, \"tokens\": %lld, "
                "\"tokens_per_second\": %.1f, \"peak_fraction\": %.4f, \"seconds_left\": %.1f}\n",
@@ -82,29 +78,12 @@ static void show_saved(void *context, const char *dir, int64_t step) {
     printf("%s  saved %s%s\n", s->live ? "\r" : "", dir, s->live ? "\033[K" : "");
 }
 
-// The loss over the run as a line of bars: the picture says at once whether it learns.
-static void print_curve(const struct screen *s) {
-    static const char *const bars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-    double low = 1e300, high = -1e300;
-    for (int i = 0; i < CURVE; i++) {
-        if (!s->counts[i]) continue;
-        double mean = s->losses[i] / s->counts[i];
-        low = mean < low ? mean : low;
-        high = mean > high ? mean : high;
-    }
-    if (high <= low) return;
-    printf("  loss    ");
-    for (int i = 0; i < CURVE; i++)
-        if (s->counts[i]) printf("%s", bars[(int)((s->losses[i] / s->counts[i] - low) / (high - low) * 7.99)]);
-    printf("  %.2f to %.2f\n", high, low);
-}
-
 static void print_end(const struct screen *s, const struct gang_job *job, const struct gang_run_result *r) {
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES];
     if (r->stopped && r->saved[0]) printf("%s  stopped; go on with: gangline train %s --resume\n", s->live ? "\n" : "", job->path);
     if (r->stopped && !r->saved[0]) printf("  stopped before a step was done; nothing to save\n");
     if (!r->steps_done) return;
-    print_curve(s);
+    gang_show_curve(&s->curve);
     printf("  %lld steps, loss %.4f to %.4f, %s tokens/s (median)\n", (long long)r->steps_done, r->first_loss, r->last_loss,
            gang_human_count(r->tokens_per_second, a));
     printf("  memory  peak %s by the kernel's account, %s said before (%+.1f %%)\n", gang_human_bytes(r->peak_bytes, b),

@@ -57,7 +57,8 @@ static void say_remedy(const struct gang_control *control, const struct gang_nod
     const char *end = node->launch->end;
     *out = 0;
     if (node->ready) return;
-    if (!strcmp(end, "exit status 127")) snprintf(out, bytes, ": is gangline installed there, as %.256s?", control->options.program);
+    if (!strcmp(end, control->options.launcher == GANG_LAUNCH_SLURM ? "exit status 2" : "exit status 127"))
+        snprintf(out, bytes, ": is gangline installed there, as %.256s?", control->options.program);
     if (control->options.launcher == GANG_LAUNCH_SSH && !strcmp(end, "exit status 255"))
         snprintf(out, bytes, ": is the host up, and does 'ssh -o BatchMode=yes %.256s true' work without a password?", node->name);
 }
@@ -87,10 +88,17 @@ static void lose_node(struct gang_control *control, int n) {
     }
 }
 
+// Whether the line is to be quoted rather than the one before: what srun says about a task's end is worth less than what the task said.
+static bool tells_more(const char *line, const char *last) {
+    static const char srun[] = "srun: ";
+    size_t n = sizeof srun - 1;
+    return *line && (strncmp(line, srun, n) != 0 || !*last || strncmp(last, srun, n) == 0);
+}
+
 static void hear_launch(struct gang_control *control, struct gang_launch *launch) {
     bool ended = launch->pidfd >= 0 && gang_launch_ended(launch);
     while (room_for_notes(control) && gang_lines_next(&launch->lines) == LINE_READY) {
-        if (launch->lines.line[0]) snprintf(launch->last, sizeof launch->last, "%.255s", launch->lines.line);
+        if (tells_more(launch->lines.line, launch->last)) snprintf(launch->last, sizeof launch->last, "%.255s", launch->lines.line);
         gang_text_clean(launch->last);
         add_note(control,
                  (struct gang_control_event){.kind = GANG_EVENT_LOG, .worker = -1, .node = launch->first_node, .type = 2, .at_ns = gang_os->now_ns()},

@@ -58,7 +58,7 @@ struct gang_control_options {
     enum gang_launcher launcher;
     const char *program; // of gangline on the nodes; NULL: this very program
     int node_count;
-    const char *const *nodes; // host names for ssh, node names for slurm; local: any names, for messages
+    const char *const *nodes; // host names for ssh; local: any names, for messages; slurm: of the allocation, NULL: its first ones
     int worker_count;
     const struct gang_control_worker *workers;
     const char *const *worker_argv; // ends with NULL; argv[0] "" is the agent's own program, else looked up in PATH
@@ -110,6 +110,25 @@ GANG_CHECK_RESULT enum gang_status gang_control_next(struct gang_control *contro
 // NULL is fine.
 enum { GANG_CONTROL_CLOSE_MS = 8000 };
 void gang_control_close(struct gang_control *control);
+
+// ---- Slurm ---------------------------------------------------------------------------------------------------------
+//
+// GANG_LAUNCH_SLURM works inside an allocation (salloc, sbatch, gang_slurm_submit) with Slurm's own commands: one srun places all
+// agents. Slurm announces an end by SIGTERM: `scancel --batch --signal=TERM JOB` and the time limit of a submitted job tell the
+// coordinator alone, a plain scancel tells every process of the job at once and kills what is left after Slurm's KillWait.
+// Agents ignore it; a worker that has something to save ignores it too and waits for its coordinator's word.
+
+struct gang_slurm_job {
+    const char *name;
+    const char *dir; // for the script and the output; it exists, and all nodes see it
+    int nodes;
+    int64_t limit_s;         // of time; 0: the partition's
+    int64_t notice_s;        // SIGTERM so long before the limit
+    bool requeue;            // start again after a node failure or a preemption
+    const char *const *argv; // the coordinator, ends with NULL
+};
+// Writes DIR/NAME.sbatch and submits it. The output goes to DIR/NAME-JOBID.log.
+GANG_CHECK_RESULT enum gang_status gang_slurm_submit(const struct gang_slurm_job *job, int64_t *job_id);
 
 // ---- A worker ------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ void gang_say_end(int code, int signal_number, char *out, size_t bytes) {
 }
 
 // For the shell on the other side, which ssh always asks.
-static const char *quoted(struct gang_arena *arena, const char *text) {
+const char *gang_shell_quoted(struct gang_arena *arena, const char *text) {
     char *out = gang_arena_alloc(arena, 4 * strlen(text) + 3), *p = out;
     *p++ = '\'';
     for (; *text; text++) {
@@ -51,7 +51,26 @@ static void ssh_words(const struct gang_control_options *options, const struct g
     for (int i = 0; options->ssh_options && options->ssh_options[i]; i++) add(words, options->ssh_options[i]);
     add(words, "--");
     add(words, options->nodes[launch->first_node]);
-    add(words, gang_arena_printf(arena, "exec %s agent", quoted(arena, options->program)));
+    add(words, gang_arena_printf(arena, "exec %s agent", gang_shell_quoted(arena, options->program)));
+}
+
+static void srun_words(const struct gang_control_options *options, struct gang_arena *arena, struct words *words) {
+    struct gang_buffer list = {0};
+    for (int n = 0; n < options->node_count; n++) gang_buffer_printf(&list, "%s%s", n ? "," : "", options->nodes[n]);
+    add(words, "srun");
+    add(words, gang_arena_printf(arena, "--nodes=%d", options->node_count));
+    add(words, gang_arena_printf(arena, "--ntasks=%d", options->node_count));
+    add(words, "--ntasks-per-node=1");
+    add(words, gang_arena_printf(arena, "--nodelist=%s", list.data));
+    add(words, "--overlap");            // with whatever else runs in the allocation
+    add(words, "--cpu-bind=none");      // workers share the node out among themselves
+    add(words, "--kill-on-bad-exit=0"); // a node that is lost takes no other with it
+    add(words, "--no-kill");
+    add(words, "--wait=0");
+    add(words, "--");
+    add(words, options->program);
+    add(words, "agent");
+    gang_buffer_release(&list);
 }
 
 static enum gang_status hand_over(struct gang_launch *launch, const struct gang_buffer *greeting) {
@@ -71,6 +90,8 @@ enum gang_status gang_launch_start(const struct gang_control_options *options, c
     gang_arena_init(&arena);
     if (options->launcher == GANG_LAUNCH_SSH) {
         ssh_words(options, launch, &arena, &words);
+    } else if (options->launcher == GANG_LAUNCH_SLURM) {
+        srun_words(options, &arena, &words);
     } else {
         add(&words, options->program);
         add(&words, "agent");

@@ -23,6 +23,11 @@ bool gang_launch_ended(struct gang_launch *launch);
 void gang_launch_kill(struct gang_launch *launch, int signal_number); // with its process group
 void gang_launch_release(struct gang_launch *launch);                 // kills what runs
 
+// The names of the nodes of this allocation that a run of `options` is to use, in the arena; says what to do where there is none or
+// it is too small.
+GANG_CHECK_RESULT enum gang_status gang_slurm_nodes(const struct gang_control_options *options, struct gang_arena *arena, const char *const **out);
+const char *gang_shell_quoted(struct gang_arena *arena, const char *text);
+
 // "exit status 1", "signal 9 (Killed)".
 void gang_say_end(int code, int signal_number, char *out, size_t bytes);
 

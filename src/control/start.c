@@ -45,7 +45,8 @@ static enum gang_status check(const struct gang_control_options *options) {
         options->worker_count > GANG_CONTROL_WORKERS)
         return gang_fail(GANG_ERR_INPUT, "control: %d workers on %d nodes: expected 1 to %d on 1 to %d", options->worker_count, options->node_count,
                          GANG_CONTROL_WORKERS, GANG_CONTROL_NODES);
-    for (int n = 0; n < options->node_count; n++)
+    assert(options->nodes || options->launcher == GANG_LAUNCH_SLURM);
+    for (int n = 0; n < options->node_count && options->nodes; n++)
         if (!is_word(options->nodes[n])) return gang_fail(GANG_ERR_INPUT, "control: node %d: '%s' is no name of a host", n, options->nodes[n]);
     struct rlimit files;
     rlim_t need = (rlim_t)(options->worker_count + 5 * options->node_count + FILES_SPARE);
@@ -72,6 +73,14 @@ static void keep_options(struct gang_control *control, const struct gang_control
         if (n > 0) path[n] = 0;
         mine->program = gang_arena_strdup(&control->arena, path);
     }
+}
+
+static enum gang_status name_nodes(struct gang_control *control) {
+    struct gang_control_options *mine = &control->options;
+    enum gang_status status = GANG_OK;
+    if (mine->launcher == GANG_LAUNCH_SLURM) status = gang_slurm_nodes(mine, &control->arena, &mine->nodes);
+    for (int n = 0; !status && n < mine->node_count; n++) control->nodes[n].name = gang_arena_strdup(&control->arena, mine->nodes[n]);
+    return status;
 }
 
 // ---- Up ------------------------------------------------------------------------------------------------------------
@@ -241,7 +250,7 @@ static struct gang_control *control_new(const struct gang_control_options *optio
     control->polls = gang_arena_alloc(&control->arena, (2 * (size_t)options->node_count + 1) * sizeof *control->polls);
     bool one = options->launcher == GANG_LAUNCH_SLURM;
     for (int n = 0; n < options->node_count; n++) {
-        control->nodes[n].name = gang_arena_strdup(&control->arena, options->nodes[n]);
+        control->nodes[n].name = "";
         control->nodes[n].launch = &control->launches[one ? 0 : n];
         control->nodes[n].mail.state = MAIL_DEAD;
         control->launches[n] = (struct gang_launch){.pid = -1, .pidfd = -1, .input = -1, .lines.fd = -1};
@@ -255,7 +264,8 @@ enum gang_status gang_control_open(const struct gang_control_options *options, s
     enum gang_status status = check(options);
     if (status) return status;
     struct gang_control *control = control_new(options);
-    status = open_wire(control);
+    status = name_nodes(control);
+    if (!status) status = open_wire(control);
     if (!status) status = expect_all(control);
     if (!status) status = launch_all(control);
     if (!status) status = wait_for_all(control);

@@ -117,6 +117,7 @@ size_t gang_device_scratch_bytes(const struct gang_device *device, const struct 
 double gang_device_overhead_bytes(const struct gang_device *device);
 
 int gang_cpu_count(void);     // cores this process may run on
+int gang_cpu_at(int index);   // the number of one of them; -1: there are not so many
 bool gang_cpu_has_bf16(void); // has instructions for pairs of bf16
 
 // ---- Profile: what a device is worth, measured --------------------------------------------------------------------

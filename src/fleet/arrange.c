@@ -185,6 +185,20 @@ enum gang_status gang_lead_plan(struct gang_lead *l) {
     return GANG_OK;
 }
 
+double gang_lead_near_seconds(const struct gang_lead *l) {
+    struct gang_pool near = *l->pool;
+    struct gang_answer *answer = gang_arena_alloc(l->arena, sizeof *answer);
+    if (l->pool->sites.count < 2) return l->answer.sim.step_seconds;
+    near.groups = gang_arena_alloc(l->arena, (size_t)near.group_count * sizeof *near.groups);
+    for (int g = 0; g < near.group_count; g++) {
+        near.groups[g] = gang_arena_alloc(l->arena, sizeof *near.groups[g]);
+        *near.groups[g] = *l->pool->groups[g];
+        near.groups[g]->site = 0;
+    }
+    enum gang_status status = gang_evaluate(&l->task, &near, &l->answer.layout, GANG_EVALUATE_ANY_MEMORY, l->arena, answer);
+    return status ? l->answer.sim.step_seconds : answer->sim.step_seconds;
+}
+
 // ---- Assignments ---------------------------------------------------------------------------------------------------
 
 static int class_of(const struct gang_answer *a, int replica) {
@@ -193,8 +207,15 @@ static int class_of(const struct gang_answer *a, int replica) {
     return c;
 }
 
-// By which way the rank reaches those that it connects to, and how large the sockets' buffers are: twice bandwidth times delay over a
-// long link.
+// Bytes of a socket's buffers over a route: twice bandwidth times round trip where that is more than the system grows them to by
+// itself (tcp_rmem and tcp_wmem: some MiB); 0 leaves them to the system.
+static double buffers_for(const struct gang_pool *pool, const struct gang_route *route) {
+    enum { SYSTEM_GROWS_TO = 4 << 20 };
+    double bytes = route->count ? 4 * route->delay * gang_route_bandwidth(pool, route) : 0;
+    return bytes > SYSTEM_GROWS_TO ? bytes : 0;
+}
+
+// By which way the rank reaches those that it connects to, and how large the sockets' buffers are.
 static enum gang_status add_ways(struct gang_lead *l, int rank, json_t *body) {
     json_t *workers = json_array(), *ways = json_array(), *buffers = json_array();
     enum gang_status status = GANG_OK;
@@ -206,7 +227,7 @@ static enum gang_status add_ways(struct gang_lead *l, int rank, json_t *body) {
         if (needed && !status) status = gang_fleet_relays_way(&l->relays, l->pool, me->group->site, other->group->site, other->address, way);
         json_array_append_new(workers, json_integer(l->device[r]));
         json_array_append_new(ways, json_string(way));
-        json_array_append_new(buffers, json_real(route->count ? 4 * route->delay * gang_route_bandwidth(l->pool, route) : 0));
+        json_array_append_new(buffers, json_real(buffers_for(l->pool, route)));
     }
     json_object_set_new(body, "workers", workers);
     json_object_set_new(body, "ways", ways);

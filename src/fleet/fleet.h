@@ -36,6 +36,8 @@ struct gang_fleet_start {
     const int64_t *memory;            // [ranks] bytes that each rank said it will take
     bool measured;                    // the plan stands on times that were measured here
     bool emulated;                    // the long links are this machine's relay
+    double near_seconds;              // predicted, were all in one site
+    double parts;                     // predicted tokens/s of every group by itself, summed; 0 where the pool has only one
 };
 
 struct gang_fleet_step {

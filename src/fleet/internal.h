@@ -33,9 +33,10 @@ void gang_fleet_sum_model(const char *path, char out[17]); // of the config.json
 
 // ---- Measuring: measure.c ------------------------------------------------------------------------------------------
 
-// Times of this model's layers on the device, at these micro-batch sizes.
-GANG_CHECK_RESULT enum gang_status gang_fleet_measure(const struct gang_config *config, struct gang_device *device, enum gang_compute message,
-                                                      int64_t length, int count, const int64_t *sizes, struct gang_times *out);
+// Times of this model's layers on the device, at these micro-batch sizes. `shared`: it has a share of a core.
+GANG_CHECK_RESULT enum gang_status gang_fleet_measure(const struct gang_config *config, struct gang_device *device, bool shared,
+                                                      enum gang_compute message, int64_t length, int count, const int64_t *sizes,
+                                                      struct gang_times *out);
 // Times are kept in the cache under everything that they depend on, which `about` says in words.
 char *gang_fleet_times_path(const char *about, struct gang_arena *arena);
 GANG_CHECK_RESULT enum gang_status gang_fleet_times_keep(const char *about, const struct gang_times *times);

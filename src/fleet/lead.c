@@ -6,7 +6,6 @@
 #include "fleet/lead.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,21 +189,12 @@ static enum gang_status send_body(struct gang_lead *l, int worker, enum gang_fle
     return status;
 }
 
-// The n-th of the cores that this process may use.
-static int allowed_core(int n) {
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed)) return -1;
-    for (int core = 0; core < CPU_SETSIZE; core++)
-        if (CPU_ISSET((size_t)core, &allowed) && n-- == 0) return core;
-    return -1;
-}
-
 // Ranks of one thread on this machine get cores of their own as long as there are enough.
 static int core_for(const struct gang_lead *l, int worker) {
     int64_t threads = 0;
     for (int i = 0; i < l->count; i++) threads += l->members[i].group->threads;
     bool real = l->options->job && l->options->launcher == GANG_LAUNCH_LOCAL;
-    return real && threads == l->count && l->count <= gang_cpu_count() ? allowed_core(worker) : -1;
+    return real && threads == l->count ? gang_cpu_at(worker) : -1;
 }
 
 // NULL: the control's own choice.
@@ -323,7 +313,9 @@ static void tell_start(struct gang_lead *l, struct gang_fleet_start *out) {
                                      .device = l->device,
                                      .memory = l->memory,
                                      .measured = l->options->job != NULL,
-                                     .emulated = emulated};
+                                     .emulated = emulated,
+                                     .near_seconds = gang_lead_near_seconds(l),
+                                     .parts = l->pool->group_count > 1 ? gang_sum_of_parts(&l->task, l->pool, l->arena) : 0};
     // The caller keeps what it needs of the run beyond our own life.
     struct gang_lead *kept = gang_arena_alloc(l->arena, sizeof *kept);
     *kept = *l;

@@ -68,6 +68,8 @@ void gang_lead_line_up(struct gang_lead *lead);
 json_t *gang_lead_setup(const struct gang_lead *lead, int worker);
 // Measured kinds from the members' times; the layout; answer and devices.
 GANG_CHECK_RESULT enum gang_status gang_lead_plan(struct gang_lead *lead);
+// Predicted seconds of a step of the same layout, were all devices in one site; those of the answer where they are.
+double gang_lead_near_seconds(const struct gang_lead *lead);
 // The body of FLEET_ASSIGN for a rank; opens routes through the relays.
 GANG_CHECK_RESULT enum gang_status gang_lead_assignment(struct gang_lead *lead, int rank, json_t **out);
 

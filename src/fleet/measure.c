@@ -1,8 +1,9 @@
 // What a device is worth for a job: seconds of one layer and of the two ends, forward and both halves of backward, at the
 // micro-batch sizes in question, by running them.
 //
-// A layer is measured as half of a chunk of two; an end as what a layer takes longer with it. The median of several rounds
-// counts, of at least so many and so long that a busy neighbour does not decide it.
+// A layer is measured as half of a chunk of two; an end as what a layer takes longer with it. Of many rounds the lower quartile
+// counts: a busy neighbour only ever slows a round down. Of a device that has a share of a core the mean counts, over many of the
+// kernel's periods: within one it runs at full speed or not at all.
 #include "fleet/internal.h"
 
 #include <math.h>
@@ -12,7 +13,7 @@
 #include <unistd.h>
 
 enum { ROUNDS_LEAST = 5, ROUNDS_MOST = 200 };
-static const double least_seconds = 0.25;
+static const double least_seconds = 0.3, least_shared_seconds = 0.6;
 
 // A chunk with or without the ends, opened for a size.
 struct piece {
@@ -81,27 +82,28 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double median(int count, const struct seconds *rounds, size_t field, double *work) {
-    for (int i = 0; i < count; i++) work[i] = *(const double *)((const char *)&rounds[i] + field);
+static double typical(int count, const struct seconds *rounds, size_t field, bool shared) {
+    double work[ROUNDS_MOST], sum = 0;
+    for (int i = 0; i < count; i++) sum += work[i] = *(const double *)((const char *)&rounds[i] + field);
     qsort(work, (size_t)count, sizeof *work, ascending);
-    return work[count / 2];
+    return shared ? sum / count : work[count / 4];
 }
 
-static void measure_piece(struct piece *p, struct seconds *out) {
-    struct seconds rounds[ROUNDS_MOST], warm;
-    double work[ROUNDS_MOST], began;
+static void measure_piece(struct piece *p, bool shared, struct seconds *out) {
+    struct seconds rounds[ROUNDS_MOST];
     int count = 0;
     gang_net_begin(p->net);
-    run_once(p, &warm);
-    for (began = gang_seconds(); count < ROUNDS_MOST && (count < ROUNDS_LEAST || gang_seconds() - began < least_seconds); count++)
+    run_once(p, &rounds[0]); // warms up
+    for (double began = gang_seconds();
+         count < ROUNDS_MOST && (count < ROUNDS_LEAST || gang_seconds() - began < (shared ? least_shared_seconds : least_seconds)); count++)
         run_once(p, &rounds[count]);
     *out = (struct seconds){
-        median(count, rounds, offsetof(struct seconds, forward), work), median(count, rounds, offsetof(struct seconds, input), work),
-        median(count, rounds, offsetof(struct seconds, weight), work), median(count, rounds, offsetof(struct seconds, optimizer), work)};
+        typical(count, rounds, offsetof(struct seconds, forward), shared), typical(count, rounds, offsetof(struct seconds, input), shared),
+        typical(count, rounds, offsetof(struct seconds, weight), shared), typical(count, rounds, offsetof(struct seconds, optimizer), shared)};
 }
 
-static enum gang_status measure_at(const struct gang_config *config, struct gang_device *device, enum gang_compute message, int64_t length, int i,
-                                   struct gang_times *t) {
+static enum gang_status measure_at(const struct gang_config *config, struct gang_device *device, bool shared, enum gang_compute message,
+                                   int64_t length, int i, struct gang_times *t) {
     static const struct {
         int layers;
         bool first, last;
@@ -115,7 +117,7 @@ static enum gang_status measure_at(const struct gang_config *config, struct gang
         struct piece p;
         int layers = kinds[k].layers;
         status = open_piece(&p, &four, device, message, t->size[i], length, layers, kinds[k].first, kinds[k].last);
-        if (!status) measure_piece(&p, &s[k]);
+        if (!status) measure_piece(&p, shared, &s[k]);
         if (k == 0 && !status) {
             parameters = (double)p.model.parameters;
             s[k].forward /= layers, s[k].input /= layers, s[k].weight /= layers;
@@ -132,13 +134,13 @@ static enum gang_status measure_at(const struct gang_config *config, struct gang
     return GANG_OK;
 }
 
-enum gang_status gang_fleet_measure(const struct gang_config *config, struct gang_device *device, enum gang_compute message, int64_t length,
-                                    int count, const int64_t *sizes, struct gang_times *out) {
+enum gang_status gang_fleet_measure(const struct gang_config *config, struct gang_device *device, bool shared, enum gang_compute message,
+                                    int64_t length, int count, const int64_t *sizes, struct gang_times *out) {
     *out = (struct gang_times){.count = count};
     enum gang_status status = GANG_OK;
     for (int i = 0; i < count && !status; i++) {
         out->size[i] = sizes[i];
-        status = measure_at(config, device, message, length, i, out);
+        status = measure_at(config, device, shared, message, length, i, out);
     }
     return status;
 }

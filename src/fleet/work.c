@@ -128,8 +128,9 @@ static enum gang_status find_times(struct work *w, json_t *ready) {
     if (!gang_fleet_times_recall(about, &times)) {
         status = tell(w, FLEET_MEASURE, json_object());
         if (!status)
-            status = gang_fleet_measure(&w->config, w->device, integer(w->setup, "message") == 16 ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32,
-                                        w->job.sequence_length, count, size, &times);
+            status = gang_fleet_measure(&w->config, w->device, gang_fleet_number(w->setup, "share") > 0,
+                                        integer(w->setup, "message") == 16 ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32, w->job.sequence_length, count,
+                                        size, &times);
         if (!status && gang_fleet_times_keep(about, &times)) gang_log(GANG_LOG_WARNING, "measured times are not kept: %s", gang_error());
     }
     if (status) return status;

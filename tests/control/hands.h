@@ -126,7 +126,7 @@ static inline int another_of_us(void) {
 // children: call prctl(PR_SET_CHILD_SUBREAPER, 1) first).
 static inline void await_nobody(void) {
     int64_t start = gang_os->now_ns(), limit = start + 10000000000;
-    int left;
+    int left = 0;
     while (waitpid(-1, NULL, WNOHANG) >= 0 || (left = another_of_us())) {
         if (gang_os->now_ns() > limit) fail_msg("process %d is left", left);
         usleep(1000);
