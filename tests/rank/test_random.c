@@ -13,7 +13,7 @@
 #include <math.h>
 #include <pthread.h>
 
-enum { MAX_RANKS = 8, STEPS = 3, STAND_INS = 300, NETS = 24, MIXTURES = 8, CYCLES = 1000, WARM_CYCLES = 100 };
+enum { MAX_RANKS = 8, STEPS = 3, STAND_INS = 200, NETS = 24, MIXTURES = 8, CYCLES = 1000, WARM_CYCLES = 100 };
 
 static struct gang_data *data;
 
@@ -147,7 +147,7 @@ static void evaluate(struct run *r, const struct gang_pool *pool, const struct g
 // What `seed` draws, within what runs.
 static void draw(uint64_t seed, bool real, bool mixed, struct gang_arena *arena, struct run *out, struct gang_pool *pool) {
     struct gang_layout layout;
-    *out = (struct run){.real = real, .slow = seed % 2 ? 0 : 0.1};
+    *out = (struct run){.real = real, .slow = seed % 2 ? 0 : 0.02};
     gang_random_task(seed, &out->task);
     if (real) out->task.shape.vocab = 256; // the data are bytes
     gang_random_pool(seed, arena, pool);
