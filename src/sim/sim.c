@@ -567,6 +567,32 @@ static void run(struct sim *s) {
     }
 }
 
+// The longest way between two of these sites.
+static double farthest(const struct gang_pool *pool, const bool *sites) {
+    double most = 0;
+    for (int a = 0; a < pool->sites.count; a++)
+        for (int b = 0; b < a; b++)
+            if (sites[a] && sites[b]) most = fmax(most, gang_pool_route(pool, a, b)->delay);
+    return most;
+}
+
+// Clipping needs the norm of all gradients: one number summed over the replicas of every stage, then over the stages of every
+// replica, each time one way to all. Until then no rank may update.
+static double agree_seconds(const struct gang_sim_input *in) {
+    double stages = 0, replicas = 0;
+    for (int c = 0; c < in->placement->class_count; c++) {
+        bool sites[GANG_MAX_SITES] = {false};
+        for (int p = 0; p < in->layout->pp; p++) sites[in->pool->groups[in->placement->classes[c].groups[p]]->site] = true;
+        stages = fmax(stages, farthest(in->pool, sites));
+    }
+    for (int p = 0; p < in->layout->pp && in->placement->class_count > 1; p++) {
+        bool sites[GANG_MAX_SITES] = {false};
+        for (int c = 0; c < in->placement->class_count; c++) sites[in->pool->groups[in->placement->classes[c].groups[p]]->site] = true;
+        replicas = fmax(replicas, farthest(in->pool, sites));
+    }
+    return stages + replicas;
+}
+
 static enum gang_status finish(struct sim *s, struct gang_arena *arena) {
     struct gang_sim *out = s->out;
     for (int r = 0; r < out->ranks; r++) {
@@ -575,7 +601,12 @@ static enum gang_status finish(struct sim *s, struct gang_arena *arena) {
                              s->ranks[r].next + 1);
         out->step_seconds = fmax(out->step_seconds, s->ranks[r].done_at);
     }
-    for (int r = 0; r < out->ranks; r++) out->rank[r].end = out->step_seconds - s->ranks[r].done_at;
+    double agree = agree_seconds(s->in);
+    out->step_seconds += agree;
+    for (int r = 0; r < out->ranks; r++) {
+        out->rank[r].reduce += agree;
+        out->rank[r].end = out->step_seconds - agree - s->ranks[r].done_at;
+    }
     for (int l = 0; l < s->in->pool->links.count; l++) {
         int a = long_link_resource(s, l, true), b = long_link_resource(s, l, false);
         out->link_bytes[l] = fmax(s->network.carried[a], s->network.carried[b]);

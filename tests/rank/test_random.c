@@ -67,7 +67,7 @@ static void join_all(struct party *p, struct gang_wire_link **links) {
     for (int i = 0; i < p->run->ranks; i++) {
         const struct gang_wire_plane plane = {.remote = p->run->addresses[i]};
         const struct gang_wire_link_options options = {.peer = i, .planes = 1, .plane = p->rank < i ? &plane : NULL};
-        if (gang_rank_talks_to(&p->run->answer.program, p->rank, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
+        if (gang_rank_talks_to(&p->run->answer.program, 1, p->rank, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
     }
 }
 
@@ -98,6 +98,7 @@ static void *run_rank(void *context) {
     if (r->real) assert_ok(gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = r->compute[p->rank % 2], .threads = 1}, &device));
     const struct gang_rank_options options = {.program = &r->answer.program,
                                               .rank = p->rank,
+                                              .tp = 1,
                                               .layers = l->layers,
                                               .micro_batch = l->micro_batch,
                                               .length = r->task.sequence_length,
