@@ -115,6 +115,7 @@ GANG_CHECK_RESULT enum gang_status gang_socket_connect(const struct gang_address
 int gang_socket_error(int fd);                         // an errno, 0 when connected
 int gang_socket_accept(int listener);                  // -1 and errno
 void gang_socket_no_delay(int fd);                     // small frames leave at once
+void gang_socket_unsent(int fd, size_t bytes);         // takes no more while so much waits to be sent; 0: the system says
 void gang_socket_buffers(int fd, size_t bytes);        // both ways, beyond the system's limit where we may
 bool gang_socket_congestion(int fd, const char *name); // false: the kernel has it not, or we may not
 

@@ -119,6 +119,8 @@ int gang_socket_accept(int listener) { return accept4(listener, NULL, NULL, SOCK
 
 void gang_socket_no_delay(int fd) { set(fd, IPPROTO_TCP, TCP_NODELAY, 1); }
 
+void gang_socket_unsent(int fd, size_t bytes) { set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, (int)bytes); }
+
 void gang_socket_buffers(int fd, size_t bytes) {
     int value = bytes > INT32_MAX / 2 ? INT32_MAX / 2 : (int)bytes;
     if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &value, sizeof value)) set(fd, SOL_SOCKET, SO_SNDBUF, value);

@@ -59,7 +59,7 @@ struct gang_conn {
     struct gang_wire_link *link;
     int plane, stream;
     struct gang_pipe pipe;
-    bool readable, refused;
+    bool readable, refused, far;
     uint32_t epoch;
     int64_t deadline_ns, retry_ns, pause_ns;
     struct gang_greeting greeting;

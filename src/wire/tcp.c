@@ -16,7 +16,8 @@
 enum { READS_PER_TURN = 16, ACCEPTS_PER_TURN = 64 };
 static const int64_t connecting_ns = 300000000, greeting_ns = 1000000000, // a lost SYN is better sent anew than waited for
     pause_least_ns = 10000000, pause_most_ns = 160000000;
-static const unsigned long_way_us = 1000; // from this round trip on BBR
+static const size_t unsent_bytes = 256 << 10;
+static const int64_t long_way_us = 1000; // from this round trip on BBR
 
 static bool tcp_open(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts) {
     (void)wire, (void)pipe, (void)accepts;
@@ -153,6 +154,7 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
     conn->pause_ns = pause_least_ns;
     conn->refused = false;
     gang_socket_no_delay(conn->pipe.fd);
+    conn->far = false;
     if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt >= long_way_us)
         gang_socket_congestion(conn->pipe.fd, "bbr");
     gang_stream_up(stream_of(conn), conn->epoch, now_ns);
@@ -260,8 +262,19 @@ void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns) {
                 if (link->conns[p][s].readable) read_stream(&link->conns[p][s], now_ns);
 }
 
+// Over a long way acknowledgements must not wait behind megabytes of data that the kernel holds unsent; on a short one they do
+// not wait long, and a kernel that is kept fed carries more.
+static void tune(struct gang_conn *conn) {
+    int64_t rtt_ns = conn->link->core->planes[conn->plane].min_rtt_ns;
+    bool far = rtt_ns >= long_way_us * 1000;
+    if (far == conn->far) return;
+    conn->far = far;
+    gang_socket_unsent(conn->pipe.fd, far ? unsent_bytes : 0);
+}
+
 static void write_stream(struct gang_conn *conn, int64_t now_ns) {
     struct gang_stream *stream = stream_of(conn);
+    tune(conn);
     while (stream->up && !stream->blocked) {
         struct iovec iov[WIRE_IOV_MAX];
         int count = gang_stream_gather(stream, now_ns, iov);

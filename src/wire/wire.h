@@ -84,8 +84,10 @@ void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out)
 // A group is an ordered list of ranks; every member makes it alike. One collective at a time per group, called by all
 // members in the same order with the same sizes; several groups may be busy at once from several threads.
 //
-// A sum is always taken in the order of the members, in f32, whatever way the bytes go: all members get the same bits, every
-// time, whatever the number of planes and the size of the message. NaN and infinities go as IEEE 754 says.
+// A sum is always taken in the same order, in f32, whatever way the bytes go: all members get the same bits, every time,
+// whatever the number of planes and the size of the message. The order is that of the members; in a group over several sites
+// each site's members are summed in their order, a sum of bf16 is rounded to bf16, and the sites' sums are added in the order
+// of the sites. NaN and infinities go as IEEE 754 says.
 //
 // When a member dies, or another member says so, the call ends with GANG_ERR_PEER and a text that names it, on all members;
 // the group is broken then and every further call says so. The living make a new group, with other tags.
@@ -100,6 +102,10 @@ enum gang_element { GANG_F32, GANG_BF16 };
 GANG_CHECK_RESULT enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
                                                   struct gang_group **out);
 void gang_group_free(struct gang_group *group);
+// Says in which site each member is, before the first collective and on every member alike; sites are numbered from 0 to
+// GANG_GROUP_MEMBERS - 1. Sums and gathers then go inside the sites first, and what must cross between two sites crosses
+// once, not once per member: with two sites the data of an all-reduce once each way. Broadcasts and the others do not care.
+GANG_CHECK_RESULT enum gang_status gang_group_sites(struct gang_group *group, const int *site_of_member);
 
 // Sums `data` of all members; everybody gets the sum.
 GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_group *group, void *data, size_t count, enum gang_element type);
