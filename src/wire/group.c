@@ -101,6 +101,7 @@ enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *c
     assert(g && "out of memory");
     *g = (struct gang_group){.wire = wire, .members = members, .me = me, .tag = tag};
     set_sites(g, NULL);
+    gang_collective_init(g);
     enum gang_status status = GANG_OK;
     for (int i = 0; i < members && !status; i++) {
         if (i == me) continue;
@@ -117,6 +118,7 @@ enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *c
 
 void gang_group_free(struct gang_group *g) {
     if (!g) return;
+    gang_collective_release(g);
     call_off(g->notice_in, g->members);
     call_off(g->notice_out, g->members);
     free(g->scratch);
@@ -152,7 +154,7 @@ uint8_t *gang_group_scratch(struct gang_group *g, size_t bytes) {
 
 // A binomial tree from the root; long data in segments, so that all levels are busy at once.
 enum gang_status gang_broadcast(struct gang_group *g, int root, void *data, size_t bytes) {
-    enum gang_status status = gang_group_check(g);
+    enum gang_status status = gang_group_enter(g);
     int rank = (g->me - root + g->members) % g->members, lowest = 1;
     while (lowest < g->members && !(rank & lowest)) lowest <<= 1; // the root's reaches beyond everybody
     size_t segments = (bytes + segment_bytes - 1) / segment_bytes;
@@ -178,7 +180,7 @@ enum gang_status gang_broadcast(struct gang_group *g, int root, void *data, size
 }
 
 enum gang_status gang_all_to_all(struct gang_group *g, const void *out, void *in, size_t bytes) {
-    enum gang_status status = gang_group_check(g);
+    enum gang_status status = gang_group_enter(g);
     struct group_slot *slot = &g->slots[0];
     for (int i = 0; i < g->members && !status; i++)
         if (i != g->me) status = gang_group_start(g, true, i, GROUP_TAG_OTHER, (uint8_t *)in + (size_t)i * bytes, bytes, &slot->parts_in[i]);
@@ -194,7 +196,7 @@ enum gang_status gang_all_to_all(struct gang_group *g, const void *out, void *in
 
 // In round j everybody tells who is 2^j further; after the last all have heard of all.
 enum gang_status gang_barrier(struct gang_group *g) {
-    enum gang_status status = gang_group_check(g);
+    enum gang_status status = gang_group_enter(g);
     for (int step = 1; step < g->members && !status; step <<= 1) {
         struct group_slot *slot = &g->slots[0];
         status = gang_group_start(g, true, (g->me - step + g->members) % g->members, GROUP_TAG_OTHER, NULL, 0, &slot->parts_in[0]);

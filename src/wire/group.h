@@ -34,6 +34,12 @@ struct gang_group {
     struct gang_wire_op notice_in[GANG_GROUP_MEMBERS], notice_out[GANG_GROUP_MEMBERS];
     char told[GROUP_NOTICE_BYTES];
     struct group_slot slots[GROUP_WINDOW];
+    // What was started, see collective.c.
+    pthread_mutex_t lock; // of what follows
+    pthread_cond_t started, finished;
+    pthread_t worker;
+    bool has_worker, stop;
+    struct gang_collective *first; // the worker is at it
 };
 
 enum gang_status gang_group_check(const struct gang_group *g); // broken?
@@ -42,5 +48,13 @@ enum gang_status gang_group_start(struct gang_group *g, bool receive, int member
 enum gang_status gang_group_await(struct gang_group *g, struct gang_wire_op *op);
 enum gang_status gang_group_await_all(struct gang_group *g, struct gang_wire_op *ops, int count);
 uint8_t *gang_group_scratch(struct gang_group *g, size_t bytes);
+
+// reduce.c
+enum gang_status gang_group_reduce(struct gang_group *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type);
+
+// collective.c
+void gang_collective_init(struct gang_group *g);
+void gang_collective_release(struct gang_group *g);
+enum gang_status gang_group_enter(struct gang_group *g); // when all that was started is done; broken?
 
 #endif

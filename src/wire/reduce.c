@@ -278,15 +278,9 @@ static enum gang_status reduce_small(struct gang_group *g, void *data, size_t co
     return status;
 }
 
-enum gang_status gang_all_reduce(struct gang_group *g, void *data, size_t count, enum gang_element type) {
-    if (count * element_bytes(type) * (size_t)(g->members - 1) <= small_bytes) return reduce_small(g, data, count, type);
-    return run(&(struct reduction){.group = g, .data = data, .count = count, .type = type, .scatter = true, .gather = true});
-}
-
-enum gang_status gang_reduce_scatter(struct gang_group *g, void *data, size_t count, enum gang_element type) {
-    return run(&(struct reduction){.group = g, .data = data, .count = count, .type = type, .scatter = true});
-}
-
-enum gang_status gang_all_gather(struct gang_group *g, void *data, size_t count, enum gang_element type) {
-    return run(&(struct reduction){.group = g, .data = data, .count = count, .type = type, .gather = true});
+enum gang_status gang_group_reduce(struct gang_group *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type) {
+    bool small = count * element_bytes(type) * (size_t)(g->members - 1) <= small_bytes;
+    if (kind == GANG_ALL_REDUCE && small) return reduce_small(g, data, count, type);
+    return run(&(struct reduction){
+        .group = g, .data = data, .count = count, .type = type, .scatter = kind != GANG_ALL_GATHER, .gather = kind != GANG_REDUCE_SCATTER});
 }

@@ -264,6 +264,103 @@ static void test_sums_equal_their_reference(void **state) {
     }
 }
 
+// ---- Started, not waited for -----------------------------------------------------------------------------------------
+
+enum { STARTED = 5, GROUPS = 3 };
+
+struct started {
+    struct gang_collective op;
+    uint8_t *data;
+    size_t count;
+    enum gang_reduction kind;
+};
+
+static void start_one(struct gang_group *group, struct started *s, size_t count, uint64_t seed) {
+    s->count = count;
+    s->kind = (enum gang_reduction)(seed % 3);
+    s->data = malloc(count * 4 + 1);
+    draw_numbers(s->data, count * 4, seed, false);
+    enum gang_status (*start[])(struct gang_group *, void *, size_t, enum gang_element,
+                                struct gang_collective *) = {gang_all_reduce_start, gang_reduce_scatter_start, gang_all_gather_start};
+    assert_ok(start[s->kind](group, s->data, count, GANG_F32, &s->op));
+}
+
+// The blocking calls are the reference: the same data, one after the other.
+static void check_started(struct mesh *mesh, struct started *s, const uint64_t *seeds) {
+    struct job jobs[MEMBERS_MAX];
+    for (int i = 0; i < mesh->members; i++) {
+        jobs[i] = (struct job){.group = mesh->groups[i], .kind = (int)s[i].kind, .count = s[i].count};
+        jobs[i].data = malloc(s[i].count * 4 + 1);
+        draw_numbers(jobs[i].data, s[i].count * 4, seeds[i], false);
+    }
+    run_all(jobs, mesh->members);
+    for (int i = 0; i < mesh->members; i++) {
+        assert_int_equal(jobs[i].status, GANG_OK);
+        assert_ok(gang_collective_wait(&s[i].op));
+        assert_true(gang_collective_done(&s[i].op) && memcmp(s[i].data, jobs[i].data, s[i].count * 4) == 0);
+        free(jobs[i].data);
+        free(s[i].data);
+    }
+}
+
+static void test_several_groups_with_several_under_way(void **state) {
+    (void)state;
+    static const int sites[] = {0, 0, 1};
+    enum { MEMBERS = 3 };
+    struct mesh mesh;
+    struct gang_group *groups[GROUPS][MEMBERS];
+    static struct started started[GROUPS][STARTED][MEMBERS];
+    uint64_t seed = test_seed(), seeds[GROUPS][STARTED][MEMBERS];
+    open_sites(&mesh, MEMBERS, 1, sites, NULL);
+    for (int g = 0; g < GROUPS; g++)
+        for (int i = 0; i < MEMBERS; i++) {
+            assert_ok(gang_group_new(mesh.wires[i], mesh.links[i], MEMBERS, i, (uint32_t)(200 + g * GANG_GROUP_TAGS), &groups[g][i]));
+            if (g) assert_ok(gang_group_sites(groups[g][i], sites));
+        }
+    for (int k = 0; k < STARTED; k++)
+        for (int g = 0; g < GROUPS; g++)
+            for (int i = 0; i < MEMBERS; i++) {
+                uint64_t r = gang_random_at(seed, 11, (uint64_t)(k * GROUPS + g));
+                seeds[g][k][i] = r % 300 * 30 + (uint64_t)(i * 3); // of one kind on all members
+                start_one(groups[g][i], &started[g][k][i], r >> 20 & 1 ? (r >> 30) % 400000 : (r >> 30) % 4000, seeds[g][k][i]);
+            }
+    // A blocking call waits for what was started before it.
+    struct job jobs[MEMBERS];
+    for (int i = 0; i < MEMBERS; i++) jobs[i] = (struct job){.group = groups[1][i], .kind = BARRIER};
+    run_all(jobs, MEMBERS);
+    for (int i = 0; i < MEMBERS; i++)
+        for (int k = 0; k < STARTED; k++) assert_true(!jobs[i].status && gang_collective_done(&started[1][k][i].op));
+    for (int g = 0; g < GROUPS; g++) {
+        struct mesh same = mesh;
+        memcpy(same.groups, groups[g], sizeof groups[g]);
+        for (int k = 0; k < STARTED; k++) check_started(&same, started[g][k], seeds[g][k]);
+        for (int i = 0; i < MEMBERS; i++) gang_group_free(groups[g][i]);
+    }
+    close_mesh(&mesh);
+}
+
+static void test_all_that_was_started_ends_when_a_member_dies(void **state) {
+    (void)state;
+    struct mesh mesh;
+    static struct started started[3][STARTED];
+    open_mesh(&mesh, 3, 1);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < (i == 2 ? 1 : STARTED); k++) start_one(mesh.groups[i], &started[i][k], 200000, 3);
+    for (int i = 0; i < 3; i++) assert_ok(gang_collective_wait(&started[i][0].op));
+    gang_group_free(mesh.groups[2]);
+    gang_wire_close(mesh.wires[2]);
+    for (int i = 0; i < 2; i++) {
+        for (int k = 1; k < STARTED; k++) assert_fails(GANG_ERR_PEER, "rank 2", gang_collective_wait(&started[i][k].op));
+        struct gang_collective late;
+        assert_ok(gang_all_reduce_start(mesh.groups[i], started[i][0].data, 1, GANG_F32, &late));
+        assert_fails(GANG_ERR_PEER, "rank 2", gang_collective_wait(&late));
+    }
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < STARTED; k++) free(started[i][k].data);
+    mesh.members = 2;
+    close_mesh(&mesh);
+}
+
 // ---- Members that go -----------------------------------------------------------------------------------------------
 
 // All but the last member try to sum; the last one has left already, or never comes.
@@ -351,6 +448,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_against_the_reference),
         cmocka_unit_test(test_over_sites_against_the_reference),
         cmocka_unit_test(test_the_long_way_carries_the_data_once),
+        cmocka_unit_test(test_several_groups_with_several_under_way),
+        cmocka_unit_test(test_all_that_was_started_ends_when_a_member_dies),
         cmocka_unit_test(test_a_member_that_left_is_named_and_the_rest_goes_on),
         cmocka_unit_test(test_a_silent_member_is_named),
     };
