@@ -204,6 +204,17 @@ static enum gang_status ends_open(struct ends *ends, int planes, int streams, co
     return status;
 }
 
+// Over memory that both map.
+static enum gang_status ends_open_shared(struct ends *ends) {
+    char address[GANG_ADDRESS_TEXT + sizeof "shm:"];
+    struct gang_wire *target;
+    enum gang_status status = gang_wire_open(&(struct gang_wire_options){.rank = 1, .listen = "127.0.0.1:0"}, &target);
+    *ends = (struct ends){{NULL, NULL}, {NULL, NULL}};
+    if (status) return status;
+    snprintf(address, sizeof address, "shm:%s", gang_wire_address(target));
+    return ends_open(ends, 1, 1, NULL, target, address);
+}
+
 static void ends_close(struct ends *ends) {
     gang_wire_close(ends->wires[0]);
     gang_wire_close(ends->wires[1]);
@@ -334,6 +345,26 @@ static double median(double *values, int count) {
 }
 
 // Pump and wire in turns, so that a busy neighbour hits both; the median of the ratios.
+static enum gang_status bench_shared(struct results *r, uint8_t *data) {
+    double ratios[ROUNDS_MAX], pumped[ROUNDS_MAX] = {0}, carried[ROUNDS_MAX] = {0};
+    struct ends ends;
+    int rounds = 5;
+    enum gang_status status = ends_open_shared(&ends);
+    for (int i = 0; i < rounds && !status; i++) {
+        status = pump(1, false, r->seconds / 4, data, &pumped[i]);
+        if (!status) status = carry(&ends, data, (size_t)16 << 20, IN_FLIGHT, r->seconds / 4, &carried[i]);
+        ratios[i] = carried[i] / pumped[i];
+    }
+    ends_close(&ends);
+    if (status) return status;
+    double ratio = median(ratios, rounds);
+    if (!r->json)
+        printf("  shared memory    %8.3f GB/s, 1 plain stream %.3f GB/s, ratio %.2f\n", median(carried, rounds) / 1e9, median(pumped, rounds) / 1e9,
+               ratio);
+    add(r, "wire.shared.ratio_to_pump", ratio, "ratio", true, 1, "16 MiB messages through shared memory, against a plain TCP stream");
+    return GANG_OK;
+}
+
 static enum gang_status bench_planes(struct results *r, uint8_t *data, int planes, const char *secret_path) {
     double ratios[ROUNDS_MAX], pumped[ROUNDS_MAX] = {0}, carried[ROUNDS_MAX] = {0};
     struct ends ends;
@@ -458,11 +489,11 @@ static enum gang_status all_reduce(struct gang_group *const *groups, int ranks, 
     return status;
 }
 
-static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
+static enum gang_status bench_all_reduce(struct results *r, uint8_t *data, bool shared) {
     static const size_t sizes[] = {(size_t)1 << 20, (size_t)16 << 20, (size_t)64 << 20};
     struct ends ends;
     struct gang_group *groups[2] = {NULL, NULL};
-    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL, NULL);
+    enum gang_status status = shared ? ends_open_shared(&ends) : ends_open(&ends, 1, 1, NULL, NULL, NULL);
     memset(data, 0, most_bytes);
     memset(data + most_bytes, 0, most_bytes);
     for (int i = 0; i < 2 && !status; i++) {
@@ -484,11 +515,14 @@ static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
         if (status) break;
         double ratio = median(ratios, rounds);
         if (!r->json)
-            printf("  all-reduce of %-10s by 2 ranks: %.3f GB/s of buffer, %.2f of plain TCP both ways\n", gang_human_bytes((double)sizes[k], human),
-                   median(rates, rounds) / 1e9, ratio);
+            printf("  all-reduce of %-10s by 2 ranks%s: %.3f GB/s of buffer, %.2f of plain TCP both ways\n",
+                   gang_human_bytes((double)sizes[k], human), shared ? ", shared memory" : "", median(rates, rounds) / 1e9, ratio);
+        char name[64];
+        snprintf(name, sizeof name, "wire.%sall_reduce.%zuMiB.rate", shared ? "shared." : "", sizes[k] >> 20);
+        add(r, name, median(rates, rounds) / 1e9, "GB/s", true, 0, "of buffer, f32, 2 ranks; for the comparison with Open MPI");
         if (k == 2)
-            add(r, "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true, 0.8,
-                "f32, 2 ranks, loopback TCP, against plain TCP both ways at once");
+            add(r, shared ? "wire.shared.all_reduce.64MiB.ratio_to_duplex_pump" : "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true,
+                shared ? 1 : 0.8, "f32, 2 ranks, against plain TCP both ways at once");
     }
     gang_group_free(groups[0]);
     gang_group_free(groups[1]);
@@ -590,10 +624,12 @@ static int run_bench(int argc, char **argv) {
     enum gang_status status = gang_big_alloc(2 * most_bytes, &data);
     if (!status) memset(data, 0x5a, 2 * most_bytes);
     for (int planes = 1; planes <= STREAMS_MAX && !status; planes *= 2) status = bench_planes(&results, data, planes, NULL);
+    if (!status) status = bench_shared(&results, data);
     if (!status) status = bench_tls(&results, data);
     if (!status) status = bench_round_trip(&results);
     if (!status) status = bench_sizes(&results, data);
-    if (!status) status = bench_all_reduce(&results, data);
+    if (!status) status = bench_all_reduce(&results, data, false);
+    if (!status) status = bench_all_reduce(&results, data, true);
     if (!status) status = bench_far(&results, data, 1);
     if (!status) status = bench_far(&results, data, 4);
     if (!status) status = bench_sites(&results, data, 2, 0.95);

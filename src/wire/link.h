@@ -136,6 +136,7 @@ struct gang_landing {
 struct gang_stream {
     struct gang_link *link;
     int plane, index;
+    bool trusted;     // its carrier alters nothing: payload goes without a checksum (the caller sets it before the stream is up)
     bool up, blocked; // blocked: the carrier takes nothing now (the caller sets and clears it)
     uint32_t epoch;
     // Out.

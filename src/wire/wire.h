@@ -38,7 +38,8 @@ const char *gang_wire_address(const struct gang_wire *wire);
 
 struct gang_wire_plane {
     const char *local;  // address to leave from; NULL: any
-    const char *remote; // where the peer listens on this plane
+    const char *remote; // where the peer listens on this plane; "shm:host:port" is memory shared with the rank of this machine
+                        // and user whose gang_wire_address that is: no secret is asked for, no payload is checked
 };
 
 struct gang_wire_link_options {

@@ -19,18 +19,20 @@ struct mesh {
     struct gang_group *groups[MEMBERS_MAX];
     int sites[MEMBERS_MAX];
     struct gang_relay *relay; // NULL, or between the sites
+    bool shared;              // inside a site: memory
 };
 
 static void join_both(struct mesh *mesh, int i, int j, int planes) {
-    char address[GANG_ADDRESS_TEXT];
-    bool far = mesh->relay && mesh->sites[i] != mesh->sites[j];
-    if (far) assert_ok(gang_relay_add(mesh->relay, gang_wire_address(mesh->wires[j]), address));
+    char address[GANG_ADDRESS_TEXT + 4];
+    bool same = mesh->sites[i] == mesh->sites[j];
+    snprintf(address, sizeof address, "%s%s", same && mesh->shared ? "shm:" : "", gang_wire_address(mesh->wires[j]));
+    if (mesh->relay && !same) assert_ok(gang_relay_add(mesh->relay, gang_wire_address(mesh->wires[j]), address));
     mesh->links[j][i] = join_to(mesh->wires[j], i, NULL, planes, 1);
-    mesh->links[i][j] = join_directly(mesh->wires[i], j, far ? address : gang_wire_address(mesh->wires[j]), planes, 1);
+    mesh->links[i][j] = join_directly(mesh->wires[i], j, address, planes, 1);
 }
 
 static void open_sites(struct mesh *mesh, int members, int planes, const int *sites, const struct gang_relay_options *between) {
-    *mesh = (struct mesh){.members = members};
+    *mesh = (struct mesh){.members = members, .shared = sites != NULL};
     if (sites) memcpy(mesh->sites, sites, (size_t)members * sizeof *sites);
     if (between) assert_ok(gang_relay_open(between, &mesh->relay));
     // Patient: on a busy machine a second of silence is nobody's death.
