@@ -458,7 +458,7 @@ static enum gang_status bench_far(struct results *r, uint8_t *data, double gbps)
 }
 
 struct summing {
-    struct gang_group *group;
+    struct gang_comm *group;
     float *data;
     size_t count;
     int rounds;
@@ -467,12 +467,12 @@ struct summing {
 
 static void *sum(void *context) {
     struct summing *s = context;
-    for (int i = 0; i < s->rounds && !s->status; i++) s->status = gang_all_reduce(s->group, s->data, s->count, GANG_F32);
+    for (int i = 0; i < s->rounds && !s->status; i++) s->status = gang_all_reduce(s->group, s->data, s->count, GANG_ELEMENT_F32);
     return NULL;
 }
 
 // Seconds per all-reduce; each rank has its own part of `data`.
-static enum gang_status all_reduce(struct gang_group *const *groups, int ranks, uint8_t *data, size_t bytes, int rounds, double *each_s) {
+static enum gang_status all_reduce(struct gang_comm *const *groups, int ranks, uint8_t *data, size_t bytes, int rounds, double *each_s) {
     struct summing jobs[RANKS_MAX];
     pthread_t threads[RANKS_MAX];
     enum gang_status status = GANG_OK;
@@ -492,13 +492,13 @@ static enum gang_status all_reduce(struct gang_group *const *groups, int ranks, 
 static enum gang_status bench_all_reduce(struct results *r, uint8_t *data, bool shared) {
     static const size_t sizes[] = {(size_t)1 << 20, (size_t)16 << 20, (size_t)64 << 20};
     struct ends ends;
-    struct gang_group *groups[2] = {NULL, NULL};
+    struct gang_comm *groups[2] = {NULL, NULL};
     enum gang_status status = shared ? ends_open_shared(&ends) : ends_open(&ends, 1, 1, NULL, NULL, NULL);
     memset(data, 0, most_bytes);
     memset(data + most_bytes, 0, most_bytes);
     for (int i = 0; i < 2 && !status; i++) {
         struct gang_wire_link *links[2] = {ends.links[i], ends.links[i]};
-        status = gang_group_new(ends.wires[i], links, 2, i, 100, &groups[i]);
+        status = gang_comm_new(ends.wires[i], links, 2, i, 100, &groups[i]);
     }
     for (int k = 0; k < 3 && !status; k++) {
         double each = 0, once = 0, both = 0, ratios[ROUNDS_MAX], rates[ROUNDS_MAX];
@@ -524,8 +524,8 @@ static enum gang_status bench_all_reduce(struct results *r, uint8_t *data, bool 
             add(r, shared ? "wire.shared.all_reduce.64MiB.ratio_to_duplex_pump" : "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true,
                 shared ? 1 : 0.8, "f32, 2 ranks, against plain TCP both ways at once");
     }
-    gang_group_free(groups[0]);
-    gang_group_free(groups[1]);
+    gang_comm_free(groups[0]);
+    gang_comm_free(groups[1]);
     ends_close(&ends);
     return status;
 }
@@ -536,7 +536,7 @@ struct sites {
     struct gang_relay *relay;
     struct gang_wire *wires[RANKS_MAX];
     struct gang_wire_link *links[RANKS_MAX][RANKS_MAX];
-    struct gang_group *groups[RANKS_MAX];
+    struct gang_comm *groups[RANKS_MAX];
 };
 
 static enum gang_status sites_join(struct sites *s, int i, int j) {
@@ -563,14 +563,14 @@ static enum gang_status sites_open(struct sites *s, int ranks, double rate) {
         for (int j = 0; j < i && !status; j++) status = sites_join(s, i, j);
     }
     for (int i = 0; i < ranks && !status; i++) {
-        status = gang_group_new(s->wires[i], s->links[i], ranks, i, 100, &s->groups[i]);
-        if (!status) status = gang_group_sites(s->groups[i], site_of);
+        status = gang_comm_new(s->wires[i], s->links[i], ranks, i, 100, &s->groups[i]);
+        if (!status) status = gang_comm_sites(s->groups[i], site_of);
     }
     return status;
 }
 
 static void sites_close(struct sites *s) {
-    for (int i = 0; i < s->ranks; i++) gang_group_free(s->groups[i]);
+    for (int i = 0; i < s->ranks; i++) gang_comm_free(s->groups[i]);
     for (int i = 0; i < s->ranks; i++) gang_wire_close(s->wires[i]);
     gang_relay_close(s->relay);
 }

@@ -9,7 +9,7 @@
 #include <assert.h>
 
 static void *work(void *context) {
-    struct gang_group *g = context;
+    struct gang_comm *g = context;
     pthread_mutex_lock(&g->lock);
     for (;;) {
         struct gang_collective *op = g->first;
@@ -19,7 +19,7 @@ static void *work(void *context) {
             continue;
         }
         pthread_mutex_unlock(&g->lock);
-        enum gang_status status = gang_group_reduce(g, op->kind, op->data, op->count, op->type);
+        enum gang_status status = gang_comm_reduce(g, op->kind, op->data, op->count, op->type);
         pthread_mutex_lock(&g->lock);
         g->first = op->next; // before it is done, and perhaps gone
         op->status = status;
@@ -30,13 +30,13 @@ static void *work(void *context) {
     return NULL;
 }
 
-void gang_collective_init(struct gang_group *g) {
+void gang_collective_init(struct gang_comm *g) {
     pthread_mutex_init(&g->lock, NULL);
     pthread_cond_init(&g->started, NULL);
     pthread_cond_init(&g->finished, NULL);
 }
 
-void gang_collective_release(struct gang_group *g) {
+void gang_collective_release(struct gang_comm *g) {
     assert(!g->first && "a group is freed while a collective is under way");
     pthread_mutex_lock(&g->lock);
     g->stop = true;
@@ -48,19 +48,19 @@ void gang_collective_release(struct gang_group *g) {
     pthread_mutex_destroy(&g->lock);
 }
 
-enum gang_status gang_group_enter(struct gang_group *g) {
+enum gang_status gang_comm_enter(struct gang_comm *g) {
     pthread_mutex_lock(&g->lock);
     while (g->first) pthread_cond_wait(&g->finished, &g->lock);
     pthread_mutex_unlock(&g->lock);
-    return gang_group_check(g);
+    return gang_comm_check(g);
 }
 
-static enum gang_status now(struct gang_group *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type) {
-    enum gang_status status = gang_group_enter(g);
-    return status ? status : gang_group_reduce(g, kind, data, count, type);
+static enum gang_status now(struct gang_comm *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type) {
+    enum gang_status status = gang_comm_enter(g);
+    return status ? status : gang_comm_reduce(g, kind, data, count, type);
 }
 
-static enum gang_status later(struct gang_group *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type,
+static enum gang_status later(struct gang_comm *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type,
                               struct gang_collective *op) {
     enum gang_status status = GANG_OK;
     *op = (struct gang_collective){.group = g, .kind = kind, .type = type, .data = data, .count = count};
@@ -80,11 +80,11 @@ static enum gang_status later(struct gang_group *g, enum gang_reduction kind, vo
 }
 
 enum gang_status gang_collective_wait(struct gang_collective *op) {
-    struct gang_group *g = op->group;
+    struct gang_comm *g = op->group;
     pthread_mutex_lock(&g->lock);
     while (!op->done) pthread_cond_wait(&g->finished, &g->lock);
     pthread_mutex_unlock(&g->lock);
-    return op->status ? gang_group_check(g) : GANG_OK; // a group that is broken stays so
+    return op->status ? gang_comm_check(g) : GANG_OK; // a group that is broken stays so
 }
 
 bool gang_collective_done(struct gang_collective *op) {
@@ -94,26 +94,26 @@ bool gang_collective_done(struct gang_collective *op) {
     return done;
 }
 
-enum gang_status gang_all_reduce(struct gang_group *g, void *data, size_t count, enum gang_element type) {
+enum gang_status gang_all_reduce(struct gang_comm *g, void *data, size_t count, enum gang_element type) {
     return now(g, GANG_ALL_REDUCE, data, count, type);
 }
 
-enum gang_status gang_reduce_scatter(struct gang_group *g, void *data, size_t count, enum gang_element type) {
+enum gang_status gang_reduce_scatter(struct gang_comm *g, void *data, size_t count, enum gang_element type) {
     return now(g, GANG_REDUCE_SCATTER, data, count, type);
 }
 
-enum gang_status gang_all_gather(struct gang_group *g, void *data, size_t count, enum gang_element type) {
+enum gang_status gang_all_gather(struct gang_comm *g, void *data, size_t count, enum gang_element type) {
     return now(g, GANG_ALL_GATHER, data, count, type);
 }
 
-enum gang_status gang_all_reduce_start(struct gang_group *g, void *data, size_t count, enum gang_element type, struct gang_collective *op) {
+enum gang_status gang_all_reduce_start(struct gang_comm *g, void *data, size_t count, enum gang_element type, struct gang_collective *op) {
     return later(g, GANG_ALL_REDUCE, data, count, type, op);
 }
 
-enum gang_status gang_reduce_scatter_start(struct gang_group *g, void *data, size_t count, enum gang_element type, struct gang_collective *op) {
+enum gang_status gang_reduce_scatter_start(struct gang_comm *g, void *data, size_t count, enum gang_element type, struct gang_collective *op) {
     return later(g, GANG_REDUCE_SCATTER, data, count, type, op);
 }
 
-enum gang_status gang_all_gather_start(struct gang_group *g, void *data, size_t count, enum gang_element type, struct gang_collective *op) {
+enum gang_status gang_all_gather_start(struct gang_comm *g, void *data, size_t count, enum gang_element type, struct gang_collective *op) {
     return later(g, GANG_ALL_GATHER, data, count, type, op);
 }

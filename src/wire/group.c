@@ -20,7 +20,7 @@ static void call_off(struct gang_wire_op *ops, int count) {
 }
 
 // Finds out why, tells everybody, and calls off what is under way.
-static enum gang_status break_up(struct gang_group *g) {
+static enum gang_status break_up(struct gang_comm *g) {
     struct gang_wire_report report;
     if (!g->error[0]) {
         for (int i = 0; i < g->members && !g->error[0]; i++)
@@ -51,7 +51,7 @@ static enum gang_status break_up(struct gang_group *g) {
     return gang_fail(GANG_ERR_PEER, "%s", g->error);
 }
 
-enum gang_status gang_group_await(struct gang_group *g, struct gang_wire_op *op) {
+enum gang_status gang_comm_await(struct gang_comm *g, struct gang_wire_op *op) {
     if (!op->link) return GANG_OK;
     gang_wire_wait_any(g->wire, op, g->links, g->notice_in, g->members);
     bool good = gang_wire_done(op) && !op->status;
@@ -59,13 +59,13 @@ enum gang_status gang_group_await(struct gang_group *g, struct gang_wire_op *op)
     return good ? GANG_OK : break_up(g);
 }
 
-enum gang_status gang_group_await_all(struct gang_group *g, struct gang_wire_op *ops, int count) {
+enum gang_status gang_comm_await_all(struct gang_comm *g, struct gang_wire_op *ops, int count) {
     enum gang_status status = GANG_OK;
-    for (int i = 0; i < count && !status; i++) status = gang_group_await(g, &ops[i]);
+    for (int i = 0; i < count && !status; i++) status = gang_comm_await(g, &ops[i]);
     return status;
 }
 
-enum gang_status gang_group_start(struct gang_group *g, bool receive, int member, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op) {
+enum gang_status gang_comm_start(struct gang_comm *g, bool receive, int member, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op) {
     enum gang_status status = receive ? gang_wire_recv(g->links[member], g->tag + tag, data, bytes, op)
                                       : gang_wire_send(g->links[member], g->tag + tag, 0, data, bytes, op);
     if (!status) return GANG_OK;
@@ -73,14 +73,14 @@ enum gang_status gang_group_start(struct gang_group *g, bool receive, int member
     return break_up(g);
 }
 
-enum gang_status gang_group_check(const struct gang_group *g) { return g->error[0] ? gang_fail(GANG_ERR_PEER, "%s", g->error) : GANG_OK; }
+enum gang_status gang_comm_check(const struct gang_comm *g) { return g->error[0] ? gang_fail(GANG_ERR_PEER, "%s", g->error) : GANG_OK; }
 
 // ---- The group -----------------------------------------------------------------------------------------------------
 
 // Lists the members by site and leaves the gaps between the sites' numbers out. NULL: all of one.
-static void set_sites(struct gang_group *g, const int *site_of_member) {
+static void set_sites(struct gang_comm *g, const int *site_of_member) {
     g->sites = 0;
-    for (int s = 0, listed = 0; s < GANG_GROUP_MEMBERS; s++) {
+    for (int s = 0, listed = 0; s < GANG_COMM_MEMBERS; s++) {
         int before = listed;
         for (int i = 0; i < g->members; i++) {
             if ((site_of_member ? site_of_member[i] : 0) != s) continue;
@@ -92,14 +92,14 @@ static void set_sites(struct gang_group *g, const int *site_of_member) {
     }
 }
 
-enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
-                                struct gang_group **out) {
+enum gang_status gang_comm_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
+                                struct gang_comm **out) {
     *out = NULL;
-    if (members < 1 || members > GANG_GROUP_MEMBERS || me < 0 || me >= members)
-        return gang_fail(GANG_ERR_INPUT, "group: member %d of %d: at most %d members", me, members, GANG_GROUP_MEMBERS);
-    struct gang_group *g = calloc(1, sizeof *g);
+    if (members < 1 || members > GANG_COMM_MEMBERS || me < 0 || me >= members)
+        return gang_fail(GANG_ERR_INPUT, "group: member %d of %d: at most %d members", me, members, GANG_COMM_MEMBERS);
+    struct gang_comm *g = calloc(1, sizeof *g);
     assert(g && "out of memory");
-    *g = (struct gang_group){.wire = wire, .members = members, .me = me, .tag = tag};
+    *g = (struct gang_comm){.wire = wire, .members = members, .me = me, .tag = tag};
     set_sites(g, NULL);
     gang_collective_init(g);
     enum gang_status status = GANG_OK;
@@ -111,12 +111,12 @@ enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *c
     }
     *out = g;
     if (!status) return GANG_OK;
-    gang_group_free(g);
+    gang_comm_free(g);
     *out = NULL;
     return status;
 }
 
-void gang_group_free(struct gang_group *g) {
+void gang_comm_free(struct gang_comm *g) {
     if (!g) return;
     gang_collective_release(g);
     call_off(g->notice_in, g->members);
@@ -125,22 +125,22 @@ void gang_group_free(struct gang_group *g) {
     free(g);
 }
 
-enum gang_status gang_group_sites(struct gang_group *g, const int *site_of_member) {
+enum gang_status gang_comm_sites(struct gang_comm *g, const int *site_of_member) {
     for (int i = 0; i < g->members; i++)
-        if (site_of_member[i] < 0 || site_of_member[i] >= GANG_GROUP_MEMBERS)
+        if (site_of_member[i] < 0 || site_of_member[i] >= GANG_COMM_MEMBERS)
             return gang_fail(GANG_ERR_INPUT, "group: member %d is of site %d: sites are numbered from 0 to %d", i, site_of_member[i],
-                             GANG_GROUP_MEMBERS - 1);
+                             GANG_COMM_MEMBERS - 1);
     set_sites(g, site_of_member);
     return GANG_OK;
 }
 
-void gang_group_part(const struct gang_group *g, size_t count, int member, size_t *first, size_t *length) {
+void gang_comm_part(const struct gang_comm *g, size_t count, int member, size_t *first, size_t *length) {
     size_t n = (size_t)g->members, m = (size_t)member, base = count / n, more = count % n;
     *first = m * base + (m < more ? m : more);
     *length = base + (m < more);
 }
 
-uint8_t *gang_group_scratch(struct gang_group *g, size_t bytes) {
+uint8_t *gang_comm_scratch(struct gang_comm *g, size_t bytes) {
     if (bytes > g->scratch_bytes) {
         free(g->scratch);
         g->scratch = aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -153,56 +153,56 @@ uint8_t *gang_group_scratch(struct gang_group *g, size_t bytes) {
 // ---- The others ----------------------------------------------------------------------------------------------------
 
 // A binomial tree from the root; long data in segments, so that all levels are busy at once.
-enum gang_status gang_broadcast(struct gang_group *g, int root, void *data, size_t bytes) {
-    enum gang_status status = gang_group_enter(g);
+enum gang_status gang_broadcast(struct gang_comm *g, int root, void *data, size_t bytes) {
+    enum gang_status status = gang_comm_enter(g);
     int rank = (g->me - root + g->members) % g->members, lowest = 1;
     while (lowest < g->members && !(rank & lowest)) lowest <<= 1; // the root's reaches beyond everybody
     size_t segments = (bytes + segment_bytes - 1) / segment_bytes;
     for (size_t k = 0; k < segments + GROUP_WINDOW && !status; k++) {
         struct group_slot *slot = &g->slots[k % GROUP_WINDOW];
-        if (k >= GROUP_WINDOW) status = gang_group_await_all(g, slot->parts_out, g->members);
+        if (k >= GROUP_WINDOW) status = gang_comm_await_all(g, slot->parts_out, g->members);
         // Receives are posted ahead; sends follow as the data comes.
         if (!status && k < segments && rank) {
             size_t n = bytes - k * segment_bytes < segment_bytes ? bytes - k * segment_bytes : segment_bytes;
-            status = gang_group_start(g, true, (rank - lowest + root) % g->members, GROUP_TAG_OTHER, (uint8_t *)data + k * segment_bytes, n,
+            status = gang_comm_start(g, true, (rank - lowest + root) % g->members, GROUP_TAG_OTHER, (uint8_t *)data + k * segment_bytes, n,
                                       &slot->parts_in[0]);
         }
         if (status || k < AHEAD || k - AHEAD >= segments) continue;
         size_t s = k - AHEAD, n = bytes - s * segment_bytes < segment_bytes ? bytes - s * segment_bytes : segment_bytes;
         struct group_slot *ready = &g->slots[s % GROUP_WINDOW];
-        status = gang_group_await(g, &ready->parts_in[0]);
+        status = gang_comm_await(g, &ready->parts_in[0]);
         for (int step = lowest >> 1, child = 0; step && !status; step >>= 1, child++)
             if (rank + step < g->members)
-                status = gang_group_start(g, false, (rank + step + root) % g->members, GROUP_TAG_OTHER, (uint8_t *)data + s * segment_bytes, n,
+                status = gang_comm_start(g, false, (rank + step + root) % g->members, GROUP_TAG_OTHER, (uint8_t *)data + s * segment_bytes, n,
                                           &ready->parts_out[child]);
     }
     return status;
 }
 
-enum gang_status gang_all_to_all(struct gang_group *g, const void *out, void *in, size_t bytes) {
-    enum gang_status status = gang_group_enter(g);
+enum gang_status gang_all_to_all(struct gang_comm *g, const void *out, void *in, size_t bytes) {
+    enum gang_status status = gang_comm_enter(g);
     struct group_slot *slot = &g->slots[0];
     for (int i = 0; i < g->members && !status; i++)
-        if (i != g->me) status = gang_group_start(g, true, i, GROUP_TAG_OTHER, (uint8_t *)in + (size_t)i * bytes, bytes, &slot->parts_in[i]);
+        if (i != g->me) status = gang_comm_start(g, true, i, GROUP_TAG_OTHER, (uint8_t *)in + (size_t)i * bytes, bytes, &slot->parts_in[i]);
     // Each starts with its successor, so that not all send to the first member first.
     for (int d = 1; d < g->members && !status; d++) {
         int i = (g->me + d) % g->members;
-        status = gang_group_start(g, false, i, GROUP_TAG_OTHER, (uint8_t *)out + (size_t)i * bytes, bytes, &slot->parts_out[i]);
+        status = gang_comm_start(g, false, i, GROUP_TAG_OTHER, (uint8_t *)out + (size_t)i * bytes, bytes, &slot->parts_out[i]);
     }
     if (!status && bytes) memcpy((uint8_t *)in + (size_t)g->me * bytes, (const uint8_t *)out + (size_t)g->me * bytes, bytes);
-    if (!status) status = gang_group_await_all(g, slot->parts_in, g->members);
-    return status ? status : gang_group_await_all(g, slot->parts_out, g->members);
+    if (!status) status = gang_comm_await_all(g, slot->parts_in, g->members);
+    return status ? status : gang_comm_await_all(g, slot->parts_out, g->members);
 }
 
 // In round j everybody tells who is 2^j further; after the last all have heard of all.
-enum gang_status gang_barrier(struct gang_group *g) {
-    enum gang_status status = gang_group_enter(g);
+enum gang_status gang_barrier(struct gang_comm *g) {
+    enum gang_status status = gang_comm_enter(g);
     for (int step = 1; step < g->members && !status; step <<= 1) {
         struct group_slot *slot = &g->slots[0];
-        status = gang_group_start(g, true, (g->me - step + g->members) % g->members, GROUP_TAG_OTHER, NULL, 0, &slot->parts_in[0]);
-        if (!status) status = gang_group_start(g, false, (g->me + step) % g->members, GROUP_TAG_OTHER, NULL, 0, &slot->parts_out[0]);
-        if (!status) status = gang_group_await(g, &slot->parts_in[0]);
-        if (!status) status = gang_group_await(g, &slot->parts_out[0]);
+        status = gang_comm_start(g, true, (g->me - step + g->members) % g->members, GROUP_TAG_OTHER, NULL, 0, &slot->parts_in[0]);
+        if (!status) status = gang_comm_start(g, false, (g->me + step) % g->members, GROUP_TAG_OTHER, NULL, 0, &slot->parts_out[0]);
+        if (!status) status = gang_comm_await(g, &slot->parts_in[0]);
+        if (!status) status = gang_comm_await(g, &slot->parts_out[0]);
     }
     return status;
 }

@@ -94,35 +94,35 @@ void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out)
 // When a member dies, or another member says so, the call ends with GANG_ERR_PEER and a text that names it, on all members;
 // the group is broken then and every further call says so. The living make a new group, with other tags.
 
-struct gang_group;
+struct gang_comm;
 
-enum { GANG_GROUP_MEMBERS = 64, GANG_GROUP_TAGS = 8 };
-enum gang_element { GANG_F32, GANG_BF16 };
+enum { GANG_COMM_MEMBERS = 64, GANG_COMM_TAGS = 8 };
+enum gang_element { GANG_ELEMENT_F32, GANG_ELEMENT_BF16 };
 
-// `links[i]` leads to member i; links[me] is NULL. Uses the tags from `tag` to tag + GANG_GROUP_TAGS - 1 of these links, alone
+// `links[i]` leads to member i; links[me] is NULL. Uses the tags from `tag` to tag + GANG_COMM_TAGS - 1 of these links, alone
 // and for ever. Free before the wire is closed, when nothing that was started is under way.
-GANG_CHECK_RESULT enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
-                                                  struct gang_group **out);
-void gang_group_free(struct gang_group *group);
+GANG_CHECK_RESULT enum gang_status gang_comm_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
+                                                  struct gang_comm **out);
+void gang_comm_free(struct gang_comm *group);
 // Says in which site each member is, before the first collective and on every member alike; sites are numbered from 0 to
-// GANG_GROUP_MEMBERS - 1. Sums and gathers then go inside the sites first, and what must cross between two sites crosses
+// GANG_COMM_MEMBERS - 1. Sums and gathers then go inside the sites first, and what must cross between two sites crosses
 // once, not once per member: with two sites the data of an all-reduce once each way. Broadcasts and the others do not care.
-GANG_CHECK_RESULT enum gang_status gang_group_sites(struct gang_group *group, const int *site_of_member);
+GANG_CHECK_RESULT enum gang_status gang_comm_sites(struct gang_comm *group, const int *site_of_member);
 
 // Sums `data` of all members; everybody gets the sum.
-GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_group *group, void *data, size_t count, enum gang_element type);
-// `data` holds `count` elements, cut into parts as gang_group_part says; member i gets the sum of part i in its place. The
+GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_comm *group, void *data, size_t count, enum gang_element type);
+// `data` holds `count` elements, cut into parts as gang_comm_part says; member i gets the sum of part i in its place. The
 // other parts are left as they were.
-GANG_CHECK_RESULT enum gang_status gang_reduce_scatter(struct gang_group *group, void *data, size_t count, enum gang_element type);
+GANG_CHECK_RESULT enum gang_status gang_reduce_scatter(struct gang_comm *group, void *data, size_t count, enum gang_element type);
 // The other way round: member i gives part i, everybody gets all parts.
-GANG_CHECK_RESULT enum gang_status gang_all_gather(struct gang_group *group, void *data, size_t count, enum gang_element type);
+GANG_CHECK_RESULT enum gang_status gang_all_gather(struct gang_comm *group, void *data, size_t count, enum gang_element type);
 
 // The same, started: a thread of the group's, which sleeps when there is nothing to do, works on what was started in the
 // order of the calls. The data is the collective's until it is done. The three calls above, and those below, wait until what
 // was started before them is done.
 enum gang_reduction { GANG_ALL_REDUCE, GANG_REDUCE_SCATTER, GANG_ALL_GATHER };
 struct gang_collective { // the caller's; it must stay in place until it is done
-    struct gang_group *group;
+    struct gang_comm *group;
     struct gang_collective *next;
     enum gang_reduction kind;
     enum gang_element type;
@@ -131,21 +131,21 @@ struct gang_collective { // the caller's; it must stay in place until it is done
     enum gang_status status;
     bool done;
 };
-GANG_CHECK_RESULT enum gang_status gang_all_reduce_start(struct gang_group *group, void *data, size_t count, enum gang_element type,
+GANG_CHECK_RESULT enum gang_status gang_all_reduce_start(struct gang_comm *group, void *data, size_t count, enum gang_element type,
                                                          struct gang_collective *op);
-GANG_CHECK_RESULT enum gang_status gang_reduce_scatter_start(struct gang_group *group, void *data, size_t count, enum gang_element type,
+GANG_CHECK_RESULT enum gang_status gang_reduce_scatter_start(struct gang_comm *group, void *data, size_t count, enum gang_element type,
                                                              struct gang_collective *op);
-GANG_CHECK_RESULT enum gang_status gang_all_gather_start(struct gang_group *group, void *data, size_t count, enum gang_element type,
+GANG_CHECK_RESULT enum gang_status gang_all_gather_start(struct gang_comm *group, void *data, size_t count, enum gang_element type,
                                                          struct gang_collective *op);
 // Until it is done; its status. After a member is lost all that was started ends with GANG_ERR_PEER.
 GANG_CHECK_RESULT enum gang_status gang_collective_wait(struct gang_collective *op);
 bool gang_collective_done(struct gang_collective *op);
 
-void gang_group_part(const struct gang_group *group, size_t count, int member, size_t *first, size_t *length);
-GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_group *group, int root, void *data, size_t bytes);
+void gang_comm_part(const struct gang_comm *group, size_t count, int member, size_t *first, size_t *length);
+GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_comm *group, int root, void *data, size_t bytes);
 // `out` and `in` hold `bytes` per member: what goes to it and what comes from it.
-GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_group *group, const void *out, void *in, size_t bytes);
-GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_group *group);
+GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_comm *group, const void *out, void *in, size_t bytes);
+GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_comm *group);
 
 // ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
 //

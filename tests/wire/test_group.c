@@ -16,7 +16,7 @@ struct mesh {
     int members;
     struct gang_wire *wires[MEMBERS_MAX];
     struct gang_wire_link *links[MEMBERS_MAX][MEMBERS_MAX];
-    struct gang_group *groups[MEMBERS_MAX];
+    struct gang_comm *groups[MEMBERS_MAX];
     int sites[MEMBERS_MAX];
     struct gang_relay *relay; // NULL, or between the sites
     bool shared;              // inside a site: memory
@@ -41,21 +41,21 @@ static void open_sites(struct mesh *mesh, int members, int planes, const int *si
     for (int i = 0; i < members; i++)
         for (int j = 0; j < i; j++) join_both(mesh, i, j, planes);
     for (int i = 0; i < members; i++) {
-        assert_ok(gang_group_new(mesh->wires[i], mesh->links[i], members, i, 100, &mesh->groups[i]));
-        if (sites) assert_ok(gang_group_sites(mesh->groups[i], sites));
+        assert_ok(gang_comm_new(mesh->wires[i], mesh->links[i], members, i, 100, &mesh->groups[i]));
+        if (sites) assert_ok(gang_comm_sites(mesh->groups[i], sites));
     }
 }
 
 static void open_mesh(struct mesh *mesh, int members, int planes) { open_sites(mesh, members, planes, NULL, NULL); }
 
 static void close_mesh(struct mesh *mesh) {
-    for (int i = 0; i < mesh->members; i++) gang_group_free(mesh->groups[i]);
+    for (int i = 0; i < mesh->members; i++) gang_comm_free(mesh->groups[i]);
     for (int i = 0; i < mesh->members; i++) gang_wire_close(mesh->wires[i]);
     gang_relay_close(mesh->relay);
 }
 
 struct job {
-    struct gang_group *group;
+    struct gang_comm *group;
     const int *sites;
     int member, members, kind, root;
     enum gang_element type;
@@ -107,13 +107,13 @@ static void draw_numbers(uint8_t *data, size_t bytes, uint64_t seed, bool any_bi
     }
 }
 
-static size_t size_of(enum gang_element type) { return type == GANG_F32 ? 4 : 2; }
+static size_t size_of(enum gang_element type) { return type == GANG_ELEMENT_F32 ? 4 : 2; }
 
 // The sites' sums, then their sum, in order.
 static void sum_reference(const struct job *job, const void *const *before, uint8_t *expected) {
     void *sums[MEMBERS_MAX];
     int count = 0;
-    for (int site = 0; site < GANG_GROUP_MEMBERS; site++) {
+    for (int site = 0; site < GANG_COMM_MEMBERS; site++) {
         const void *theirs[MEMBERS_MAX];
         int n = 0;
         for (int i = 0; i < job->members; i++)
@@ -129,7 +129,7 @@ static void sum_reference(const struct job *job, const void *const *before, uint
 static void check_sum(const struct job *job, const uint8_t *const *before, uint8_t *expected) {
     size_t first = 0, length = job->count, size = size_of(job->type), all = length * size;
     sum_reference(job, (const void *const *)before, expected);
-    if (job->kind == REDUCE_SCATTER) gang_group_part(job->group, job->count, job->member, &first, &length);
+    if (job->kind == REDUCE_SCATTER) gang_comm_part(job->group, job->count, job->member, &first, &length);
     first *= size;
     length *= size;
     assert_true(length == 0 || memcmp(job->data + first, expected + first, length) == 0);
@@ -143,7 +143,7 @@ static void check_job(const struct job *job, const uint8_t *const *before, uint8
     if (job->kind == ALL_REDUCE || job->kind == REDUCE_SCATTER) check_sum(job, before, expected);
     for (int i = 0; i < job->members && job->kind == ALL_GATHER; i++) {
         size_t first, length;
-        gang_group_part(job->group, job->count, i, &first, &length);
+        gang_comm_part(job->group, job->count, i, &first, &length);
         assert_true(!length || memcmp(job->data + first * size, before[i] + first * size, length * size) == 0);
     }
     if (job->kind == BROADCAST) assert_true(!job->count || memcmp(job->data, before[job->root], job->count) == 0);
@@ -157,7 +157,7 @@ static void try_one(struct mesh *mesh, uint64_t seed, int kind) {
     uint64_t r = gang_random_at(seed, 1, 1);
     size_t count = r % 5 == 0 ? r >> 20 & 7 : r % 5 < 3 ? (r >> 20) % 30000 : (r >> 20) % 900000;
     if (kind == ALL_TO_ALL) count /= 4;
-    enum gang_element type = r >> 60 & 1 ? GANG_BF16 : GANG_F32;
+    enum gang_element type = r >> 60 & 1 ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32;
     size_t bytes = kind == ALL_TO_ALL ? count * (size_t)mesh->members : kind == BROADCAST ? count : count * size_of(type);
     for (int i = 0; i < mesh->members; i++) {
         jobs[i] = (struct job){.group = mesh->groups[i],
@@ -214,7 +214,7 @@ static void test_over_sites_against_the_reference(void **state) {
     }
     struct mesh mesh;
     open_mesh(&mesh, 2, 1);
-    assert_fails(GANG_ERR_INPUT, "sites are numbered from 0", gang_group_sites(mesh.groups[0], (const int[]){0, -1}));
+    assert_fails(GANG_ERR_INPUT, "sites are numbered from 0", gang_comm_sites(mesh.groups[0], (const int[]){0, -1}));
     close_mesh(&mesh);
 }
 
@@ -259,8 +259,8 @@ static void test_sums_equal_their_reference(void **state) {
         const void *pointers[6];
         for (int i = 0; i < 6; i++) draw_numbers(parts[i], sizeof parts[i], seed + round * 10 + (uint64_t)i, round % 2), pointers[i] = parts[i];
         for (int type = 0; type < 2; type++) {
-            gang_sum_reference(slow, pointers, count, n, type ? GANG_BF16 : GANG_F32);
-            gang_sum(fast, pointers, count, n, type ? GANG_BF16 : GANG_F32);
+            gang_sum_reference(slow, pointers, count, n, type ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32);
+            gang_sum(fast, pointers, count, n, type ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32);
             assert_memory_equal(fast, slow, n * (type ? 2 : 4));
         }
     }
@@ -277,14 +277,14 @@ struct started {
     enum gang_reduction kind;
 };
 
-static void start_one(struct gang_group *group, struct started *s, size_t count, uint64_t seed) {
+static void start_one(struct gang_comm *group, struct started *s, size_t count, uint64_t seed) {
     s->count = count;
     s->kind = (enum gang_reduction)(seed % 3);
     s->data = malloc(count * 4 + 1);
     draw_numbers(s->data, count * 4, seed, false);
-    enum gang_status (*start[])(struct gang_group *, void *, size_t, enum gang_element,
+    enum gang_status (*start[])(struct gang_comm *, void *, size_t, enum gang_element,
                                 struct gang_collective *) = {gang_all_reduce_start, gang_reduce_scatter_start, gang_all_gather_start};
-    assert_ok(start[s->kind](group, s->data, count, GANG_F32, &s->op));
+    assert_ok(start[s->kind](group, s->data, count, GANG_ELEMENT_F32, &s->op));
 }
 
 // The blocking calls are the reference: the same data, one after the other.
@@ -310,14 +310,14 @@ static void test_several_groups_with_several_under_way(void **state) {
     static const int sites[] = {0, 0, 1};
     enum { MEMBERS = 3 };
     struct mesh mesh;
-    struct gang_group *groups[GROUPS][MEMBERS];
+    struct gang_comm *groups[GROUPS][MEMBERS];
     static struct started started[GROUPS][STARTED][MEMBERS];
     uint64_t seed = test_seed(), seeds[GROUPS][STARTED][MEMBERS];
     open_sites(&mesh, MEMBERS, 1, sites, NULL);
     for (int g = 0; g < GROUPS; g++)
         for (int i = 0; i < MEMBERS; i++) {
-            assert_ok(gang_group_new(mesh.wires[i], mesh.links[i], MEMBERS, i, (uint32_t)(200 + g * GANG_GROUP_TAGS), &groups[g][i]));
-            if (g) assert_ok(gang_group_sites(groups[g][i], sites));
+            assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], MEMBERS, i, (uint32_t)(200 + g * GANG_COMM_TAGS), &groups[g][i]));
+            if (g) assert_ok(gang_comm_sites(groups[g][i], sites));
         }
     for (int k = 0; k < STARTED; k++)
         for (int g = 0; g < GROUPS; g++)
@@ -336,7 +336,7 @@ static void test_several_groups_with_several_under_way(void **state) {
         struct mesh same = mesh;
         memcpy(same.groups, groups[g], sizeof groups[g]);
         for (int k = 0; k < STARTED; k++) check_started(&same, started[g][k], seeds[g][k]);
-        for (int i = 0; i < MEMBERS; i++) gang_group_free(groups[g][i]);
+        for (int i = 0; i < MEMBERS; i++) gang_comm_free(groups[g][i]);
     }
     close_mesh(&mesh);
 }
@@ -349,12 +349,12 @@ static void test_all_that_was_started_ends_when_a_member_dies(void **state) {
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < (i == 2 ? 1 : STARTED); k++) start_one(mesh.groups[i], &started[i][k], 200000, 3);
     for (int i = 0; i < 3; i++) assert_ok(gang_collective_wait(&started[i][0].op));
-    gang_group_free(mesh.groups[2]);
+    gang_comm_free(mesh.groups[2]);
     gang_wire_close(mesh.wires[2]);
     for (int i = 0; i < 2; i++) {
         for (int k = 1; k < STARTED; k++) assert_fails(GANG_ERR_PEER, "rank 2", gang_collective_wait(&started[i][k].op));
         struct gang_collective late;
-        assert_ok(gang_all_reduce_start(mesh.groups[i], started[i][0].data, 1, GANG_F32, &late));
+        assert_ok(gang_all_reduce_start(mesh.groups[i], started[i][0].data, 1, GANG_ELEMENT_F32, &late));
         assert_fails(GANG_ERR_PEER, "rank 2", gang_collective_wait(&late));
     }
     for (int i = 0; i < 3; i++)
@@ -371,7 +371,7 @@ static void expect_named(struct mesh *mesh, int living, const char *words) {
     double start = gang_seconds();
     for (int i = 0; i < living; i++) {
         jobs[i] = (struct job){
-            .group = mesh->groups[i], .member = i, .members = mesh->members, .kind = ALL_REDUCE, .type = GANG_F32, .count = 700000};
+            .group = mesh->groups[i], .member = i, .members = mesh->members, .kind = ALL_REDUCE, .type = GANG_ELEMENT_F32, .count = 700000};
         jobs[i].data = calloc(jobs[i].count, 4);
     }
     run_all(jobs, living);
@@ -389,13 +389,13 @@ static void test_a_member_that_left_is_named_and_the_rest_goes_on(void **state) 
     struct mesh mesh;
     open_mesh(&mesh, 4, 1);
     try_one(&mesh, 77, ALL_REDUCE);
-    gang_group_free(mesh.groups[3]);
+    gang_comm_free(mesh.groups[3]);
     gang_wire_close(mesh.wires[3]);
     expect_named(&mesh, 3, "rank 3");
     // The living make a new group.
     for (int i = 0; i < 3; i++) {
-        gang_group_free(mesh.groups[i]);
-        assert_ok(gang_group_new(mesh.wires[i], mesh.links[i], 3, i, 200, &mesh.groups[i]));
+        gang_comm_free(mesh.groups[i]);
+        assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], 3, i, 200, &mesh.groups[i]));
     }
     mesh.members = 3;
     for (uint64_t i = 0; i < 6; i++) try_one(&mesh, 78 + i, (int)i % KINDS);
@@ -407,10 +407,10 @@ static int be_silent(const char *first, const char *second) {
     struct gang_wire *wire = open_wire(2);
     const char *addresses[2] = {first, second};
     struct gang_wire_link *links[3] = {NULL};
-    struct gang_group *group;
+    struct gang_comm *group;
     float one = 1;
     for (int i = 0; i < 2; i++) links[i] = join_directly(wire, i, addresses[i], 1, 1);
-    if (gang_group_new(wire, links, 3, 2, 100, &group) || gang_all_reduce(group, &one, 1, GANG_F32)) return 1;
+    if (gang_comm_new(wire, links, 3, 2, 100, &group) || gang_all_reduce(group, &one, 1, GANG_ELEMENT_F32)) return 1;
     raise(SIGSTOP);
     return 1;
 }
@@ -423,7 +423,7 @@ static void test_a_silent_member_is_named(void **state) {
     mesh.links[1][0] = join_directly(mesh.wires[1], 0, gang_wire_address(mesh.wires[0]), 1, 1);
     for (int i = 0; i < 2; i++) {
         mesh.links[i][2] = join_to(mesh.wires[i], 2, NULL, 1, 1);
-        assert_ok(gang_group_new(mesh.wires[i], mesh.links[i], 3, i, 100, &mesh.groups[i]));
+        assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], 3, i, 100, &mesh.groups[i]));
     }
     pid_t child = fork();
     if (!child) {
@@ -439,7 +439,7 @@ static void test_a_silent_member_is_named(void **state) {
     expect_named(&mesh, 2, "rank 2");
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
-    for (int i = 0; i < 2; i++) gang_group_free(mesh.groups[i]);
+    for (int i = 0; i < 2; i++) gang_comm_free(mesh.groups[i]);
     for (int i = 0; i < 2; i++) gang_wire_close(mesh.wires[i]);
 }
 
