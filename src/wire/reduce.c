@@ -265,7 +265,7 @@ static enum gang_status reduce_small(struct gang_group *g, void *data, size_t co
     size_t bytes = count * element_bytes(type);
     uint8_t *theirs = gang_group_scratch(g, (size_t)g->members * bytes);
     struct group_slot *slot = &g->slots[0];
-    void *parts[GANG_GROUP_MEMBERS];
+    void *parts[GANG_GROUP_MEMBERS] = {NULL};
     for (int i = 0; i < g->members && !status; i++) {
         parts[i] = i == g->me ? data : theirs + (size_t)i * bytes;
         if (i != g->me) status = gang_group_start(g, true, i, GROUP_TAG_PARTS, parts[i], bytes, &slot->parts_in[i]);
