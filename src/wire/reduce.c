@@ -253,7 +253,7 @@ static void sum_all(const struct gang_group *g, void *to, void *const *parts, si
         const int *members = &g->by_site[g->site_first[s]];
         int n = site_members(g, s);
         for (int i = 0; i < n; i++) theirs[i] = parts[members[i]];
-        sums[s] = theirs[0];
+        sums[s] = parts[members[0]];
         gang_sum(g->sites == 1 ? to : parts[members[0]], theirs, n, count, type);
     }
     if (g->sites > 1) gang_sum(to, sums, g->sites, count, type);
