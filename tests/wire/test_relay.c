@@ -111,7 +111,7 @@ static void test_routes_share_the_rate(void **state) {
     assert_true(got < 1.05 * rate);
     struct gang_relay_report report;
     gang_relay_report(relay, &report);
-    assert_int_equal(report.connections, ROUTES);
+    assert_true(report.connections >= ROUTES); // more where a starved one was given up and made anew
     for (int i = 0; i < ROUTES; i++) close_far(&far[i]);
     gang_relay_close(relay);
 }
