@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 enum { WAIT_MS = 1000, DEAD_MS = 15000, CONNECT_MS = 60000, WARM_STEPS = 2 };

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-enum { PIECE = 1 << 20 }; // elements of a bucket: all buckets share the same memory
+enum { PIECE = 1 << 20 }; // elements of a bucket at most: all buckets share the same memory
 
 static void wait_for(struct gang_cell *cell, double seconds) {
     const struct gang_stand_in *s = cell->options->stand_in;
@@ -70,7 +70,9 @@ void gang_stand_in_init(struct gang_cell *cell, struct gang_arena *arena) {
 }
 
 enum gang_status gang_stand_in_open(struct gang_cell *cell, struct gang_arena *arena) {
-    cell->parameters = gang_arena_alloc(arena, PIECE * sizeof(float));
-    cell->gradients = gang_arena_alloc(arena, PIECE * sizeof(float));
+    size_t most = 1;
+    for (int b = 0; b < cell->bucket_count; b++) most = (size_t)cell->buckets[b].elements > most ? (size_t)cell->buckets[b].elements : most;
+    cell->parameters = gang_arena_alloc(arena, most * sizeof(float));
+    cell->gradients = gang_arena_alloc(arena, most * sizeof(float));
     return GANG_OK;
 }

@@ -125,6 +125,9 @@ static const struct gang_chunk_cost *cost_of(const struct sim *s, int rank, int 
     return gang_costs_chunk(s->in->costs, s->class_of[replica_of(s, rank)], chunk);
 }
 
+// What a chunk's pass and its exchange are streamed in: layers; the embedding or the head alone are one.
+static double parts_of(const struct sim *s, int rank, int chunk) { return fmax(cost_of(s, rank, chunk)->layers, 1); }
+
 static uint8_t *arrival(const struct sim *s, int replica, int gradient, int chunk, int micro) {
     const struct gang_program *p = s->in->program;
     return &s->arrived[replica][((int64_t)gradient * p->chunks + chunk) * p->micro_batches[replica] + micro];
@@ -317,7 +320,7 @@ static bool gathered_enough(struct sim *s, int rank, const struct gang_instructi
     const struct exchange *x = exchange_of(s, true, i->chunk);
     if (i->op != GANG_OP_FORWARD || !x->cost->bytes || x->state == DONE) return true;
     if (!s->in->layout->dp_overlap || (x->state != FLOWING && x->state != FLOWN)) return false;
-    double first = x->started + x->cost->fast_seconds / cost_of(s, rank, i->chunk)->layers;
+    double first = x->started + x->cost->fast_seconds / parts_of(s, rank, i->chunk);
     if (s->now >= first) return true;
     push(s, first, EVENT_AWAKE, rank);
     return false;
@@ -332,7 +335,7 @@ static void start_compute(struct sim *s, int rank, const struct gang_instruction
     r->started = s->now;
     if (r->reducing >= 0 && s->in->layout->dp_overlap) {
         struct exchange *x = &s->exchanges[r->reducing];
-        x->tail = x->cost->fast_seconds / cost_of(s, rank, x->chunk)->layers;
+        x->tail = x->cost->fast_seconds / parts_of(s, rank, x->chunk);
         join(s, x);
     }
     push(s, s->now + seconds, EVENT_COMPUTED, rank);
@@ -360,7 +363,7 @@ static void end_compute(struct sim *s, int rank) {
             wait_for(s, rank, &booked(s, rank)->gather);
             return;
         }
-        double least = x->ends + seconds_of(s, rank, i) / cost_of(s, rank, i->chunk)->layers;
+        double least = x->ends + seconds_of(s, rank, i) / parts_of(s, rank, i->chunk);
         if (least > s->now && x->ends > r->started) {
             wait_for(s, rank, &booked(s, rank)->gather);
             r->ending = true;
@@ -564,6 +567,32 @@ static void run(struct sim *s) {
     }
 }
 
+// The longest way between two of these sites.
+static double farthest(const struct gang_pool *pool, const bool *sites) {
+    double most = 0;
+    for (int a = 0; a < pool->sites.count; a++)
+        for (int b = 0; b < a; b++)
+            if (sites[a] && sites[b]) most = fmax(most, gang_pool_route(pool, a, b)->delay);
+    return most;
+}
+
+// Clipping needs the norm of all gradients: one number summed over the replicas of every stage, then over the stages of every
+// replica, each time one way to all. Until then no rank may update.
+static double agree_seconds(const struct gang_sim_input *in) {
+    double stages = 0, replicas = 0;
+    for (int c = 0; c < in->placement->class_count; c++) {
+        bool sites[GANG_MAX_SITES] = {false};
+        for (int p = 0; p < in->layout->pp; p++) sites[in->pool->groups[in->placement->classes[c].groups[p]]->site] = true;
+        stages = fmax(stages, farthest(in->pool, sites));
+    }
+    for (int p = 0; p < in->layout->pp && in->placement->class_count > 1; p++) {
+        bool sites[GANG_MAX_SITES] = {false};
+        for (int c = 0; c < in->placement->class_count; c++) sites[in->pool->groups[in->placement->classes[c].groups[p]]->site] = true;
+        replicas = fmax(replicas, farthest(in->pool, sites));
+    }
+    return stages + replicas;
+}
+
 static enum gang_status finish(struct sim *s, struct gang_arena *arena) {
     struct gang_sim *out = s->out;
     for (int r = 0; r < out->ranks; r++) {
@@ -572,7 +601,12 @@ static enum gang_status finish(struct sim *s, struct gang_arena *arena) {
                              s->ranks[r].next + 1);
         out->step_seconds = fmax(out->step_seconds, s->ranks[r].done_at);
     }
-    for (int r = 0; r < out->ranks; r++) out->rank[r].end = out->step_seconds - s->ranks[r].done_at;
+    double agree = agree_seconds(s->in);
+    out->step_seconds += agree;
+    for (int r = 0; r < out->ranks; r++) {
+        out->rank[r].reduce += agree;
+        out->rank[r].end = out->step_seconds - agree - s->ranks[r].done_at;
+    }
     for (int l = 0; l < s->in->pool->links.count; l++) {
         int a = long_link_resource(s, l, true), b = long_link_resource(s, l, false);
         out->link_bytes[l] = fmax(s->network.carried[a], s->network.carried[b]);

@@ -14,9 +14,11 @@
 #include <math.h>
 #include <string.h>
 
-enum { KEPT = 128, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
-// Layouts whose closed form is beyond the best simulated by this factor are not simulated any more.
-static const double hopeless = 1.10;
+enum { KEPT = 512, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
+// Layouts whose closed form is beyond the best simulated by this factor are not simulated any more, nor more than twice SIMULATE_LEAST
+// once programs of this many instructions in all have been.
+static const double hopeless = 1.25;
+enum { MAX_INSTRUCTIONS = 400 * 1000 };
 
 // ---- Closed form ---------------------------------------------------------------------------------------------------
 
@@ -206,7 +208,7 @@ struct search {
     int *zeros;                // [GANG_MAX_STAGES] the only group, under every stage
     struct gang_price *prices; // [groups] at the widths, micro-batch and recomputation looked at
     int kept;
-    struct gang_found *best;  // [KEPT] by estimate
+    struct gang_found **best; // [KEPT] by estimate
     struct gang_found hungry; // the least hungry of those that do not fit
     struct gang_search *out;
 };
@@ -265,10 +267,12 @@ static void keep(struct search *s, const struct gang_layout *l, const struct gan
     }
     s->out->fitting++;
     double score = score_of(s, l, placement, estimate, &s->scratch);
-    if (s->kept == KEPT && score >= s->best[KEPT - 1].score) return;
+    if (s->kept == KEPT && score >= s->best[KEPT - 1]->score) return;
     int at = s->kept < KEPT ? s->kept++ : KEPT - 1;
-    for (; at && s->best[at - 1].score > score; at--) s->best[at] = s->best[at - 1];
-    s->best[at] = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
+    struct gang_found *mine = s->best[at];
+    for (; at && s->best[at - 1]->score > score; at--) s->best[at] = s->best[at - 1];
+    *mine = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
+    s->best[at] = mine;
 }
 
 static void consider_alike(struct search *s, struct gang_layout *l) {
@@ -452,14 +456,16 @@ static void enter_found(struct gang_search *out, int top, const struct gang_foun
 static void simulate_best(struct search *s, int top) {
     struct gang_search *out = s->out;
     bool all = out->fitting <= KEPT;
+    int64_t instructions = 0;
     for (int i = 0; i < s->kept; i++) {
-        struct gang_found *f = &s->best[i];
+        struct gang_found *f = s->best[i];
         struct gang_answer answer;
         if (!all && out->count == top && out->simulated >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
-        if (!all && out->simulated >= 2 * SIMULATE_LEAST) break;
+        if (!all && out->simulated >= 2 * SIMULATE_LEAST && instructions > MAX_INSTRUCTIONS) break;
         gang_arena_reset(&s->scratch);
         out->simulated++;
         if (gang_evaluate(s->task, s->pool, &f->layout, 0, &s->scratch, &answer)) continue; // does not fit after all
+        instructions += answer.facts.instructions;
         f->summary = answer.summary;
         f->schedule = answer.schedule;
         f->memory_used = answer.memory_used;
@@ -491,7 +497,9 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     gang_arena_init(&s.scratch);
     s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
     s.prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.prices);
-    s.best = gang_arena_alloc(arena, (KEPT + 1) * sizeof *s.best);
+    s.best = gang_arena_alloc(arena, KEPT * sizeof *s.best);
+    struct gang_found *found = gang_arena_alloc(arena, KEPT * sizeof *found);
+    for (int i = 0; i < KEPT; i++) s.best[i] = &found[i];
     double start = gang_seconds();
     each_width(&s);
     out->estimate_seconds = gang_seconds() - start;

@@ -265,7 +265,7 @@ test_what_one_site_lacks() {
     job lacking "steps: 2" "cluster: near.yaml" "layout: dp=2,mb=1" && sed -i 's/text.txt/own.txt/' lacking.yaml
     for length in 32 64; do
         sed -i "s/^sequence_length: .*/sequence_length: $length/" lacking.yaml
-        stdbuf -oL "$gangline" train lacking.yaml >out 2>err </dev/null &
+        "$gangline" train lacking.yaml >out 2>err </dev/null &
         background=$!
         until_true says_measure
         if [ $length = 32 ]; then mv own.txt away.txt; else seq -f '%g cats' 300 >own.txt; fi

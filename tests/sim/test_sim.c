@@ -225,6 +225,26 @@ static void test_tied(void **state) {
     gang_arena_release(&m.arena);
 }
 
+// A stage that holds nothing but the embedding or the head is a stage like any other.
+static void test_no_layers(void **state) {
+    (void)state;
+    static const char *const layouts[] = {"pp=2,dp=8,layers=0/8", "pp=2,dp=8,layers=8/0,dp_overlap=0",
+                                          "pp=4,dp=4,layers=0/4/4/0,zero=3,schedule=list"};
+    for (int i = 0; i < 6; i++) {
+        struct made m;
+        struct gang_layout layout;
+        struct gang_answer a;
+        make(1, true, &m);
+        m.task.shape.experts = 0;
+        m.task.shape.layers = 8;
+        m.task.shape.tied = i >= 3;
+        assert_ok(gang_layout_parse(layouts[i % 3], &layout));
+        assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &a));
+        assert_true(isfinite(a.sim.step_seconds) && a.sim.step_seconds > 0);
+        gang_arena_release(&m.arena);
+    }
+}
+
 // Gradients of d replicas over one link: the closed form of the exchange is what the simulator books.
 static void test_data_parallel(void **state) {
     (void)state;
@@ -245,7 +265,7 @@ static void test_data_parallel(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_max_min), cmocka_unit_test(test_random), cmocka_unit_test(test_closed_form),
-                                       cmocka_unit_test(test_tied), cmocka_unit_test(test_data_parallel)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_max_min), cmocka_unit_test(test_random),    cmocka_unit_test(test_closed_form),
+                                       cmocka_unit_test(test_tied),    cmocka_unit_test(test_no_layers), cmocka_unit_test(test_data_parallel)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -70,7 +70,7 @@ static void test_exhaustive(void **state) {
     (void)state;
     uint64_t seed = test_seed();
     int agree = 0, all = 0;
-    for (uint64_t i = 0; i < 6; i++) {
+    for (uint64_t i = 0; i < 16; i++) {
         struct made m;
         struct gang_search search;
         make(gang_random_at(seed, 0, i), i % 2, &m);
