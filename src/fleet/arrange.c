@@ -156,6 +156,7 @@ static const char *cannot_cut(const struct gang_lead *l, const struct gang_layou
 
 static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
     struct gang_search *search = gang_arena_alloc(l->arena, sizeof *search);
+    gang_layout_init(out);
     if (l->options->layout) {
         *out = *l->options->layout;
         const char *why = cannot_run(out);

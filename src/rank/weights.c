@@ -3,6 +3,7 @@
 #include "rank/internal.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -85,6 +86,7 @@ static enum gang_status collect_moments(struct gang_rank *r, float *whole, struc
         }
         return status;
     }
+    assert(whole);
     for (int m = 0; m < 2; m++)
         spread(r->cell.owned, r->cell.owned_count, whole + m * r->cell.model->elements, gang_net_moments(r->cell.net, m), true);
     struct gang_range *ranges = gang_arena_alloc(arena, (size_t)r->cell.bucket_count * sizeof *ranges);
@@ -160,7 +162,7 @@ static enum gang_status write_save(struct collector *c, const char *output, cons
     for (int p = 0; p < GANG_SAVE_PARTS; p++) parts[p] = (struct gang_st_part){.prefix = gang_save_prefixes[p], .fetch = fetch, .context = c};
     enum gang_status status = gang_save_write(output, state, c->whole, parts, tokenizer, keep, saved, saved_bytes);
     char error[GANG_ERROR_BYTES];
-    strcpy(error, status ? gang_error() : "");
+    snprintf(error, sizeof error, "%s", status ? gang_error() : "");
     // What the file did not want is under way all the same.
     const float *values;
     while (!c->status && c->next < (int64_t)GANG_SAVE_PARTS * c->whole->count)
@@ -192,6 +194,7 @@ static enum gang_status bring(struct collector *c) {
 static void open_collector(struct collector *c) {
     size_t largest = 0;
     for (int i = 0; i < c->whole->count; i++) largest = bytes_of(&c->whole->tensors[i]) > largest ? bytes_of(&c->whole->tensors[i]) : largest;
+    assert(largest > 0);
     c->tensor = malloc(largest);
     c->slice = malloc(largest / (size_t)c->rank->options.tp);
     assert(c->tensor && c->slice && "out of memory");

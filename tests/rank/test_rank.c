@@ -117,6 +117,7 @@ static void run_trial(struct trial *t) {
     this_config.tied = t->tied;
     gang_shape_from_config(&this_config, &task.shape);
     snprintf(t->output, sizeof t->output, "%s", scratch_path(t->layout));
+    assert_ok(gang_dir_remove(t->output));
     assert_ok(gang_layout_parse(t->layout, &layout));
     int devices = layout.tp * layout.pp * (layout.dp ? layout.dp : 1);
     assert_in_range(devices, 1, MAX_DEVICES);
@@ -242,6 +243,24 @@ static void test_rows(void **state) {
     same_as_one("tp=2,pp=2,dp=2,mb=1,zero=1", true);
 }
 
+// Sums and rows in bf16, rounded once more than on one device.
+static void test_rounded(void **state) {
+    (void)state;
+    static const char *const layouts[] = {"tp=2,pp=2,mb=2", "tp=2,dp=2,mb=2,sp=0"};
+    struct trial one = {.layout = "mb=2", .compute = {GANG_COMPUTE_BF16, GANG_COMPUTE_BF16}, .steps = 20};
+    run_trial(&one);
+    for (int i = 0; i < 2; i++) {
+        struct trial many = one;
+        many.layout = layouts[i];
+        run_trial(&many);
+        for (int s = 0; s < 20; s++)
+            if (!(fabs(one.losses[s] / many.losses[s] - 1) < 1e-2))
+                fail_msg("%s: loss of step %d %g, alone %g", layouts[i], s + 1, many.losses[s], one.losses[s]);
+        double off = apart(one.saved, many.saved, "model.safetensors");
+        if (!(off < 0.1)) fail_msg("%s: weights after 20 steps off by %g", layouts[i], off);
+    }
+}
+
 static int open_all(void **state) {
     if (scratch_open(state)) return -1;
     struct gang_buffer text = {0};
@@ -265,8 +284,8 @@ static int close_all(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures),
-        cmocka_unit_test(test_tied),      cmocka_unit_test(test_slices),   cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures), cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_slices),    cmocka_unit_test(test_rows),     cmocka_unit_test(test_rounded),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
