@@ -216,8 +216,25 @@ def wire(build):
     """Links and collectives beside plain sockets, near and through the relay: what `gangline bench wire` measures."""
     out = subprocess.run([f"{build}/gangline", "bench", "wire", "--json", "--time", "300ms"], env=own_environment(), check=True, capture_output=True,
                          text=True).stdout
+    rates = {}
     for e in json.loads(out):
-        record(e["name"], e["value"], e["unit"], e["goal"], e["holds"], e["note"])
+        if e["unit"] == "GB/s":
+            rates[e["name"]] = e["value"]
+        else:
+            record(e["name"], e["value"], e["unit"], e["goal"], e["holds"], e["note"])
+    program = f"{build}/mpi_all_reduce"
+    subprocess.run(["mpicc", "-O2", "-o", program, "bench/mpi_all_reduce.c"], check=True)
+    for kind, btl in ("", "self,tcp"), ("shared.", "self,vader"):
+        out = subprocess.run(["mpirun", "--oversubscribe", "-n", "2", "--mca", "btl", btl, "--mca", "btl_tcp_if_include", "lo", program],
+                             env={**own_environment(), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}, check=True,
+                             capture_output=True, text=True).stdout
+        for line in out.splitlines():
+            size, theirs = int(line.split()[0]), float(line.split()[1])
+            name = f"wire.{kind}all_reduce.{size >> 20}MiB"
+            goal = (1.2 if kind else 1.5) if size >> 20 == 64 else 1
+            ratio = rates[name + ".rate"] / theirs
+            record(name + ".ratio_to_open_mpi", ratio, "ratio", f">= {goal:g}", ratio >= goal,
+                   f"f32, 2 ranks: {rates[name + '.rate']:.2f} GB/s of buffer, Open MPI ({btl}) {theirs:.2f}")
 
 
 def run(build):

@@ -120,8 +120,23 @@ GANG_CHECK_RESULT enum gang_status gang_socket_connect(const struct gang_address
 int gang_socket_error(int fd);                         // an errno, 0 when connected
 int gang_socket_accept(int listener);                  // -1 and errno
 void gang_socket_no_delay(int fd);                     // small frames leave at once
+void gang_socket_unsent(int fd, size_t bytes);         // takes no more while so much waits to be sent; 0: the system says
 void gang_socket_buffers(int fd, size_t bytes);        // both ways, beyond the system's limit where we may
 bool gang_socket_congestion(int fd, const char *name); // false: the kernel has it not, or we may not
+
+// ---- Processes of one machine ---------------------------------------------------------------------------------------
+
+// Unix sockets by a name that lives in the kernel, in this network namespace, and dies with its listener. Non-blocking; accept with
+// gang_socket_accept. Passing a descriptor sends one byte along with it.
+GANG_CHECK_RESULT enum gang_status gang_local_listen(const char *name, int *fd);
+GANG_CHECK_RESULT enum gang_status gang_local_connect(const char *name, int *fd); // at once or not at all
+bool gang_local_same_user(int fd);                                                // the other end's process is of our user
+bool gang_local_pass(int fd, int passed);                                         // false: errno
+int gang_local_take(int fd);                                                      // -1 and errno; EPROTO when none came along
+// Memory to be shared, zeroed, of a size that nobody can change. -1: the kernel refuses.
+int gang_shared_new(size_t bytes);
+void *gang_shared_map(int fd, size_t bytes); // NULL: it is not such memory, or not of this size
+void gang_shared_unmap(void *map, size_t bytes);
 
 // ---- Files ---------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ enum {
     BATCH = 256,
     STREAMS_MAX = 4,
     FAR_STREAMS = 2,
-    FAR_ROUNDS = 3
+    FAR_ROUNDS = 3,
+    RANKS_MAX = 4
 };
 static const size_t large_bytes = (size_t)64 << 20, most_bytes = (size_t)256 << 20; // gone through in turn; each way at hand
 static const double far_rtt_s = 0.005;
@@ -203,6 +204,17 @@ static enum gang_status ends_open(struct ends *ends, int planes, int streams, co
     return status;
 }
 
+// Over memory that both map.
+static enum gang_status ends_open_shared(struct ends *ends) {
+    char address[GANG_ADDRESS_TEXT + sizeof "shm:"];
+    struct gang_wire *target;
+    enum gang_status status = gang_wire_open(&(struct gang_wire_options){.rank = 1, .listen = "127.0.0.1:0"}, &target);
+    *ends = (struct ends){{NULL, NULL}, {NULL, NULL}};
+    if (status) return status;
+    snprintf(address, sizeof address, "shm:%s", gang_wire_address(target));
+    return ends_open(ends, 1, 1, NULL, target, address);
+}
+
 static void ends_close(struct ends *ends) {
     gang_wire_close(ends->wires[0]);
     gang_wire_close(ends->wires[1]);
@@ -333,6 +345,26 @@ static double median(double *values, int count) {
 }
 
 // Pump and wire in turns, so that a busy neighbour hits both; the median of the ratios.
+static enum gang_status bench_shared(struct results *r, uint8_t *data) {
+    double ratios[ROUNDS_MAX], pumped[ROUNDS_MAX] = {0}, carried[ROUNDS_MAX] = {0};
+    struct ends ends;
+    int rounds = 5;
+    enum gang_status status = ends_open_shared(&ends);
+    for (int i = 0; i < rounds && !status; i++) {
+        status = pump(1, false, r->seconds / 4, data, &pumped[i]);
+        if (!status) status = carry(&ends, data, (size_t)16 << 20, IN_FLIGHT, r->seconds / 4, &carried[i]);
+        ratios[i] = carried[i] / pumped[i];
+    }
+    ends_close(&ends);
+    if (status) return status;
+    double ratio = median(ratios, rounds);
+    if (!r->json)
+        printf("  shared memory    %8.3f GB/s, 1 plain stream %.3f GB/s, ratio %.2f\n", median(carried, rounds) / 1e9, median(pumped, rounds) / 1e9,
+               ratio);
+    add(r, "wire.shared.ratio_to_pump", ratio, "ratio", true, 1, "16 MiB messages through shared memory, against a plain TCP stream");
+    return GANG_OK;
+}
+
 static enum gang_status bench_planes(struct results *r, uint8_t *data, int planes, const char *secret_path) {
     double ratios[ROUNDS_MAX], pumped[ROUNDS_MAX] = {0}, carried[ROUNDS_MAX] = {0};
     struct ends ends;
@@ -439,25 +471,29 @@ static void *sum(void *context) {
     return NULL;
 }
 
-// Seconds per all-reduce of two ranks.
-static enum gang_status all_reduce(struct gang_comm *const *groups, uint8_t *data, size_t bytes, int rounds, double *each_s) {
-    struct summing jobs[2];
-    pthread_t threads[2];
-    for (int i = 0; i < 2; i++)
-        jobs[i] = (struct summing){groups[i], (float *)(data + (size_t)i * most_bytes), bytes / sizeof(float), rounds, GANG_OK};
+// Seconds per all-reduce; each rank has its own part of `data`.
+static enum gang_status all_reduce(struct gang_comm *const *groups, int ranks, uint8_t *data, size_t bytes, int rounds, double *each_s) {
+    struct summing jobs[RANKS_MAX];
+    pthread_t threads[RANKS_MAX];
+    enum gang_status status = GANG_OK;
+    for (int i = 0; i < ranks; i++)
+        jobs[i] = (struct summing){groups[i], (float *)(data + (size_t)i * (2 * most_bytes / RANKS_MAX)), bytes / sizeof(float), rounds, GANG_OK};
     double start = gang_seconds();
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < ranks; i++)
         if (pthread_create(&threads[i], NULL, sum, &jobs[i])) return gang_fail_os("bench: cannot start a thread");
-    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < ranks; i++) {
+        pthread_join(threads[i], NULL);
+        status = status ? status : jobs[i].status;
+    }
     *each_s = (gang_seconds() - start) / rounds;
-    return jobs[0].status ? jobs[0].status : jobs[1].status;
+    return status;
 }
 
-static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
+static enum gang_status bench_all_reduce(struct results *r, uint8_t *data, bool shared) {
     static const size_t sizes[] = {(size_t)1 << 20, (size_t)16 << 20, (size_t)64 << 20};
     struct ends ends;
     struct gang_comm *groups[2] = {NULL, NULL};
-    enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL, NULL);
+    enum gang_status status = shared ? ends_open_shared(&ends) : ends_open(&ends, 1, 1, NULL, NULL, NULL);
     memset(data, 0, most_bytes);
     memset(data + most_bytes, 0, most_bytes);
     for (int i = 0; i < 2 && !status; i++) {
@@ -468,27 +504,95 @@ static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
         double each = 0, once = 0, both = 0, ratios[ROUNDS_MAX], rates[ROUNDS_MAX];
         int rounds = 3;
         char human[GANG_HUMAN_BYTES];
-        status = all_reduce(groups, data, sizes[k], 2, &once);
+        status = all_reduce(groups, 2, data, sizes[k], 2, &once);
         for (int i = 0; i < rounds && !status; i++) {
             int count = 1 + (int)(r->seconds / 4 / once);
             status = pump_both_ways(r->seconds / 4, data, &both);
-            if (!status) status = all_reduce(groups, data, sizes[k], count, &each);
+            if (!status) status = all_reduce(groups, 2, data, sizes[k], count, &each);
             rates[i] = (double)sizes[k] / each;
             ratios[i] = rates[i] / both;
         }
         if (status) break;
         double ratio = median(ratios, rounds);
         if (!r->json)
-            printf("  all-reduce of %-10s by 2 ranks: %.3f GB/s of buffer, %.2f of plain TCP both ways\n", gang_human_bytes((double)sizes[k], human),
-                   median(rates, rounds) / 1e9, ratio);
+            printf("  all-reduce of %-10s by 2 ranks%s: %.3f GB/s of buffer, %.2f of plain TCP both ways\n",
+                   gang_human_bytes((double)sizes[k], human), shared ? ", shared memory" : "", median(rates, rounds) / 1e9, ratio);
+        char name[64];
+        snprintf(name, sizeof name, "wire.%sall_reduce.%zuMiB.rate", shared ? "shared." : "", sizes[k] >> 20);
+        add(r, name, median(rates, rounds) / 1e9, "GB/s", true, 0, "of buffer, f32, 2 ranks; for the comparison with Open MPI");
         if (k == 2)
-            add(r, "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true, 0.8,
-                "f32, 2 ranks, loopback TCP, against plain TCP both ways at once");
+            add(r, shared ? "wire.shared.all_reduce.64MiB.ratio_to_duplex_pump" : "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true,
+                shared ? 1 : 0.8, "f32, 2 ranks, against plain TCP both ways at once");
     }
     gang_comm_free(groups[0]);
     gang_comm_free(groups[1]);
     ends_close(&ends);
     return status;
+}
+
+// Ranks on two sites, with a relay between them.
+struct sites {
+    int ranks;
+    struct gang_relay *relay;
+    struct gang_wire *wires[RANKS_MAX];
+    struct gang_wire_link *links[RANKS_MAX][RANKS_MAX];
+    struct gang_comm *groups[RANKS_MAX];
+};
+
+static enum gang_status sites_join(struct sites *s, int i, int j) {
+    char far[GANG_ADDRESS_TEXT];
+    struct gang_wire_plane plane = {.remote = gang_wire_address(s->wires[j])};
+    struct gang_wire_link_options options = {.peer = i, .planes = 1, .streams = 1};
+    bool long_way = i / (s->ranks / 2) != j / (s->ranks / 2);
+    enum gang_status status = long_way ? gang_relay_add(s->relay, plane.remote, far) : GANG_OK;
+    if (long_way) plane.remote = far;
+    if (!status) status = gang_wire_join(s->wires[j], &options, &s->links[j][i]);
+    options.peer = j;
+    options.plane = &plane;
+    return status ? status : gang_wire_join(s->wires[i], &options, &s->links[i][j]);
+}
+
+static enum gang_status sites_open(struct sites *s, int ranks, double rate) {
+    int site_of[RANKS_MAX];
+    *s = (struct sites){.ranks = ranks};
+    enum gang_status status = gang_relay_open(&(struct gang_relay_options){.listen = "127.0.0.1:0", .rtt_s = far_rtt_s, .bytes_per_s = rate},
+                                              &s->relay);
+    for (int i = 0; i < ranks && !status; i++) {
+        site_of[i] = i / (ranks / 2);
+        status = gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0"}, &s->wires[i]);
+        for (int j = 0; j < i && !status; j++) status = sites_join(s, i, j);
+    }
+    for (int i = 0; i < ranks && !status; i++) {
+        status = gang_comm_new(s->wires[i], s->links[i], ranks, i, 100, &s->groups[i]);
+        if (!status) status = gang_comm_sites(s->groups[i], site_of);
+    }
+    return status;
+}
+
+static void sites_close(struct sites *s) {
+    for (int i = 0; i < s->ranks; i++) gang_comm_free(s->groups[i]);
+    for (int i = 0; i < s->ranks; i++) gang_wire_close(s->wires[i]);
+    gang_relay_close(s->relay);
+}
+
+static enum gang_status bench_sites(struct results *r, uint8_t *data, int ranks, double goal) {
+    static const double rate = 250e6;
+    double each, shares[FAR_ROUNDS];
+    struct sites sites;
+    char name[64];
+    enum gang_status status = sites_open(&sites, ranks, rate);
+    if (!status) status = all_reduce(sites.groups, ranks, data, large_bytes, 1, &each);
+    for (int i = 0; i < FAR_ROUNDS && !status; i++) {
+        status = all_reduce(sites.groups, ranks, data, large_bytes, 1, &each);
+        shares[i] = (double)large_bytes / rate / each;
+    }
+    sites_close(&sites);
+    if (status) return status;
+    double share = median(shares, FAR_ROUNDS);
+    if (!r->json) printf("  all-reduce of 64 MiB by %d ranks on two sites, 2 Gbit/s, 5 ms round trip: %.3f of the link's bound\n", ranks, share);
+    snprintf(name, sizeof name, "wire.sites.all_reduce.%dranks.share", ranks);
+    add(r, name, share, "ratio", true, goal, "64 MiB f32, relay of 2 Gbit/s and 5 ms; the bound: the buffer crosses once each way");
+    return GANG_OK;
 }
 
 static void print_json(const struct results *r) {
@@ -520,12 +624,16 @@ static int run_bench(int argc, char **argv) {
     enum gang_status status = gang_big_alloc(2 * most_bytes, &data);
     if (!status) memset(data, 0x5a, 2 * most_bytes);
     for (int planes = 1; planes <= STREAMS_MAX && !status; planes *= 2) status = bench_planes(&results, data, planes, NULL);
+    if (!status) status = bench_shared(&results, data);
     if (!status) status = bench_tls(&results, data);
     if (!status) status = bench_round_trip(&results);
     if (!status) status = bench_sizes(&results, data);
-    if (!status) status = bench_all_reduce(&results, data);
+    if (!status) status = bench_all_reduce(&results, data, false);
+    if (!status) status = bench_all_reduce(&results, data, true);
     if (!status) status = bench_far(&results, data, 1);
     if (!status) status = bench_far(&results, data, 4);
+    if (!status) status = bench_sites(&results, data, 2, 0.95);
+    if (!status) status = bench_sites(&results, data, RANKS_MAX, 0.93);
     gang_big_free(data, 2 * most_bytes);
     if (!status && results.json) print_json(&results);
     return gang_report(status);

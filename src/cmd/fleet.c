@@ -39,7 +39,8 @@ static void show_ranks(const struct gang_fleet_start *start) {
         printf("    rank %-3d %s/%s-%d: replica %d (%lld micro-batches), stage %d, layers", r, gang_pool_site(start->pool, site)->name, name,
                node + 1, replica, (long long)a->program.micro_batches[replica], stage);
         for (int c = stage; c < a->layout.layer_count; c += a->program.stages) printf("%s%d", c > stage ? "+" : " ", a->layout.layers[c]);
-        if (start->memory[r]) printf(", %s", gang_human_bytes((double)start->memory[r], memory));
+        if (a->layout.tp > 1) printf(", on %d devices", a->layout.tp);
+        if (start->memory[r]) printf(", %s%s", a->layout.tp > 1 ? "each " : "", gang_human_bytes((double)start->memory[r], memory));
         printf("\n");
     }
     if (ranks > MOST) printf("    and %d more\n", ranks - MOST);

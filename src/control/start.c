@@ -49,7 +49,7 @@ static enum gang_status check(const struct gang_control_options *options) {
     for (int n = 0; n < options->node_count && options->nodes; n++)
         if (!is_word(options->nodes[n])) return gang_fail(GANG_ERR_INPUT, "control: node %d: '%s' is no name of a host", n, options->nodes[n]);
     struct rlimit files;
-    rlim_t need = (rlim_t)(options->worker_count + 5 * options->node_count + FILES_SPARE);
+    rlim_t need = (rlim_t)options->worker_count + 5 * (rlim_t)options->node_count + FILES_SPARE;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < need)
         return gang_fail(GANG_ERR_INPUT, "control: %llu open files are needed and %llu allowed: ulimit -n %llu", (unsigned long long)need,
                          (unsigned long long)files.rlim_cur, (unsigned long long)need);

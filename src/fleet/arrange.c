@@ -248,9 +248,15 @@ static double buffers_for(const struct gang_pool *pool, const struct gang_route 
     return bytes > SYSTEM_GROWS_TO ? bytes : 0;
 }
 
+// Ranks of one machine share memory; a rehearsal keeps to the network between its nodes.
+static bool share_memory(const struct gang_lead *l, const struct gang_fleet_member *a, const struct gang_fleet_member *b) {
+    bool one_machine = l->options->job && l->options->launcher == GANG_LAUNCH_LOCAL;
+    return a->node == b->node || (one_machine && a->group->site == b->group->site);
+}
+
 // By which way a device of the run reaches those that it connects to, and how large the sockets' buffers are.
 static enum gang_status add_ways(struct gang_lead *l, int device, json_t *body) {
-    json_t *workers = json_array(), *ways = json_array(), *buffers = json_array();
+    json_t *workers = json_array(), *ways = json_array(), *buffers = json_array(), *sites = json_array();
     enum gang_status status = GANG_OK;
     int tp = l->answer.layout.tp;
     const struct gang_fleet_member *me = device_member(l, device);
@@ -259,7 +265,11 @@ static enum gang_status add_ways(struct gang_lead *l, int device, json_t *body) 
         const struct gang_route *route = gang_pool_route(l->pool, me->group->site, other->group->site);
         char way[GANG_ADDRESS_TEXT] = "";
         bool needed = device < i && gang_rank_talks_to(&l->answer.program, tp, device, i);
-        if (needed && !status) status = gang_fleet_relays_way(&l->relays, l->pool, me->group->site, other->group->site, other->address, way);
+        if (needed && share_memory(l, me, other))
+            snprintf(way, sizeof way, "shm:%s", other->address);
+        else if (needed && !status)
+            status = gang_fleet_relays_way(&l->relays, l->pool, me->group->site, other->group->site, other->address, way);
+        json_array_append_new(sites, json_integer(other->group->site));
         json_array_append_new(workers, json_integer(other - l->members));
         json_array_append_new(ways, json_string(way));
         json_array_append_new(buffers, json_real(buffers_for(l->pool, route)));
@@ -267,6 +277,7 @@ static enum gang_status add_ways(struct gang_lead *l, int device, json_t *body) 
     json_object_set_new(body, "workers", workers);
     json_object_set_new(body, "ways", ways);
     json_object_set_new(body, "buffers", buffers);
+    json_object_set_new(body, "sites", sites);
     return status;
 }
 

@@ -32,6 +32,7 @@ struct work {
     struct gang_data *data;
     struct gang_wire *wire;
     struct gang_wire_link **links;
+    int *sites; // of every device of the run
     struct assignment assignment;
     struct gang_rank *rank;
     struct gang_state state;
@@ -218,7 +219,13 @@ static enum gang_status join_links(struct work *w) {
                  *buffers = json_object_get(a->body, "buffers");
     enum gang_status status = GANG_OK;
     int me = a->rank * a->tp + a->tp_index, devices = a->ranks * a->tp;
+    const json_t *sites = json_object_get(a->body, "sites");
     w->links = gang_arena_alloc(&w->arena, (size_t)devices * sizeof *w->links);
+    w->sites = gang_arena_alloc(&w->arena, (size_t)devices * sizeof *w->sites);
+    for (int i = 0; i < devices; i++) {
+        w->sites[i] = (int)json_integer_value(json_array_get(sites, (size_t)i));
+        if (w->sites[i] < 0 || w->sites[i] >= GANG_MAX_SITES) return gang_fail(GANG_ERR_FORMAT, "rank %d: site %d is none", a->rank, w->sites[i]);
+    }
     for (int i = 0; i < devices && !status; i++) {
         if (!gang_rank_talks_to(&a->program, a->tp, me, i)) continue;
         const struct gang_wire_plane plane = {.remote = json_string_value(json_array_get(ways, (size_t)i))};
@@ -286,6 +293,7 @@ static enum gang_status build(struct work *w) {
                                               .message = integer(w->setup, "message") == 16 ? GANG_COMPUTE_BF16 : GANG_COMPUTE_F32,
                                               .wire = w->wire,
                                               .links = w->links,
+                                              .sites = w->sites,
                                               .seed = (uint64_t)w->job.seed,
                                               .data = w->data,
                                               .config = w->has_job ? &w->config : NULL,

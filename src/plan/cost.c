@@ -53,6 +53,7 @@ struct tier {
 };
 
 static struct tier tier_of(const struct gang_group *group, int64_t members, int64_t stride) {
+    assert(group); // a price that nobody filled
     struct tier tier = {.local = group->fast_domain / stride};
     if (tier.local < 1) tier.local = 1;
     if (tier.local > members) tier.local = members;

@@ -196,6 +196,16 @@ void gang_rank_memory(const struct gang_rank_options *options, struct gang_rank_
     gang_arena_release(&r.arena);
 }
 
+// Replicas at several sites exchange inside each first.
+static enum gang_status tell_sites(struct gang_rank *r, int replicas) {
+    int sites[GANG_COMM_MEMBERS], unlike = 0;
+    for (int i = 0; i < replicas && r->options.sites; i++) {
+        sites[i] = r->options.sites[(i * r->stages + r->stage) * r->options.tp];
+        unlike += sites[i] != sites[0];
+    }
+    return unlike ? gang_comm_sites(r->stage_group, sites) : GANG_OK;
+}
+
 // The groups of the replicas of this stage, of the stages of this replica, and of the cell.
 static enum gang_status open_groups(struct gang_rank *r) {
     struct gang_wire_link *links[GANG_COMM_MEMBERS];
@@ -206,6 +216,7 @@ static enum gang_status open_groups(struct gang_rank *r) {
     for (int i = 0; i < replicas; i++) links[i] = gang_rank_link(r, i, r->stage);
     enum gang_status status = GANG_OK;
     if (replicas > 1) status = gang_comm_new(r->options.wire, links, replicas, r->replica, TAG_STAGE_GROUP, &r->stage_group);
+    if (!status && replicas > 1) status = tell_sites(r, replicas);
     for (int s = 0; s < r->stages; s++) links[s] = gang_rank_link(r, r->replica, s);
     if (!status && r->stages > 1) status = gang_comm_new(r->options.wire, links, r->stages, r->stage, TAG_REPLICA_GROUP, &r->replica_group);
     for (int i = 0; i < tp; i++) links[i] = gang_rank_cell_link(r, i);

@@ -38,6 +38,7 @@ struct gang_rank_options {
     enum gang_compute message;   // element type between stages
     struct gang_wire *wire;
     struct gang_wire_link *const *links; // [ranks * tp] to the devices that gang_rank_talks_to says; otherwise NULL
+    const int *sites;                    // [ranks * tp] of every device; NULL: all in one
     uint64_t seed;
     const struct gang_data *data; // the first and the last stage's; otherwise NULL
     const struct gang_config *config;

@@ -8,30 +8,38 @@
 
 #include <pthread.h>
 
-enum { WIRE_STRANGERS_MAX = 16, WIRE_GREETING_BYTES = WIRE_HEADER_BYTES + WIRE_BYE_MAX_BYTES, WIRE_EVENTS = 64 };
+enum {
+    WIRE_STRANGERS_MAX = 16,
+    WIRE_GREETING_BYTES = WIRE_HEADER_BYTES + WIRE_BYE_MAX_BYTES,
+    WIRE_EVENTS = 64,
+    WIRE_NAME_CHARS = GANG_ADDRESS_TEXT + 16
+};
 
-enum gang_source { SOURCE_STREAM, SOURCE_STRANGER, SOURCE_LISTENER, SOURCE_KICK }; // first member of what epoll points to
+enum gang_source { SOURCE_STREAM, SOURCE_STRANGER, SOURCE_LISTENER, SOURCE_LOCAL_LISTENER, SOURCE_KICK }; // first member of what epoll points to
 
 struct ssl_st;
 struct gang_secure; // secure.c: the cluster's secret
 
 struct gang_pipe {
+    const struct gang_carrier *carrier;
     int fd;       // -1: closed
     bool pending; // bytes that `write` took still wait for the socket; call it again, with none if there are no more
     struct ssl_st *ssl;
     struct tls_out *out;
+    struct gang_shm *shm;
 };
 
-// How bytes move over a connection: plain, or under TLS.
+// How bytes move over a connection: plain, under TLS, or beside it, in shared memory.
 struct gang_carrier {
     const char *name;
+    bool trusted;                                                                 // needs no checksum over what it carries
     bool (*open)(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts);   // the connection stands
     int (*handshake)(struct gang_pipe *pipe);                                     // 1 done, 0 not yet, -1 failed
     ssize_t (*read)(struct gang_pipe *pipe, const struct iovec *iov, int count);  // as readv
     ssize_t (*write)(struct gang_pipe *pipe, const struct iovec *iov, int count); // as writev, without a signal
     void (*close)(struct gang_pipe *pipe);
 };
-extern const struct gang_carrier gang_carrier_tcp, gang_carrier_tls;
+extern const struct gang_carrier gang_carrier_tcp, gang_carrier_tls, gang_carrier_shm;
 
 GANG_CHECK_RESULT enum gang_status gang_secure_new(const char *path, struct gang_secure **out);
 void gang_secure_free(struct gang_secure *secure);
@@ -59,7 +67,8 @@ struct gang_conn {
     struct gang_wire_link *link;
     int plane, stream;
     struct gang_pipe pipe;
-    bool readable, refused;
+    bool readable, far;
+    bool refused; // nobody listens there any more, or the peer closed what it shares with us
     uint32_t epoch;
     int64_t deadline_ns, retry_ns, pause_ns;
     struct gang_greeting greeting;
@@ -72,6 +81,7 @@ struct gang_wire_link {
     int peer, planes, streams;
     bool connects, has_local[WIRE_PLANES_MAX];
     struct gang_address local[WIRE_PLANES_MAX], remote[WIRE_PLANES_MAX];
+    char shm[WIRE_PLANES_MAX][WIRE_NAME_CHARS]; // the peer's name when the plane is shared memory; or ""
     size_t buffer_bytes;
     uint64_t peer_session;
     int outstanding; // operations that are not done
@@ -92,13 +102,13 @@ struct gang_wire {
     int64_t sleep_until_ns, park_until_ns; // the driver sleeps until; the progress thread is parked until; 0: neither
     int rank;
     uint64_t cluster, session;
-    const struct gang_carrier *carrier;
-    struct gang_secure *secure; // NULL: plain
+    const struct gang_carrier *carrier; // of TCP connections
+    struct gang_secure *secure;         // NULL: plain
     struct gang_link_config config;
     char address[GANG_ADDRESS_TEXT];
-    int epoll, kick, listener;
+    int epoll, kick, listener, local_listener;
     int notify; // of the options
-    enum gang_source listener_source, kick_source;
+    enum gang_source listener_source, local_source, kick_source;
     struct gang_wire_link *links;
     struct gang_stranger strangers[WIRE_STRANGERS_MAX];
 };
@@ -117,8 +127,8 @@ void gang_tcp_flush(struct gang_wire_link *link, int64_t now_ns);   // sends wha
 int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns); // connects; returns when it is due again
 int64_t gang_tcp_tick_strangers(struct gang_wire *wire, int64_t now_ns);
 void gang_tcp_close(struct gang_conn *conn, int64_t now_ns);
-void gang_tcp_end(struct gang_wire *wire, struct gang_pipe *pipe); // closes it if it is open
-void gang_tcp_reset(void *link, int plane, int stream);            // the core's hook
+void gang_tcp_end(struct gang_pipe *pipe);              // closes it if it is open
+void gang_tcp_reset(void *link, int plane, int stream); // the core's hook
 bool gang_epoll_add(struct gang_wire *wire, int fd, uint32_t events, void *source);
 
 #endif

@@ -30,7 +30,7 @@ enum { MISSED_HEARTBEATS = 3, STUCK_HEARTBEATS = 2 };
 static const int64_t never_ns = INT64_MAX, ms = 1000000;
 static const int64_t unknown_rtt_ns = 100000000; // before the first sample
 static const int64_t small_ack_ns = 1000000;     // small frames are acknowledged within this
-static const double rate_decay = 0.9;
+static const double rate_decay = 0.75;
 
 const struct gang_link_config gang_link_defaults = {
     .ordered = true,
@@ -367,17 +367,20 @@ static void sample_rtt(struct gang_plane *plane, int64_t rtt_ns) {
     plane->min_rtt_ns = min_ns(plane->min_rtt_ns, rtt_ns);
 }
 
-// Bytes delivered between the flight's departure and now, over that time. It rises at once; it falls slowly, and only
-// while there is more to send, since a plane without work looks slow.
-static void sample_rate(struct gang_link *link, struct gang_plane *plane, const struct gang_flight *flight, int64_t now_ns) {
+// Bytes delivered between the flight's departure and now, over that time. It rises at once. It falls slowly, by the best of a
+// round trip, since reports that stand behind data on their way back come in bunches; and only while there is more to send and
+// it is the path that holds it back: neither want of work nor our own limit on what is in flight makes a plane slow.
+static void sample_rate(const struct gang_stream *stream, struct gang_plane *plane, const struct gang_flight *flight, int64_t now_ns) {
     int64_t elapsed = now_ns - flight->delivered_ns;
     if (elapsed <= 0) return;
     double sample = (double)(plane->delivered - flight->delivered) * 1e9 / (double)elapsed;
-    if (sample > plane->rate) {
-        plane->rate = sample;
-    } else if (link->backlog) {
-        plane->rate = rate_decay * plane->rate + (1 - rate_decay) * sample;
-    }
+    plane->best = sample > plane->best ? sample : plane->best;
+    if (sample > plane->rate) plane->rate = sample;
+    if (now_ns - plane->round_ns < plane->srtt_ns) return;
+    bool full = stream->blocked || (double)plane->srtt_ns * 1e-9 > gang_plane_span_s(plane);
+    if (stream->link->backlog && full) plane->rate = rate_decay * plane->rate + (1 - rate_decay) * plane->best;
+    plane->round_ns = now_ns;
+    plane->best = 0;
 }
 
 static int64_t expected_rtt(const struct gang_plane *plane) { return plane->srtt_ns ? plane->srtt_ns + 4 * plane->rttvar_ns : unknown_rtt_ns; }
@@ -403,7 +406,7 @@ static void acknowledge(struct gang_stream *stream, struct gang_flight *flight, 
     plane->delivered_ns = now_ns;
     // Only these are acknowledged without delay.
     if (acked.kind == WIRE_CHUNK || acked.kind == WIRE_PING) sample_rtt(plane, now_ns - acked.sent_ns);
-    if (acked.kind == WIRE_CHUNK) sample_rate(stream->link, plane, &acked, now_ns);
+    if (acked.kind == WIRE_CHUNK) sample_rate(stream, plane, &acked, now_ns);
     if (acked.kind == WIRE_CHUNK || acked.kind == WIRE_EAGER) gang_send_acked(stream->link, &acked);
 }
 

@@ -136,6 +136,7 @@ struct gang_landing {
 struct gang_stream {
     struct gang_link *link;
     int plane, index;
+    bool trusted;     // its carrier alters nothing: payload goes without a checksum (the caller sets it before the stream is up)
     bool up, blocked; // blocked: the carrier takes nothing now (the caller sets and clears it)
     uint32_t epoch;
     // Out.
@@ -169,6 +170,8 @@ struct gang_plane {
     unsigned flight_count;
     uint64_t flight_bytes;
     double rate; // bytes per second
+    double best; // of the samples since round_ns
+    int64_t round_ns;
     int64_t srtt_ns, rttvar_ns, min_rtt_ns;
     uint64_t delivered;
     int64_t delivered_ns;
@@ -256,6 +259,7 @@ void gang_chunks_clear(struct gang_chunk_set *set);
 
 // link_send.c
 bool gang_send_next(struct gang_stream *stream, int64_t now_ns); // queues one frame of data if there is one to go
+double gang_plane_span_s(const struct gang_plane *plane);        // what is in flight on it should be through within this
 void gang_send_lost(struct gang_link *link, const struct gang_flight *flight);
 void gang_send_acked(struct gang_link *link, const struct gang_flight *flight);
 void gang_send_granted(struct gang_link *link, struct gang_channel *channel, uint64_t posted);

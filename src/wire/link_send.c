@@ -12,7 +12,7 @@
 
 // Chunks in flight per stream while the plane's rate is unknown, and at least. What is in flight on a plane that is cut must be
 // sent again, behind what is in flight on the others: so no more than it takes.
-enum { FLIGHT_CHUNKS_FIRST = 8, FLIGHT_CHUNKS_MIN = 2 };
+enum { FLIGHT_CHUNKS_FIRST = 8, FLIGHT_CHUNKS_MIN = 4 };
 static const double flight_slack_s = 0.002; // for acknowledgements that dawdle
 
 // ---- Sets of chunks ------------------------------------------------------------------------------------------------
@@ -181,9 +181,12 @@ void gang_send_credit(struct gang_link *link, uint64_t limit) {
 
 // ---- Sending -------------------------------------------------------------------------------------------------------
 
-// What a stream of this plane may have in flight: twice what fills the path.
+// Twice what fills the path.
+double gang_plane_span_s(const struct gang_plane *plane) { return 2 * ((double)plane->min_rtt_ns * 1e-9 + flight_slack_s); }
+
+// What a stream of this plane may have in flight.
 static double flight_limit(const struct gang_link *link, const struct gang_plane *plane) {
-    double path = 2 * plane->rate * ((double)plane->min_rtt_ns * 1e-9 + flight_slack_s) / (plane->ups ? plane->ups : 1);
+    double path = plane->rate * gang_plane_span_s(plane) / (plane->ups ? plane->ups : 1);
     double least = (double)((uint64_t)(plane->rate > 0 ? FLIGHT_CHUNKS_MIN : FLIGHT_CHUNKS_FIRST) << link->config.chunk_log2);
     return path > least ? path : least;
 }
@@ -243,7 +246,7 @@ bool gang_send_next(struct gang_stream *stream, int64_t now_ns) {
         .chunk_log2 = op->chunk_log2,
         .tag = op->channel->tag,
         .payload_bytes = (uint32_t)bytes,
-        .payload_crc = gang_crc32c(op->data + offset, bytes),
+        .payload_crc = stream->trusted ? 0 : gang_crc32c(op->data + offset, bytes),
         .message = op->message,
         .total = op->bytes,
         .offset = offset,

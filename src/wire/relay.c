@@ -23,7 +23,8 @@
 
 enum { PAIRS_MAX = 256, ROUTES_MAX = 256, PIECES_MAX = 1 << 15, READ_BYTES = 64 << 10, PIECE_LEAST = 1500, EVENTS = 64 };
 static const int64_t second_ns = 1000000000, queue_ns = 2000000, step_ns = 20000, never_ns = INT64_MAX;
-static const double piece_s = 50e-6, slack_bytes = 1 << 20, unlimited_bytes = 64 << 20, most_bytes = (double)((uint64_t)1 << 30);
+static const double piece_s = 50e-6, slack_bytes = 1 << 20, socket_least = 128 << 10, unlimited_bytes = 64 << 20,
+                    most_bytes = (double)((uint64_t)1 << 30);
 
 struct piece {
     int64_t at_ns;
@@ -71,7 +72,7 @@ struct gang_relay {
     struct gang_relay_report report;
     bool started;
     int stop, cut; // atomic
-    size_t ring_bytes;
+    size_t ring_bytes, socket_bytes;
     uint32_t piece_bytes;
     int64_t start_ns, delay_ns, line_free_ns[2], blocked_since_ns;
     uint64_t draws, until_flip; // bits until the next one is flipped
@@ -160,6 +161,7 @@ static void open_pair(struct gang_relay *relay, const struct route *route, int f
         struct direction *way = &pair->ways[end];
         void *ring = NULL;
         gang_socket_no_delay(pair->fds[end]);
+        if (relay->socket_bytes) gang_socket_buffers(pair->fds[end], relay->socket_bytes);
         good = gang_big_alloc(relay->ring_bytes, &ring) == GANG_OK &&
                watch(relay, pair->fds[end], EPOLLIN | EPOLLOUT | EPOLLET, &relay->ends[i][end]);
         *way = (struct direction){.from = pair->fds[end], .to = pair->fds[!end], .ring = ring, .pieces = calloc(PIECES_MAX, sizeof *way->pieces)};
@@ -421,6 +423,8 @@ enum gang_status gang_relay_open(const struct gang_relay_options *options, struc
     double rate = options->bytes_per_s;
     double bytes = rate > 0 ? rate * (options->rtt_s / 2 + options->jitter_s + (double)queue_ns * 2e-9) + slack_bytes : unlimited_bytes;
     relay->ring_bytes = (size_t)(bytes < most_bytes ? bytes : most_bytes);
+    double socket_bytes = rate * (double)queue_ns * 1e-9;
+    relay->socket_bytes = rate <= 0 ? 0 : socket_bytes < socket_least ? (size_t)socket_least : (size_t)socket_bytes;
     double piece = rate > 0 ? rate * piece_s : READ_BYTES;
     relay->piece_bytes = piece < PIECE_LEAST ? PIECE_LEAST : piece > READ_BYTES ? READ_BYTES : (uint32_t)piece;
     if (options->flips > 0) draw_flip(relay);

@@ -265,4 +265,4 @@ static void tls_close(struct gang_pipe *pipe) {
     close(pipe->fd);
 }
 
-const struct gang_carrier gang_carrier_tls = {"tls", tls_open, tls_handshake, tls_read, tls_write, tls_close};
+const struct gang_carrier gang_carrier_tls = {"tls", false, tls_open, tls_handshake, tls_read, tls_write, tls_close};

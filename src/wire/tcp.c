@@ -16,7 +16,8 @@
 enum { READS_PER_TURN = 16, ACCEPTS_PER_TURN = 64 };
 static const int64_t connecting_ns = 300000000, greeting_ns = 1000000000, // a lost SYN is better sent anew than waited for
     pause_least_ns = 10000000, pause_most_ns = 160000000;
-static const unsigned long_way_us = 1000; // from this round trip on BBR
+static const size_t unsent_bytes = 256 << 10;
+static const int64_t long_way_us = 1000; // from this round trip on BBR
 
 static bool tcp_open(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts) {
     (void)wire, (void)pipe, (void)accepts;
@@ -37,11 +38,11 @@ static ssize_t tcp_write(struct gang_pipe *pipe, const struct iovec *iov, int co
 
 static void tcp_close(struct gang_pipe *pipe) { close(pipe->fd); }
 
-const struct gang_carrier gang_carrier_tcp = {"tcp", tcp_open, tcp_handshake, tcp_read, tcp_write, tcp_close};
+const struct gang_carrier gang_carrier_tcp = {"tcp", false, tcp_open, tcp_handshake, tcp_read, tcp_write, tcp_close};
 
-void gang_tcp_end(struct gang_wire *wire, struct gang_pipe *pipe) {
+void gang_tcp_end(struct gang_pipe *pipe) {
     if (pipe->fd < 0) return;
-    wire->carrier->close(pipe);
+    pipe->carrier->close(pipe);
     pipe->fd = -1;
 }
 
@@ -52,10 +53,10 @@ bool gang_epoll_add(struct gang_wire *wire, int fd, uint32_t events, void *sourc
 
 // ---- Frames outside of streams: greetings and refusals ----------------------------------------------------------------
 
-static bool send_all(struct gang_wire *wire, struct gang_pipe *pipe, const void *data, size_t bytes) {
+static bool send_all(struct gang_pipe *pipe, const void *data, size_t bytes) {
     // The first bytes of a connection, or the last: they fit the socket's buffer or the peer is not worth waiting for.
     struct iovec iov = {(void *)data, bytes};
-    return wire->carrier->write(pipe, &iov, 1) == (ssize_t)bytes;
+    return pipe->carrier->write(pipe, &iov, 1) == (ssize_t)bytes;
 }
 
 static bool send_hello(struct gang_conn *conn) {
@@ -80,10 +81,10 @@ static bool send_hello(struct gang_conn *conn) {
                                            .payload_bytes = WIRE_HELLO_BYTES,
                                            .payload_crc = gang_crc32c(bytes + WIRE_HEADER_BYTES, WIRE_HELLO_BYTES)},
                       bytes);
-    return send_all(wire, &conn->pipe, bytes, sizeof bytes);
+    return send_all(&conn->pipe, bytes, sizeof bytes);
 }
 
-GANG_PRINTF(3, 4) static void refuse(struct gang_wire *wire, struct gang_pipe *pipe, const char *format, ...) {
+GANG_PRINTF(2, 3) static void refuse(struct gang_pipe *pipe, const char *format, ...) {
     uint8_t bytes[WIRE_GREETING_BYTES];
     char text[WIRE_BYE_MAX_BYTES];
     va_list args;
@@ -93,13 +94,13 @@ GANG_PRINTF(3, 4) static void refuse(struct gang_wire *wire, struct gang_pipe *p
     size_t length = strlen(text);
     memcpy(bytes + WIRE_HEADER_BYTES, text, length);
     gang_frame_encode(&(struct gang_frame){.type = WIRE_BYE, .payload_bytes = (uint32_t)length, .payload_crc = gang_crc32c(text, length)}, bytes);
-    (void)send_all(wire, pipe, bytes, WIRE_HEADER_BYTES + length);
+    (void)send_all(pipe, bytes, WIRE_HEADER_BYTES + length);
 }
 
 enum gang_greeted { GREETED_NOT_YET, GREETED, GREETED_BADLY };
 
 // Reads no byte beyond the greeting: what follows belongs to the stream.
-static enum gang_greeted read_greeting(struct gang_wire *wire, struct gang_pipe *pipe, struct gang_greeting *greeting, struct gang_frame *frame) {
+static enum gang_greeted read_greeting(struct gang_pipe *pipe, struct gang_greeting *greeting, struct gang_frame *frame) {
     for (;;) {
         size_t want = WIRE_HEADER_BYTES;
         if (greeting->got >= WIRE_HEADER_BYTES) {
@@ -108,7 +109,7 @@ static enum gang_greeted read_greeting(struct gang_wire *wire, struct gang_pipe 
         }
         if (greeting->got == want) break;
         struct iovec iov = {greeting->bytes + greeting->got, want - greeting->got};
-        ssize_t n = wire->carrier->read(pipe, &iov, 1);
+        ssize_t n = pipe->carrier->read(pipe, &iov, 1);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return GREETED_NOT_YET;
         if (n <= 0) return GREETED_BADLY;
@@ -123,7 +124,7 @@ static struct gang_stream *stream_of(const struct gang_conn *conn) { return conn
 
 static void drop(struct gang_conn *conn, int64_t now_ns) {
     if (conn->pipe.fd < 0) return;
-    gang_tcp_end(conn->link->wire, &conn->pipe);
+    gang_tcp_end(&conn->pipe);
     conn->state = CONN_IDLE;
     conn->readable = false;
     conn->retry_ns = now_ns + conn->pause_ns;
@@ -142,7 +143,7 @@ void gang_tcp_reset(void *context, int plane, int stream) {
     uint8_t bye[WIRE_GREETING_BYTES];
     size_t bytes = gang_link_bye(link->core, bye);
     // In the middle of a frame nothing can be said.
-    if (bytes && conn->state == CONN_UP && stream_of(conn)->up && !stream_of(conn)->head_done) (void)send_all(link->wire, &conn->pipe, bye, bytes);
+    if (bytes && conn->state == CONN_UP && stream_of(conn)->up && !stream_of(conn)->head_done) (void)send_all(&conn->pipe, bye, bytes);
     drop(conn, gang_os->now_ns());
 }
 
@@ -152,8 +153,10 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
     conn->state = CONN_UP;
     conn->pause_ns = pause_least_ns;
     conn->refused = false;
+    conn->far = false;
     if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt >= long_way_us)
         gang_socket_congestion(conn->pipe.fd, "bbr");
+    stream_of(conn)->trusted = conn->pipe.carrier->trusted;
     gang_stream_up(stream_of(conn), conn->epoch, now_ns);
     conn->readable = true;
     conn->link->wire->again = true;
@@ -162,7 +165,10 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
 static void start_connecting(struct gang_conn *conn, int64_t now_ns) {
     struct gang_wire_link *link = conn->link;
     conn->retry_ns = now_ns + conn->pause_ns;
-    if (gang_socket_connect(link->has_local[conn->plane] ? &link->local[conn->plane] : NULL, &link->remote[conn->plane], &conn->pipe.fd)) {
+    int p = conn->plane;
+    conn->pipe.carrier = link->shm[p][0] ? &gang_carrier_shm : link->wire->carrier;
+    if (link->shm[p][0] ? gang_local_connect(link->shm[p], &conn->pipe.fd)
+                        : gang_socket_connect(link->has_local[p] ? &link->local[p] : NULL, &link->remote[p], &conn->pipe.fd)) {
         conn->refused = errno == ECONNREFUSED;
         return;
     }
@@ -179,7 +185,7 @@ static void hear_answer(struct gang_conn *conn, int64_t now_ns) {
     struct gang_wire_link *link = conn->link;
     struct gang_frame frame;
     struct gang_hello hello;
-    enum gang_greeted greeted = read_greeting(link->wire, &conn->pipe, &conn->greeting, &frame);
+    enum gang_greeted greeted = read_greeting(&conn->pipe, &conn->greeting, &frame);
     if (greeted == GREETED_NOT_YET) return;
     if (greeted == GREETED_BADLY) {
         drop(conn, now_ns);
@@ -210,7 +216,7 @@ static void connected(struct gang_conn *conn, int64_t now_ns) {
     int code = gang_socket_error(conn->pipe.fd);
     conn->refused = code == ECONNREFUSED;
     gang_socket_no_delay(conn->pipe.fd); // the handshake's frames are small too
-    if (code || !conn->link->wire->carrier->open(conn->link->wire, &conn->pipe, false)) {
+    if (code || !conn->pipe.carrier->open(conn->link->wire, &conn->pipe, false)) {
         drop(conn, now_ns);
         return;
     }
@@ -220,7 +226,7 @@ static void connected(struct gang_conn *conn, int64_t now_ns) {
 
 static void secure(struct gang_conn *conn, int64_t now_ns) {
     struct gang_wire *wire = conn->link->wire;
-    int done = wire->carrier->handshake(&conn->pipe);
+    int done = conn->pipe.carrier->handshake(&conn->pipe);
     if (!done) return;
     bool refused = done < 0 && errno == EPROTO;
     if (done < 0 || !send_hello(conn)) {
@@ -239,11 +245,12 @@ static void read_stream(struct gang_conn *conn, int64_t now_ns) {
         struct iovec iov[2] = {{0}};
         int count = gang_stream_space(stream, iov);
         size_t room = iov[0].iov_len + iov[1].iov_len;
-        ssize_t n = conn->link->wire->carrier->read(&conn->pipe, iov, count);
+        ssize_t n = conn->pipe.carrier->read(&conn->pipe, iov, count);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             conn->readable = false;
         } else if (n <= 0 || !gang_stream_came(stream, (size_t)n, now_ns)) {
+            conn->refused = n == 0 && conn->pipe.shm; // a process that lives does not do that
             gang_tcp_close(conn, now_ns);
         } else if ((size_t)n < room) {
             conn->readable = false; // edge-triggered: more will be told
@@ -260,15 +267,26 @@ void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns) {
                 if (link->conns[p][s].readable) read_stream(&link->conns[p][s], now_ns);
 }
 
+// Over a long way acknowledgements must not wait behind megabytes of data that the kernel holds unsent; on a short one they do
+// not wait long, and a kernel that is kept fed carries more.
+static void tune(struct gang_conn *conn) {
+    int64_t rtt_ns = conn->link->core->planes[conn->plane].min_rtt_ns;
+    bool far = rtt_ns >= long_way_us * 1000;
+    if (far == conn->far) return;
+    conn->far = far;
+    gang_socket_unsent(conn->pipe.fd, far ? unsent_bytes : 0);
+}
+
 static void write_stream(struct gang_conn *conn, int64_t now_ns) {
     struct gang_stream *stream = stream_of(conn);
+    tune(conn);
     while (stream->up && !stream->blocked) {
         struct iovec iov[WIRE_IOV_MAX];
         int count = gang_stream_gather(stream, now_ns, iov);
         if (!count && !conn->pipe.pending) return;
         size_t all = 0;
         for (int i = 0; i < count; i++) all += iov[i].iov_len;
-        ssize_t n = conn->link->wire->carrier->write(&conn->pipe, iov, count);
+        ssize_t n = conn->pipe.carrier->write(&conn->pipe, iov, count);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
             gang_tcp_close(conn, now_ns);
@@ -296,24 +314,23 @@ static struct gang_wire_link *link_to(struct gang_wire *wire, uint32_t peer) {
 // The link that the hello is for, or NULL: not to be let in, and told so if it helps.
 static struct gang_wire_link *admit(struct gang_wire *wire, struct gang_pipe *pipe, const struct gang_hello *hello) {
     if (hello->cluster != wire->cluster) {
-        refuse(wire, pipe, "rank %d belongs to another cluster", wire->rank);
+        refuse(pipe, "rank %d belongs to another cluster", wire->rank);
         return NULL;
     }
     if (hello->to != (uint32_t)wire->rank) {
-        refuse(wire, pipe, "here is rank %d, not rank %u", wire->rank, hello->to);
+        refuse(pipe, "here is rank %d, not rank %u", wire->rank, hello->to);
         return NULL;
     }
     struct gang_wire_link *link = link_to(wire, hello->from);
     if (!link) return NULL; // it may be expected later: the caller tries again
     if (link->core->state == LINK_DEAD) {
-        refuse(wire, pipe, "rank %d has given up this link: %s", wire->rank, link->core->error);
+        refuse(pipe, "rank %d has given up this link: %s", wire->rank, link->core->error);
     } else if (link->connects) {
-        refuse(wire, pipe, "ranks %d and %u both connect", wire->rank, hello->from);
+        refuse(pipe, "ranks %d and %u both connect", wire->rank, hello->from);
     } else if (hello->planes != link->planes || hello->streams != link->streams) {
-        refuse(wire, pipe, "rank %d expects %d planes of %d streams, not %u of %u", wire->rank, link->planes, link->streams, hello->planes,
-               hello->streams);
+        refuse(pipe, "rank %d expects %d planes of %d streams, not %u of %u", wire->rank, link->planes, link->streams, hello->planes, hello->streams);
     } else if (link->peer_session && link->peer_session != hello->session) {
-        refuse(wire, pipe, "the link to rank %d belongs to an earlier process of rank %u", wire->rank, hello->from);
+        refuse(pipe, "the link to rank %d belongs to an earlier process of rank %u", wire->rank, hello->from);
     } else {
         link->peer_session = hello->session;
         return link;
@@ -324,19 +341,19 @@ static struct gang_wire_link *admit(struct gang_wire *wire, struct gang_pipe *pi
 static void hear_stranger(struct gang_wire *wire, struct gang_stranger *stranger, int64_t now_ns) {
     struct gang_frame frame;
     struct gang_hello hello;
-    int secured = stranger->secured ? 1 : wire->carrier->handshake(&stranger->pipe);
+    int secured = stranger->secured ? 1 : stranger->pipe.carrier->handshake(&stranger->pipe);
     if (!secured) return;
     stranger->secured = true;
-    enum gang_greeted greeted = secured < 0 ? GREETED_BADLY : read_greeting(wire, &stranger->pipe, &stranger->greeting, &frame);
+    enum gang_greeted greeted = secured < 0 ? GREETED_BADLY : read_greeting(&stranger->pipe, &stranger->greeting, &frame);
     if (greeted == GREETED_NOT_YET) return;
     struct gang_wire_link *link = NULL;
     if (greeted == GREETED && frame.type == WIRE_HELLO) {
         enum gang_status status = gang_hello_decode(stranger->greeting.bytes + WIRE_HEADER_BYTES, &hello);
-        if (status == GANG_ERR_UNSUPPORTED) refuse(wire, &stranger->pipe, "%s", gang_error());
+        if (status == GANG_ERR_UNSUPPORTED) refuse(&stranger->pipe, "%s", gang_error());
         if (!status) link = admit(wire, &stranger->pipe, &hello);
     }
     if (!link) {
-        gang_tcp_end(wire, &stranger->pipe);
+        gang_tcp_end(&stranger->pipe);
         return;
     }
     struct gang_conn *conn = &link->conns[hello.plane][hello.stream];
@@ -360,19 +377,18 @@ static struct gang_stranger *place_for_stranger(struct gang_wire *wire) {
         if (stranger->pipe.fd < 0) return stranger;
         if (stranger->deadline_ns < oldest->deadline_ns) oldest = stranger;
     }
-    gang_tcp_end(wire, &oldest->pipe);
+    gang_tcp_end(&oldest->pipe);
     return oldest;
 }
 
-static void accept_strangers(struct gang_wire *wire, int64_t now_ns) {
+static void accept_strangers(struct gang_wire *wire, int listener, const struct gang_carrier *carrier, int64_t now_ns) {
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
-        int fd = gang_socket_accept(wire->listener);
+        int fd = gang_socket_accept(listener);
         if (fd < 0) return; // none left, or none to be had now: the listener stays level-triggered
         gang_socket_no_delay(fd);
         struct gang_stranger *stranger = place_for_stranger(wire);
-        *stranger = (struct gang_stranger){.source = SOURCE_STRANGER, .pipe = {.fd = fd}, .deadline_ns = now_ns + greeting_ns};
-        if (!wire->carrier->open(wire, &stranger->pipe, true) || !gang_epoll_add(wire, fd, EPOLLIN | EPOLLET, stranger))
-            gang_tcp_end(wire, &stranger->pipe);
+        *stranger = (struct gang_stranger){.source = SOURCE_STRANGER, .pipe = {.carrier = carrier, .fd = fd}, .deadline_ns = now_ns + greeting_ns};
+        if (!carrier->open(wire, &stranger->pipe, true) || !gang_epoll_add(wire, fd, EPOLLIN | EPOLLET, stranger)) gang_tcp_end(&stranger->pipe);
     }
 }
 
@@ -382,7 +398,7 @@ int64_t gang_tcp_tick_strangers(struct gang_wire *wire, int64_t now_ns) {
         struct gang_stranger *stranger = &wire->strangers[i];
         if (stranger->pipe.fd < 0) continue;
         if (stranger->deadline_ns <= now_ns) {
-            gang_tcp_end(wire, &stranger->pipe);
+            gang_tcp_end(&stranger->pipe);
         } else if (stranger->deadline_ns < next) {
             next = stranger->deadline_ns;
         }
@@ -398,7 +414,8 @@ static void conn_event(struct gang_conn *conn, uint32_t events, int64_t now_ns) 
     if (conn->state == CONN_SECURING) secure(conn, now_ns);
     if (conn->state == CONN_GREETING) hear_answer(conn, now_ns);
     if (conn->state != CONN_UP) return;
-    if (events & EPOLLOUT) stream_of(conn)->blocked = false;
+    // In shared memory one bell serves both directions.
+    if (events & EPOLLOUT || conn->pipe.shm) stream_of(conn)->blocked = false;
     if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
         conn->readable = true;
         read_stream(conn, now_ns);
@@ -414,25 +431,29 @@ void gang_tcp_event(struct gang_wire *wire, void *source, uint32_t events, int64
         if (((struct gang_stranger *)source)->pipe.fd >= 0) hear_stranger(wire, source, now_ns);
         break;
     case SOURCE_LISTENER:
-        accept_strangers(wire, now_ns);
+        accept_strangers(wire, wire->listener, wire->carrier, now_ns);
+        break;
+    case SOURCE_LOCAL_LISTENER:
+        accept_strangers(wire, wire->local_listener, &gang_carrier_shm, now_ns);
         break;
     case SOURCE_KICK:
         break; // only to wake the sleeper; edge-triggered, so that nobody need read it
     }
 }
 
-// The peer's host says on every plane that nobody listens, and the link has been down for as long as a switch-over takes.
+// The peer's host says on every plane that its process has gone, and the link has been down for as long as a switch-over takes.
 static void notice_gone(struct gang_wire_link *link, int64_t now_ns) {
     struct gang_link *core = link->core;
     if (core->state != LINK_UP && core->state != LINK_SUSPECT) return;
     if (!core->quiet_ns || now_ns - core->quiet_ns < core->config.hold_ns) return;
     for (int p = 0; p < link->planes; p++)
         if (core->planes[p].ups || !link->conns[p][0].refused) return;
-    gang_link_fail(core, false, "rank %d: rank %d is gone: its host refuses connections on every plane", link->wire->rank, link->peer);
+    gang_link_fail(core, false, "rank %d: rank %d is gone: its host says so on every plane", link->wire->rank, link->peer);
 }
 
 int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns) {
     int64_t next = INT64_MAX;
+    notice_gone(link, now_ns);
     if (!link->connects || link->core->state == LINK_DEAD) return next;
     for (int p = 0; p < link->planes; p++)
         for (int s = 0; s < link->streams; s++) {
@@ -443,6 +464,5 @@ int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns) {
             int64_t at = conn->state == CONN_IDLE ? conn->retry_ns : conn->deadline_ns;
             next = at < next ? at : next;
         }
-    notice_gone(link, now_ns);
     return next;
 }

@@ -12,6 +12,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -150,6 +151,13 @@ static void on_state(void *context, enum gang_link_state state) {
 
 // ---- Opening and closing -------------------------------------------------------------------------------------------
 
+// Ranks of one machine meet by the address that they listen at: it is unique in a network namespace, as the name must be.
+static const char *local_name(const struct gang_address *address, char name[WIRE_NAME_CHARS]) {
+    char text[GANG_ADDRESS_TEXT];
+    snprintf(name, WIRE_NAME_CHARS, "gangline-wire %s", gang_address_text(address, text));
+    return name;
+}
+
 static enum gang_status start_listening(struct gang_wire *wire, const char *text) {
     struct gang_address address;
     enum gang_status status = gang_address_resolve("wire: listen", text, &address);
@@ -157,8 +165,10 @@ static enum gang_status start_listening(struct gang_wire *wire, const char *text
         return gang_fail(GANG_ERR_INPUT, "wire: listen: '%s' can be reached from other machines: a cluster secret is needed", text);
     if (!status) status = gang_socket_listen(&address, &wire->listener);
     if (!status) status = gang_socket_address(wire->listener, &address);
-    if (!status) gang_address_text(&address, wire->address);
-    return status;
+    if (status) return status;
+    gang_address_text(&address, wire->address);
+    char name[WIRE_NAME_CHARS];
+    return gang_local_listen(local_name(&address, name), &wire->local_listener);
 }
 
 static enum gang_status start_polling(struct gang_wire *wire) {
@@ -167,6 +177,7 @@ static enum gang_status start_polling(struct gang_wire *wire) {
     if (wire->epoll < 0 || wire->kick < 0) return gang_fail_os("wire: cannot make an event queue");
     if (!gang_epoll_add(wire, wire->kick, EPOLLIN | EPOLLET, &wire->kick_source)) return gang_fail_os("wire: cannot watch the event queue");
     if (!gang_epoll_add(wire, wire->listener, EPOLLIN, &wire->listener_source)) return gang_fail_os("wire: cannot watch the listening socket");
+    if (!gang_epoll_add(wire, wire->local_listener, EPOLLIN, &wire->local_source)) return gang_fail_os("wire: cannot watch the local socket");
     if (getrandom(&wire->session, sizeof wire->session, 0) != (ssize_t)sizeof wire->session) return gang_fail_os("wire: no random numbers");
     wire->session |= 1;
     pthread_condattr_t monotonic;
@@ -190,7 +201,8 @@ enum gang_status gang_wire_open(const struct gang_wire_options *options, struct 
     wire->rank = options->rank;
     wire->cluster = options->cluster;
     wire->notify = options->notify;
-    wire->epoll = wire->kick = wire->listener = -1;
+    wire->epoll = wire->kick = wire->listener = wire->local_listener = -1;
+    wire->local_source = SOURCE_LOCAL_LISTENER;
     wire->listener_source = SOURCE_LISTENER;
     wire->kick_source = SOURCE_KICK;
     wire->next_ns = INT64_MAX;
@@ -229,7 +241,7 @@ static bool flushed(void *context) {
 
 static void free_link(struct gang_wire_link *link) {
     for (int p = 0; p < link->planes; p++)
-        for (int s = 0; s < link->streams; s++) gang_tcp_end(link->wire, &link->conns[p][s].pipe);
+        for (int s = 0; s < link->streams; s++) gang_tcp_end(&link->conns[p][s].pipe);
     gang_link_free(link->core);
     free(link);
 }
@@ -255,18 +267,27 @@ void gang_wire_close(struct gang_wire *wire) {
         next = link->next;
         free_link(link);
     }
-    for (int i = 0; i < WIRE_STRANGERS_MAX; i++) gang_tcp_end(wire, &wire->strangers[i].pipe);
+    for (int i = 0; i < WIRE_STRANGERS_MAX; i++) gang_tcp_end(&wire->strangers[i].pipe);
     if (wire->listener >= 0) close(wire->listener);
+    if (wire->local_listener >= 0) close(wire->local_listener);
     if (wire->kick >= 0) close(wire->kick);
     if (wire->epoll >= 0) close(wire->epoll);
     gang_secure_free(wire->secure);
     free(wire);
 }
 
+static const char shm_prefix[] = "shm:";
+
 static enum gang_status resolve_planes(struct gang_wire_link *link, const struct gang_wire_link_options *options) {
     enum gang_status status = GANG_OK;
     for (int p = 0; !status && options->plane && p < link->planes; p++) {
         const struct gang_wire_plane *plane = &options->plane[p];
+        if (strncmp(plane->remote, shm_prefix, strlen(shm_prefix)) == 0) {
+            status = gang_address_resolve("wire: plane", plane->remote + strlen(shm_prefix), &link->remote[p]);
+            if (!status && plane->local) status = gang_fail(GANG_ERR_INPUT, "wire: plane: '%s' has no local address", plane->remote);
+            local_name(&link->remote[p], link->shm[p]);
+            continue;
+        }
         status = gang_address_resolve("wire: plane", plane->remote, &link->remote[p]);
         link->has_local[p] = plane->local != NULL;
         if (!status && plane->local) status = gang_address_resolve("wire: plane", plane->local, &link->local[p]);

@@ -40,7 +40,8 @@ const char *gang_wire_address(const struct gang_wire *wire);
 
 struct gang_wire_plane {
     const char *local;  // address to leave from; NULL: any
-    const char *remote; // where the peer listens on this plane
+    const char *remote; // where the peer listens on this plane; "shm:host:port" is memory shared with the rank of this machine
+                        // and user whose gang_wire_address that is: no secret is asked for, no payload is checked
 };
 
 struct gang_wire_link_options {
@@ -83,11 +84,14 @@ void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out)
 
 // ---- Collectives ---------------------------------------------------------------------------------------------------
 //
-// A group is an ordered list of ranks; every member makes it alike. One collective at a time per group, called by all
-// members in the same order with the same sizes; several groups may be busy at once from several threads.
+// A group is an ordered list of ranks; every member makes it alike. Collectives are called, or started, by all members in
+// the same order with the same sizes, from one thread at a time; the group works on one at a time, in that order. Several
+// groups may be busy at once.
 //
-// A sum is always taken in the order of the members, in f32, whatever way the bytes go: all members get the same bits, every
-// time, whatever the number of planes and the size of the message. NaN and infinities go as IEEE 754 says.
+// A sum is always taken in the same order, in f32, whatever way the bytes go: all members get the same bits, every time,
+// whatever the number of planes and the size of the message. The order is that of the members; in a group over several sites
+// each site's members are summed in their order, a sum of bf16 is rounded to bf16, and the sites' sums are added in the order
+// of the sites. NaN and infinities go as IEEE 754 says.
 //
 // When a member dies, or another member says so, the call ends with GANG_ERR_PEER and a text that names it, on all members;
 // the group is broken then and every further call says so. The living make a new group, with other tags.
@@ -98,10 +102,14 @@ enum { GANG_COMM_MEMBERS = 64, GANG_COMM_TAGS = 8 };
 enum gang_element { GANG_ELEMENT_F32, GANG_ELEMENT_BF16 };
 
 // `links[i]` leads to member i; links[me] is NULL. Uses the tags from `tag` to tag + GANG_COMM_TAGS - 1 of these links, alone
-// and for ever. Free before the wire is closed.
+// and for ever. Free before the wire is closed, when nothing that was started is under way.
 GANG_CHECK_RESULT enum gang_status gang_comm_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
                                                  struct gang_comm **out);
 void gang_comm_free(struct gang_comm *group);
+// Says in which site each member is, before the first collective and on every member alike; sites are numbered from 0 to
+// GANG_COMM_MEMBERS - 1. Sums and gathers then go inside the sites first, and what must cross between two sites crosses
+// once, not once per member: with two sites the data of an all-reduce once each way. Broadcasts and the others do not care.
+GANG_CHECK_RESULT enum gang_status gang_comm_sites(struct gang_comm *group, const int *site_of_member);
 
 // Sums `data` of all members; everybody gets the sum.
 GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_comm *group, void *data, size_t count, enum gang_element type);
@@ -110,6 +118,31 @@ GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_comm *group, void
 GANG_CHECK_RESULT enum gang_status gang_reduce_scatter(struct gang_comm *group, void *data, size_t count, enum gang_element type);
 // The other way round: member i gives part i, everybody gets all parts.
 GANG_CHECK_RESULT enum gang_status gang_all_gather(struct gang_comm *group, void *data, size_t count, enum gang_element type);
+
+// The same, started: a thread of the group's, which sleeps when there is nothing to do, works on what was started in the
+// order of the calls. The data is the collective's until it is done. The three calls above, and those below, wait until what
+// was started before them is done.
+enum gang_reduction { GANG_ALL_REDUCE, GANG_REDUCE_SCATTER, GANG_ALL_GATHER };
+struct gang_collective { // the caller's; it must stay in place until it is done
+    struct gang_comm *group;
+    struct gang_collective *next;
+    enum gang_reduction kind;
+    enum gang_element type;
+    void *data;
+    size_t count;
+    enum gang_status status;
+    bool done;
+};
+GANG_CHECK_RESULT enum gang_status gang_all_reduce_start(struct gang_comm *group, void *data, size_t count, enum gang_element type,
+                                                         struct gang_collective *op);
+GANG_CHECK_RESULT enum gang_status gang_reduce_scatter_start(struct gang_comm *group, void *data, size_t count, enum gang_element type,
+                                                             struct gang_collective *op);
+GANG_CHECK_RESULT enum gang_status gang_all_gather_start(struct gang_comm *group, void *data, size_t count, enum gang_element type,
+                                                         struct gang_collective *op);
+// Until it is done; its status. After a member is lost all that was started ends with GANG_ERR_PEER.
+GANG_CHECK_RESULT enum gang_status gang_collective_wait(struct gang_collective *op);
+bool gang_collective_done(struct gang_collective *op);
+
 void gang_comm_part(const struct gang_comm *group, size_t count, int member, size_t *first, size_t *length);
 GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_comm *group, int root, void *data, size_t bytes);
 // `out` and `in` hold `bytes` per member: what goes to it and what comes from it.

@@ -77,27 +77,22 @@ static void test_they_talk_and_leave(void **state) {
 
 static void test_lines_come_whole_and_in_order(void **state) {
     (void)state;
-    int before = descriptors();
+    int before = descriptors(), living = WORKERS, next[3][2] = {{0}};
     const int32_t count = 2000;
-    int next[3][2] = {{0}}, done = 0;
     struct gang_control *control = open_all();
     assert_ok(gang_control_broadcast(control, DO_PRINT, &count, sizeof count));
-    for (int got = 0; got < 2 * WORKERS * count || done < WORKERS; got++) {
+    assert_ok(gang_control_broadcast(control, DO_EXIT, NULL, 0));
+    while (living) {
         struct gang_control_event event = next_event(control, true);
-        if (event.kind == GANG_EVENT_MESSAGE) {
-            done++;
-            got--;
-            continue;
+        if (event.kind == GANG_EVENT_LOG && event.worker >= 0) { // others are the launcher's own remarks
+            char expected[32];
+            snprintf(expected, sizeof expected, event.type == 1 ? "out %d" : "err %d", next[event.worker][event.type - 1]++);
+            assert_string_equal(event.data, expected);
+            assert_int_equal(event.bytes, strlen(expected));
         }
-        char expected[32];
-        assert_int_equal(event.kind, GANG_EVENT_LOG);
-        if (event.worker < 0) { // the launcher's own remarks
-            got--;
-            continue;
-        }
-        snprintf(expected, sizeof expected, event.type == 1 ? "out %d" : "err %d", next[event.worker][event.type - 1]++);
-        assert_string_equal(event.data, expected);
-        assert_int_equal(event.bytes, strlen(expected));
+        if (event.kind != GANG_EVENT_EXIT) continue;
+        living--;
+        for (int s = 0; s < 2; s++) assert_int_equal(next[event.worker][s], count);
     }
     close_all(control, before);
 }
@@ -178,10 +173,10 @@ static void test_a_flood_is_held_back(void **state) {
     do assert_ok(gang_control_next(control, 20000, &event));
     while (event.kind == GANG_EVENT_LOG);
     assert_int_equal(event.kind, GANG_EVENT_MESSAGE);
-    // Nobody listens now: the flood must stop at the pipe.
+    // Nobody listens now: the flood must stop at the pipe. (A sanitizer keeps what is freed.)
     usleep(200000);
-    assert_true(resident_pages(told.parent) - agent_pages < 4096);
-    assert_true(resident_pages(getpid()) - own_pages < 4096);
+    long grown = resident_pages(told.parent) - agent_pages + resident_pages(getpid()) - own_pages;
+    assert_true(grown < 4096 || getenv("GANG_SANITIZED"));
     close_all(control, before);
 }
 
@@ -190,6 +185,7 @@ static void test_an_agent_that_dies_is_a_lost_node(void **state) {
     int before = descriptors();
     struct gang_control *control = open_all();
     struct told told = tell(control, 2);
+    order(control, 1, DO_RESIST);
     kill(told.parent, SIGKILL);
     struct gang_control_event event = expect(control, GANG_EVENT_NODE_LOST, -1, "is lost");
     assert_int_equal(event.node, 1);

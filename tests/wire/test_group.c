@@ -10,33 +10,53 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MEMBERS_MAX = 5 };
+enum { MEMBERS_MAX = 7 };
 
 struct mesh {
     int members;
     struct gang_wire *wires[MEMBERS_MAX];
     struct gang_wire_link *links[MEMBERS_MAX][MEMBERS_MAX];
     struct gang_comm *groups[MEMBERS_MAX];
+    int sites[MEMBERS_MAX];
+    struct gang_relay *relay; // NULL, or between the sites
+    bool shared;              // inside a site: memory
 };
 
-static void open_mesh(struct mesh *mesh, int members, int planes) {
-    *mesh = (struct mesh){.members = members};
-    for (int i = 0; i < members; i++) mesh->wires[i] = open_wire(i);
-    for (int i = 0; i < members; i++)
-        for (int j = 0; j < i; j++) {
-            mesh->links[j][i] = join_to(mesh->wires[j], i, NULL, planes, 1);
-            mesh->links[i][j] = join_directly(mesh->wires[i], j, gang_wire_address(mesh->wires[j]), planes, 1);
-        }
-    for (int i = 0; i < members; i++) assert_ok(gang_comm_new(mesh->wires[i], mesh->links[i], members, i, 100, &mesh->groups[i]));
+static void join_both(struct mesh *mesh, int i, int j, int planes) {
+    char address[GANG_ADDRESS_TEXT + 4];
+    bool same = mesh->sites[i] == mesh->sites[j];
+    snprintf(address, sizeof address, "%s%s", same && mesh->shared ? "shm:" : "", gang_wire_address(mesh->wires[j]));
+    if (mesh->relay && !same) assert_ok(gang_relay_add(mesh->relay, gang_wire_address(mesh->wires[j]), address));
+    mesh->links[j][i] = join_to(mesh->wires[j], i, NULL, planes, 1);
+    mesh->links[i][j] = join_directly(mesh->wires[i], j, address, planes, 1);
 }
+
+static void open_sites(struct mesh *mesh, int members, int planes, const int *sites, const struct gang_relay_options *between) {
+    *mesh = (struct mesh){.members = members, .shared = sites != NULL};
+    if (sites) memcpy(mesh->sites, sites, (size_t)members * sizeof *sites);
+    if (between) assert_ok(gang_relay_open(between, &mesh->relay));
+    // Patient: on a busy machine a second of silence is nobody's death.
+    for (int i = 0; i < members; i++)
+        assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0", .cluster = 7, .dead_ms = 60000}, &mesh->wires[i]));
+    for (int i = 0; i < members; i++)
+        for (int j = 0; j < i; j++) join_both(mesh, i, j, planes);
+    for (int i = 0; i < members; i++) {
+        assert_ok(gang_comm_new(mesh->wires[i], mesh->links[i], members, i, 100, &mesh->groups[i]));
+        if (sites) assert_ok(gang_comm_sites(mesh->groups[i], sites));
+    }
+}
+
+static void open_mesh(struct mesh *mesh, int members, int planes) { open_sites(mesh, members, planes, NULL, NULL); }
 
 static void close_mesh(struct mesh *mesh) {
     for (int i = 0; i < mesh->members; i++) gang_comm_free(mesh->groups[i]);
     for (int i = 0; i < mesh->members; i++) gang_wire_close(mesh->wires[i]);
+    gang_relay_close(mesh->relay);
 }
 
 struct job {
     struct gang_comm *group;
+    const int *sites;
     int member, members, kind, root;
     enum gang_element type;
     size_t count;
@@ -89,16 +109,38 @@ static void draw_numbers(uint8_t *data, size_t bytes, uint64_t seed, bool any_bi
 
 static size_t size_of(enum gang_element type) { return type == GANG_ELEMENT_F32 ? 4 : 2; }
 
-static void check_sum(const struct job *job, const void *const *before, uint8_t *expected) {
-    size_t first = 0, length = job->count, size = size_of(job->type);
-    gang_sum_reference(expected, before, job->members, job->count, job->type);
+// The sites' sums, then their sum, in order.
+static void sum_reference(const struct job *job, const void *const *before, uint8_t *expected) {
+    void *sums[MEMBERS_MAX];
+    int count = 0;
+    for (int site = 0; site < GANG_COMM_MEMBERS; site++) {
+        const void *theirs[MEMBERS_MAX];
+        int n = 0;
+        for (int i = 0; i < job->members; i++)
+            if (job->sites[i] == site) theirs[n++] = before[i];
+        if (!n) continue;
+        sums[count] = malloc(job->count * size_of(job->type) + 1);
+        gang_sum_reference(sums[count++], theirs, n, job->count, job->type);
+    }
+    gang_sum_reference(expected, (const void *const *)sums, count, job->count, job->type);
+    for (int i = 0; i < count; i++) free(sums[i]);
+}
+
+static void check_sum(const struct job *job, const uint8_t *const *before, uint8_t *expected) {
+    size_t first = 0, length = job->count, size = size_of(job->type), all = length * size;
+    sum_reference(job, (const void *const *)before, expected);
     if (job->kind == REDUCE_SCATTER) gang_comm_part(job->group, job->count, job->member, &first, &length);
-    assert_true(length == 0 || memcmp(job->data + first * size, expected + first * size, length * size) == 0);
+    first *= size;
+    length *= size;
+    assert_true(length == 0 || memcmp(job->data + first, expected + first, length) == 0);
+    // What is not the member's is as it was.
+    assert_true(memcmp(job->data, before[job->member], first) == 0);
+    assert_true(memcmp(job->data + first + length, before[job->member] + first + length, all - first - length) == 0);
 }
 
 static void check_job(const struct job *job, const uint8_t *const *before, uint8_t *expected) {
     size_t size = size_of(job->type);
-    if (job->kind == ALL_REDUCE || job->kind == REDUCE_SCATTER) check_sum(job, (const void *const *)before, expected);
+    if (job->kind == ALL_REDUCE || job->kind == REDUCE_SCATTER) check_sum(job, before, expected);
     for (int i = 0; i < job->members && job->kind == ALL_GATHER; i++) {
         size_t first, length;
         gang_comm_part(job->group, job->count, i, &first, &length);
@@ -119,6 +161,7 @@ static void try_one(struct mesh *mesh, uint64_t seed, int kind) {
     size_t bytes = kind == ALL_TO_ALL ? count * (size_t)mesh->members : kind == BROADCAST ? count : count * size_of(type);
     for (int i = 0; i < mesh->members; i++) {
         jobs[i] = (struct job){.group = mesh->groups[i],
+                               .sites = mesh->sites,
                                .member = i,
                                .members = mesh->members,
                                .kind = kind,
@@ -149,12 +192,60 @@ static void test_against_the_reference(void **state) {
     (void)state;
     uint64_t seed = test_seed();
     int rounds = getenv("GANG_SANITIZED") ? 3 : 12;
-    for (int members = 1; members <= MEMBERS_MAX; members++) {
+    for (int members = 1; members <= 5; members++) {
         struct mesh mesh;
         open_mesh(&mesh, members, 1 + members % 2);
         for (int i = 0; i < rounds * KINDS; i++) try_one(&mesh, seed * 1000 + (uint64_t)(members * 100 + i), i % KINDS);
         close_mesh(&mesh);
     }
+}
+
+static void test_over_sites_against_the_reference(void **state) {
+    (void)state;
+    static const int sites[][MEMBERS_MAX] = {{0, 1}, {0, 0, 0, 1, 1}, {3, 9, 3, 9}, {1, 0, 0, 2, 1, 0, 0}, {0, 1, 2}, {5, 5, 5}, {1, 0, 0, 0, 0}};
+    static const int members[] = {2, 5, 4, 7, 3, 3, 5};
+    uint64_t seed = test_seed();
+    int rounds = getenv("GANG_SANITIZED") ? 2 : 12;
+    for (size_t m = 0; m < sizeof members / sizeof *members; m++) {
+        struct mesh mesh;
+        open_sites(&mesh, members[m], 1, sites[m], NULL);
+        for (int i = 0; i < rounds * KINDS; i++) try_one(&mesh, seed * 2000 + m * 100 + (uint64_t)i, i % KINDS);
+        close_mesh(&mesh);
+    }
+    struct mesh mesh;
+    open_mesh(&mesh, 2, 1);
+    assert_fails(GANG_ERR_INPUT, "sites are numbered from 0", gang_comm_sites(mesh.groups[0], (const int[]){0, -1}));
+    close_mesh(&mesh);
+}
+
+// What crosses, counted by the relay between the sites: the data once each way, half of it to be summed and half as sums.
+static void test_the_long_way_carries_the_data_once(void **state) {
+    (void)state;
+    enum { MEMBERS = 5, COUNT = 5 << 20 };
+    static const int sites[MEMBERS] = {0, 0, 0, 1, 1};
+    static const double shares[][2] = {[ALL_REDUCE] = {1, 1}, [REDUCE_SCATTER] = {0.6, 0.4}, [ALL_GATHER] = {0.4, 0.6}}; // to site 0, to site 1
+    struct mesh mesh;
+    struct job jobs[MEMBERS];
+    struct gang_relay_report before = {0}, after;
+    open_sites(&mesh, MEMBERS, 1, sites, &(struct gang_relay_options){.listen = "127.0.0.1:0", .rtt_s = 0.002});
+    for (int kind = ALL_REDUCE; kind <= ALL_GATHER; kind++) {
+        for (int i = 0; i < MEMBERS; i++) {
+            jobs[i] = (struct job){.group = mesh.groups[i], .member = i, .members = MEMBERS, .kind = kind, .count = COUNT};
+            jobs[i].data = calloc(COUNT, sizeof(float));
+        }
+        run_all(jobs, MEMBERS);
+        for (int i = 0; i < MEMBERS; i++)
+            if (jobs[i].status) fail_msg("%s", jobs[i].error);
+        gang_relay_report(mesh.relay, &after);
+        for (int way = 0; way < 2; way++) {
+            double share = (double)(after.bytes[way] - before.bytes[way]) / (COUNT * sizeof(float));
+            print_message("%s to site %d: %.4f of the data\n", kind == ALL_REDUCE ? "both" : kind == ALL_GATHER ? "sums" : "parts", way, share);
+            assert_true(share >= shares[kind][way] && share < 1.02 * shares[kind][way]);
+        }
+        before = after;
+        for (int i = 0; i < MEMBERS; i++) free(jobs[i].data);
+    }
+    close_mesh(&mesh);
 }
 
 static void test_sums_equal_their_reference(void **state) {
@@ -173,6 +264,103 @@ static void test_sums_equal_their_reference(void **state) {
             assert_memory_equal(fast, slow, n * (type ? 2 : 4));
         }
     }
+}
+
+// ---- Started, not waited for -----------------------------------------------------------------------------------------
+
+enum { STARTED = 5, GROUPS = 3 };
+
+struct started {
+    struct gang_collective op;
+    uint8_t *data;
+    size_t count;
+    enum gang_reduction kind;
+};
+
+static void start_one(struct gang_comm *group, struct started *s, size_t count, uint64_t seed) {
+    s->count = count;
+    s->kind = (enum gang_reduction)(seed % 3);
+    s->data = malloc(count * 4 + 1);
+    draw_numbers(s->data, count * 4, seed, false);
+    enum gang_status (*start[])(struct gang_comm *, void *, size_t, enum gang_element,
+                                struct gang_collective *) = {gang_all_reduce_start, gang_reduce_scatter_start, gang_all_gather_start};
+    assert_ok(start[s->kind](group, s->data, count, GANG_ELEMENT_F32, &s->op));
+}
+
+// The blocking calls are the reference: the same data, one after the other.
+static void check_started(struct mesh *mesh, struct started *s, const uint64_t *seeds) {
+    struct job jobs[MEMBERS_MAX];
+    for (int i = 0; i < mesh->members; i++) {
+        jobs[i] = (struct job){.group = mesh->groups[i], .kind = (int)s[i].kind, .count = s[i].count};
+        jobs[i].data = malloc(s[i].count * 4 + 1);
+        draw_numbers(jobs[i].data, s[i].count * 4, seeds[i], false);
+    }
+    run_all(jobs, mesh->members);
+    for (int i = 0; i < mesh->members; i++) {
+        assert_int_equal(jobs[i].status, GANG_OK);
+        assert_ok(gang_collective_wait(&s[i].op));
+        assert_true(gang_collective_done(&s[i].op) && memcmp(s[i].data, jobs[i].data, s[i].count * 4) == 0);
+        free(jobs[i].data);
+        free(s[i].data);
+    }
+}
+
+static void test_several_groups_with_several_under_way(void **state) {
+    (void)state;
+    static const int sites[] = {0, 0, 1};
+    enum { MEMBERS = 3 };
+    struct mesh mesh;
+    struct gang_comm *groups[GROUPS][MEMBERS];
+    static struct started started[GROUPS][STARTED][MEMBERS];
+    uint64_t seed = test_seed(), seeds[GROUPS][STARTED][MEMBERS];
+    open_sites(&mesh, MEMBERS, 1, sites, NULL);
+    for (int g = 0; g < GROUPS; g++)
+        for (int i = 0; i < MEMBERS; i++) {
+            assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], MEMBERS, i, (uint32_t)(200 + g * GANG_COMM_TAGS), &groups[g][i]));
+            if (g) assert_ok(gang_comm_sites(groups[g][i], sites));
+        }
+    for (int k = 0; k < STARTED; k++)
+        for (int g = 0; g < GROUPS; g++)
+            for (int i = 0; i < MEMBERS; i++) {
+                uint64_t r = gang_random_at(seed, 11, (uint64_t)(k * GROUPS + g));
+                seeds[g][k][i] = r % 300 * 30 + (uint64_t)(i * 3); // of one kind on all members
+                start_one(groups[g][i], &started[g][k][i], r >> 20 & 1 ? (r >> 30) % 400000 : (r >> 30) % 4000, seeds[g][k][i]);
+            }
+    // A blocking call waits for what was started before it.
+    struct job jobs[MEMBERS];
+    for (int i = 0; i < MEMBERS; i++) jobs[i] = (struct job){.group = groups[1][i], .kind = BARRIER};
+    run_all(jobs, MEMBERS);
+    for (int i = 0; i < MEMBERS; i++)
+        for (int k = 0; k < STARTED; k++) assert_true(!jobs[i].status && gang_collective_done(&started[1][k][i].op));
+    for (int g = 0; g < GROUPS; g++) {
+        struct mesh same = mesh;
+        memcpy(same.groups, groups[g], sizeof groups[g]);
+        for (int k = 0; k < STARTED; k++) check_started(&same, started[g][k], seeds[g][k]);
+        for (int i = 0; i < MEMBERS; i++) gang_comm_free(groups[g][i]);
+    }
+    close_mesh(&mesh);
+}
+
+static void test_all_that_was_started_ends_when_a_member_dies(void **state) {
+    (void)state;
+    struct mesh mesh;
+    static struct started started[3][STARTED];
+    open_mesh(&mesh, 3, 1);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < (i == 2 ? 1 : STARTED); k++) start_one(mesh.groups[i], &started[i][k], 200000, 3);
+    for (int i = 0; i < 3; i++) assert_ok(gang_collective_wait(&started[i][0].op));
+    gang_comm_free(mesh.groups[2]);
+    gang_wire_close(mesh.wires[2]);
+    for (int i = 0; i < 2; i++) {
+        for (int k = 1; k < STARTED; k++) assert_fails(GANG_ERR_PEER, "rank 2", gang_collective_wait(&started[i][k].op));
+        struct gang_collective late;
+        assert_ok(gang_all_reduce_start(mesh.groups[i], started[i][0].data, 1, GANG_ELEMENT_F32, &late));
+        assert_fails(GANG_ERR_PEER, "rank 2", gang_collective_wait(&late));
+    }
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < STARTED; k++) free(started[i][k].data);
+    mesh.members = 2;
+    close_mesh(&mesh);
 }
 
 // ---- Members that go -----------------------------------------------------------------------------------------------
@@ -260,6 +448,10 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sums_equal_their_reference),
         cmocka_unit_test(test_against_the_reference),
+        cmocka_unit_test(test_over_sites_against_the_reference),
+        cmocka_unit_test(test_the_long_way_carries_the_data_once),
+        cmocka_unit_test(test_several_groups_with_several_under_way),
+        cmocka_unit_test(test_all_that_was_started_ends_when_a_member_dies),
         cmocka_unit_test(test_a_member_that_left_is_named_and_the_rest_goes_on),
         cmocka_unit_test(test_a_silent_member_is_named),
     };

@@ -2,6 +2,7 @@
 #include "../test.h"
 #include "pair.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,6 +14,24 @@ enum { BATCH = 24, LARGEST = 3 << 20 };
 static size_t draw_bytes(uint64_t seed, uint64_t i) {
     uint64_t r = gang_random_at(seed, 1, i);
     return (r & 3) == 0 ? (r >> 8) % 100 : (r & 3) == 1 ? (r >> 8) % (2 * GANG_WIRE_EAGER_BYTES) : (r >> 8) % LARGEST;
+}
+
+static const char *shared(const char *address, char out[GANG_ADDRESS_TEXT + 4]) {
+    snprintf(out, GANG_ADDRESS_TEXT + 4, "shm:%s", address);
+    return out;
+}
+
+// A pair of whose planes the first few are shared memory.
+static struct pair open_shared(int planes, int shms, int streams) {
+    struct pair pair;
+    char address[GANG_ADDRESS_TEXT + 4];
+    const char *addresses[GANG_WIRE_PLANES];
+    for (int i = 0; i < 2; i++) pair.wires[i] = open_wire(i);
+    shared(gang_wire_address(pair.wires[1]), address);
+    for (int p = 0; p < planes; p++) addresses[p] = p < shms ? address : gang_wire_address(pair.wires[1]);
+    pair.links[1] = join_to(pair.wires[1], 0, NULL, planes, streams);
+    pair.links[0] = join_to(pair.wires[0], 1, addresses, planes, streams);
+    return pair;
 }
 
 static void exchange_batch(struct pair *pair, uint64_t seed) {
@@ -45,6 +64,16 @@ static void test_messages_of_all_sizes(void **state) {
     uint64_t seed = test_seed();
     for (int shape = 0; shape < 4; shape++) {
         struct pair pair = open_pair(1 + shape % 3, 1 + shape);
+        for (uint64_t round = 0; round < 4; round++) exchange_batch(&pair, seed * 1000 + round);
+        close_pair(&pair);
+    }
+}
+
+static void test_messages_through_shared_memory(void **state) {
+    (void)state;
+    uint64_t seed = test_seed();
+    for (int shape = 0; shape < 3; shape++) {
+        struct pair pair = open_shared(1 + shape, 1 + shape / 2, 1 + shape % 2);
         for (uint64_t round = 0; round < 4; round++) exchange_batch(&pair, seed * 1000 + round);
         close_pair(&pair);
     }
@@ -171,6 +200,30 @@ static void test_strangers_break_nothing(void **state) {
     close_pair(&pair);
 }
 
+// Who comes to the door of shared memory and brings nothing, garbage, or memory that is not what it should be.
+static void test_strangers_at_the_local_door(void **state) {
+    (void)state;
+    enum { STRANGERS = 40 };
+    int fds[STRANGERS];
+    char name[GANG_ADDRESS_TEXT + 16];
+    struct pair pair = open_shared(1, 1, 1);
+    exchange_batch(&pair, 5);
+    snprintf(name, sizeof name, "gangline-wire %s", gang_wire_address(pair.wires[1]));
+    for (int i = 0; i < STRANGERS; i++) {
+        assert_ok(gang_local_connect(name, &fds[i]));
+        assert_true(gang_local_same_user(fds[i]));
+        int memory = i % 4 == 1 ? gang_shared_new(4096) : i % 4 == 2 ? open("/proc/self/exe", O_RDONLY) : -1;
+        if (memory >= 0) (void)!gang_local_pass(fds[i], memory);
+        if (memory >= 0) close(memory);
+        if (i % 4 == 3) (void)!send(fds[i], "garbage", 7, MSG_NOSIGNAL);
+    }
+    exchange_batch(&pair, 6);
+    for (int i = 0; i < STRANGERS; i++) close(fds[i]);
+    exchange_batch(&pair, 7);
+    close_pair(&pair);
+    assert_fails(GANG_ERR_OS, "cannot connect", gang_local_connect(name, &fds[0]));
+}
+
 // ---- Peers that die or stop ----------------------------------------------------------------------------------------
 
 // Connects as rank 1 and sends numbered messages until it is ended. Runs in a process of its own.
@@ -213,18 +266,20 @@ static enum gang_status receive_numbered(struct gang_wire_link *link, size_t byt
 static void test_a_killed_peer_is_named(void **state) {
     (void)state;
     uint64_t seed = test_seed();
-    for (uint64_t round = 0; round < 3; round++) {
+    for (uint64_t round = 0; round < 6; round++) {
+        char address[GANG_ADDRESS_TEXT + 4];
         struct gang_wire *wire = open_wire(0);
         struct gang_wire_link *link = join_to(wire, 1, NULL, 2, 1);
-        size_t bytes = round ? 300000 : 100;
-        pid_t child = start_sender(gang_wire_address(wire), bytes);
+        size_t bytes = round > 1 ? 300000 : 100;
+        bool memory = round % 2;
+        pid_t child = start_sender(memory ? shared(gang_wire_address(wire), address) : gang_wire_address(wire), bytes);
         uint64_t count = 1 + gang_random_at(seed, 3, round) % 20, i = 0;
         for (; i < count; i++) assert_ok(receive_numbered(link, bytes, i));
         kill(child, SIGKILL);
         double start = gang_seconds();
         enum gang_status status;
         while (!(status = receive_numbered(link, bytes, i))) i++;
-        assert_fails(GANG_ERR_PEER, "rank 1", status);
+        assert_fails(GANG_ERR_PEER, memory ? "rank 1 is gone" : "rank 1", status);
         print_message("noticed after %.0f ms\n", 1e3 * (gang_seconds() - start));
         assert_true(gang_seconds() - start < 20);
         waitpid(child, NULL, 0);
@@ -262,11 +317,13 @@ int main(int argc, char **argv) {
     if (argc == 3 && !gang_parse_int("bytes", argv[2], 1, INT32_MAX, &bytes)) return send_numbered(argv[1], (size_t)bytes);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_messages_of_all_sizes),
+        cmocka_unit_test(test_messages_through_shared_memory),
         cmocka_unit_test(test_many_small_messages_before_any_receive),
         cmocka_unit_test(test_what_was_sent_before_closing_arrives),
         cmocka_unit_test(test_refusals_are_named),
         cmocka_unit_test(test_sizes_that_differ_are_named),
         cmocka_unit_test(test_strangers_break_nothing),
+        cmocka_unit_test(test_strangers_at_the_local_door),
         cmocka_unit_test(test_a_killed_peer_is_named),
         cmocka_unit_test(test_a_stopped_peer_is_waited_for_and_then_given_up),
     };

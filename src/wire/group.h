@@ -1,0 +1,60 @@
+// group: what the collectives of group.c and reduce.c share. Internal to src/wire.
+#ifndef GANG_WIRE_GROUP_H
+#define GANG_WIRE_GROUP_H
+
+#include "wire/endpoint.h"
+
+enum {
+    GROUP_WINDOW = 16, // segments under way at most
+    GROUP_NOTICE_BYTES = 128,
+    GROUP_SEGMENT_BYTES = 512 << 10,
+    GROUP_PLACES = 2 * GANG_COMM_MEMBERS, // what one member gathers of one segment at most, see reduce.c
+};
+enum { GROUP_TAG_PARTS, GROUP_TAG_SUMS, GROUP_TAG_FORWARD, GROUP_TAG_OTHER, GROUP_TAG_NOTICE }; // of GANG_COMM_TAGS
+
+struct group_slot { // a segment under way
+    // By whose part it is:
+    struct gang_wire_op parts_out[GANG_COMM_MEMBERS], up_out[GANG_COMM_MEMBERS], sums_in[GANG_COMM_MEMBERS];
+    // By place:
+    struct gang_wire_op parts_in[GROUP_PLACES], sums_out[GROUP_PLACES];
+};
+
+struct gang_comm {
+    struct gang_wire *wire;
+    struct gang_wire_link *links[GANG_COMM_MEMBERS];
+    int members, me;
+    uint32_t tag;
+    // Sites, numbered from 0 without gaps.
+    int sites, site_of[GANG_COMM_MEMBERS], in_site[GANG_COMM_MEMBERS]; // in_site: a member's place among those of its site
+    int by_site[GANG_COMM_MEMBERS], site_first[GANG_COMM_MEMBERS + 1]; // the members of site s: by_site[site_first[s] .. site_first[s + 1] - 1]
+    uint8_t *scratch;
+    size_t scratch_bytes;
+    char error[GROUP_NOTICE_BYTES]; // why it is broken; "" while it is not
+    char notices[GANG_COMM_MEMBERS][GROUP_NOTICE_BYTES];
+    struct gang_wire_op notice_in[GANG_COMM_MEMBERS], notice_out[GANG_COMM_MEMBERS];
+    char told[GROUP_NOTICE_BYTES];
+    struct group_slot slots[GROUP_WINDOW];
+    // What was started, see collective.c.
+    pthread_mutex_t lock; // of what follows
+    pthread_cond_t started, finished;
+    pthread_t worker;
+    bool has_worker, stop;
+    struct gang_collective *first; // the worker is at it
+};
+
+enum gang_status gang_comm_check(const struct gang_comm *g); // broken?
+enum gang_status gang_comm_start(struct gang_comm *g, bool receive, int member, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op);
+// Until it is done; one that was never started is.
+enum gang_status gang_comm_await(struct gang_comm *g, struct gang_wire_op *op);
+enum gang_status gang_comm_await_all(struct gang_comm *g, struct gang_wire_op *ops, int count);
+uint8_t *gang_comm_scratch(struct gang_comm *g, size_t bytes);
+
+// reduce.c
+enum gang_status gang_comm_reduce(struct gang_comm *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type);
+
+// collective.c
+void gang_collective_init(struct gang_comm *g);
+void gang_collective_release(struct gang_comm *g);
+enum gang_status gang_comm_enter(struct gang_comm *g); // when all that was started is done; broken?
+
+#endif
