@@ -68,7 +68,8 @@ struct gang_conn {
     int plane, stream;
     struct gang_pipe pipe;
     bool readable, far;
-    bool refused; // nobody listens there any more, or the peer closed what it shares with us
+    bool refused; // nobody listens there any more
+    bool left;    // the peer closed what it shares with us
     uint32_t epoch;
     int64_t deadline_ns, retry_ns, pause_ns;
     struct gang_greeting greeting;

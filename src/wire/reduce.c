@@ -253,7 +253,7 @@ static void sum_all(const struct gang_comm *g, void *to, void *const *parts, siz
         const int *members = &g->by_site[g->site_first[s]];
         int n = site_members(g, s);
         for (int i = 0; i < n; i++) theirs[i] = parts[members[i]];
-        sums[s] = theirs[0];
+        sums[s] = parts[members[0]];
         gang_sum(g->sites == 1 ? to : parts[members[0]], theirs, n, count, type);
     }
     if (g->sites > 1) gang_sum(to, sums, g->sites, count, type);
@@ -265,7 +265,7 @@ static enum gang_status reduce_small(struct gang_comm *g, void *data, size_t cou
     size_t bytes = count * element_bytes(type);
     uint8_t *theirs = gang_comm_scratch(g, (size_t)g->members * bytes);
     struct group_slot *slot = &g->slots[0];
-    void *parts[GANG_COMM_MEMBERS];
+    void *parts[GANG_COMM_MEMBERS] = {NULL};
     for (int i = 0; i < g->members && !status; i++) {
         parts[i] = i == g->me ? data : theirs + (size_t)i * bytes;
         if (i != g->me) status = gang_comm_start(g, true, i, GROUP_TAG_PARTS, parts[i], bytes, &slot->parts_in[i]);

@@ -152,7 +152,7 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
     socklen_t bytes = sizeof info;
     conn->state = CONN_UP;
     conn->pause_ns = pause_least_ns;
-    conn->refused = false;
+    conn->refused = conn->left = false;
     conn->far = false;
     if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt >= long_way_us)
         gang_socket_congestion(conn->pipe.fd, "bbr");
@@ -250,7 +250,7 @@ static void read_stream(struct gang_conn *conn, int64_t now_ns) {
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             conn->readable = false;
         } else if (n <= 0 || !gang_stream_came(stream, (size_t)n, now_ns)) {
-            conn->refused = n == 0 && conn->pipe.shm; // a process that lives does not do that
+            conn->left = n == 0 && conn->pipe.shm;
             gang_tcp_close(conn, now_ns);
         } else if ((size_t)n < room) {
             conn->readable = false; // edge-triggered: more will be told
@@ -441,14 +441,20 @@ void gang_tcp_event(struct gang_wire *wire, void *source, uint32_t events, int64
     }
 }
 
-// The peer's host says on every plane that its process has gone, and the link has been down for as long as a switch-over takes.
+// The link has been down for as long as a switch-over takes, and the peer's host refuses connections on every plane, or the peer
+// has let go of the memory that it shared: a process that lives and drops a stream comes back sooner.
 static void notice_gone(struct gang_wire_link *link, int64_t now_ns) {
     struct gang_link *core = link->core;
     if (core->state != LINK_UP && core->state != LINK_SUSPECT) return;
     if (!core->quiet_ns || now_ns - core->quiet_ns < core->config.hold_ns) return;
-    for (int p = 0; p < link->planes; p++)
-        if (core->planes[p].ups || !link->conns[p][0].refused) return;
-    gang_link_fail(core, false, "rank %d: rank %d is gone: its host says so on every plane", link->wire->rank, link->peer);
+    bool left = false, refused = true;
+    for (int p = 0; p < link->planes; p++) {
+        if (core->planes[p].ups) return;
+        refused = refused && link->conns[p][0].refused;
+        for (int s = 0; s < link->streams; s++) left = left || link->conns[p][s].left;
+    }
+    if (!left && !refused) return;
+    gang_link_fail(core, false, "rank %d: rank %d is gone: its process has ended", link->wire->rank, link->peer);
 }
 
 int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns) {
