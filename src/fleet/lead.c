@@ -208,6 +208,13 @@ static const char *listen_of(const struct gang_lead *l) {
     return gang_arena_printf(l->arena, strchr(job->coordinator, ':') ? "[%s]:0" : "%s:0", job->coordinator);
 }
 
+// Without names of hosts Slurm's nodes are those of the allocation.
+static bool any_hosts(const struct gang_lead *l) {
+    bool any = l->options->launcher != GANG_LAUNCH_SLURM;
+    for (int g = 0; g < l->pool->group_count; g++) any |= l->pool->groups[g]->hosts.count > 0;
+    return any;
+}
+
 static enum gang_status start_workers(struct gang_lead *l) {
     static const char *const argv[] = {"", "rank", NULL};
     if (l->count > MOST_DEVICES) return gang_fail(GANG_ERR_UNSUPPORTED, "run: %d devices: at most %d of them run today", l->count, MOST_DEVICES);
@@ -217,7 +224,7 @@ static enum gang_status start_workers(struct gang_lead *l) {
             .node = l->members[i].node, .share = l->options->job ? l->members[i].group->share : 0, .cpu = core_for(l, i)};
     const struct gang_control_options options = {.launcher = l->options->launcher,
                                                  .node_count = l->node_count,
-                                                 .nodes = (const char *const *)l->nodes,
+                                                 .nodes = any_hosts(l) ? (const char *const *)l->nodes : NULL,
                                                  .worker_count = l->count,
                                                  .workers = workers,
                                                  .worker_argv = argv,

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_control inside an allocation of a real Slurm, which this script sets up as this user, with three nodes on this machine, and
-# takes down again. Speaks cmocka's lines, as tests/run wants.
+# test_slurm.sh [COMMAND...]: test_control, or the command, inside an allocation of a real Slurm, which this script
+# sets up as this user, with three nodes on this machine, and takes down again. Speaks cmocka's lines, as tests/run wants.
 set -u
 build=${BUILD:?}
 dir=$(mktemp -d)
@@ -83,4 +83,5 @@ until_true all_idle || {
     exit 1
 }
 export GANG_TEST_LAUNCHER=slurm GANG_TEST_NODES="n2 n1"
-salloc --quiet --nodes=2 --ntasks-per-node=1 "$build/test_control"
+[ $# -gt 0 ] || set -- "$build/test_control"
+salloc --quiet --nodes=2 --ntasks-per-node=1 "$@"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_control over ssh: a real ssh with a real sshd behind it, which the test starts for each connection, as this user, with
-# keys of its own. Speaks cmocka's lines, as tests/run wants.
+# test_ssh.sh [COMMAND...]: test_control, or the command, over ssh: a real ssh with a real sshd behind it, which
+# the test starts for each connection, as this user, with keys of its own. Speaks cmocka's lines, as tests/run wants.
 set -u
 build=${BUILD:?}
 dir=$(mktemp -d)
@@ -16,6 +16,7 @@ UsePAM no
 StrictModes no
 PasswordAuthentication no
 PermitRootLogin yes
+SetEnv ${GANG_TEST_ENVIRONMENT:-GANG_TEST=1}
 CONFIG
 cat >"$dir/ssh" <<CONFIG
 ProxyCommand /usr/sbin/sshd -i -f $dir/sshd
@@ -26,4 +27,5 @@ StrictHostKeyChecking accept-new
 LogLevel ERROR
 CONFIG
 export GANG_TEST_LAUNCHER=ssh GANG_TEST_NODES="first second" GANG_TEST_SSH_CONFIG="$dir/ssh"
-"$build/test_control"
+[ $# -gt 0 ] || set -- "$build/test_control"
+"$@"

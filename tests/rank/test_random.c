@@ -189,8 +189,9 @@ static uint64_t first_seed(void) {
     return (uint64_t)seed;
 }
 
+// Under a sanitizer, which makes everything many times slower, a tenth.
 static int runs(int usual) {
-    int64_t count = usual;
+    int64_t count = getenv("GANG_SANITIZED") ? (usual + 9) / 10 : usual;
     const char *text = getenv("GANG_TEST_RUNS");
     if (text) assert_ok(gang_parse_int("GANG_TEST_RUNS", text, 1, 1 << 20, &count));
     return (int)count;

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# The same run started here, over ssh and by Slurm: the same bits. Through the set-ups of tests/control, which bring an sshd and a
+# Slurm of their own.
+. "$(dirname "$0")/shell.sh"
+mark=${3:-GANG_TEST_MARK=$$-$RANDOM}
+export BUILD=${BUILD:-$repo/build}
+BUILD=$(realpath "$BUILD" 2>/dev/null || realpath "$repo/$BUILD")
+
+# cluster HOSTS_A HOSTS_B [MORE]: cluster.yaml, a site with a device each.
+cluster() {
+    printf 'sites:\n- {name: a, groups: [{name: first, nodes: 1, devices: 1, device: cpu%s}]}\n' "$1"
+    printf -- '- {name: b, groups: [{name: second, nodes: 1, devices: 1, device: cpu%s}]}\n' "$2"
+    printf 'links:\n- {between: [a, b], bandwidth: 1Gbps, rtt: 1ms}\n'
+} >cluster.yaml
+
+job() {
+    local name=$1
+    shift
+    { printf 'model: model.json\ndata: text.txt\noutput: %s\nsequence_length: 16\nglobal_batch_tokens: 128\ncompute: f32\n' "$name"
+      printf 'learning_rate: 1e-3\nmin_learning_rate: 1\ncluster: cluster.yaml\nlayout: pp=2,mb=1\ncoordinator: 127.0.0.1\n'; printf '%s\n' "$@"; } >"$name.yaml"
+}
+
+processes() {
+    local pid
+    for pid in $(grep -lsa "$mark" /proc/[0-9]*/environ | cut -d/ -f3); do
+        tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q -- "$1" && echo "$pid"
+    done
+}
+nobody_is_left() {
+    local tries=0
+    while [ -n "$(processes " rank\| agent")" ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 200 ] || die "processes are left: $(processes " rank\| agent" | tr '\n' ' ')"
+        sleep 0.05
+    done
+}
+
+here() { [ -e here/latest ] || { cluster "" "" && job here "steps: 4" && run 0 train here.yaml; }; }
+same_as_here() {
+    for file in model.safetensors optimizer.safetensors; do cmp "here/latest/$file" "$1/latest/$file" || die "$1 is not what runs here"; done
+}
+
+# inside LAUNCHER: what is tested where the launcher works.
+inside() {
+    export "${mark?}"
+    job "$1" "steps: 4" "launcher: $1"
+    run 0 train "$1.yaml" && same_as_here "$1"
+    if grep -qv ' srun: ' err; then die "something on stderr"; fi
+    nobody_is_left
+    # A rank dies.
+    job endless "steps: 99999999" "launcher: $1" && rm -rf endless
+    "$gangline" train endless.yaml --json >out 2>err </dev/null &
+    background=$!
+    until_true grep -q '"step": 2' out
+    kill -KILL "$(processes " rank" | tail -n 1)" || die "no rank is found"
+    wait "$background" && die "the run goes on without a rank"
+    background=
+    grep '^gangline: ' err | head -n 1 | grep -Eq 'rank [01] on ' || die "the first error does not say who"
+    nobody_is_left
+}
+
+inside_ssh() {
+    mkdir -p bin && printf '#!/bin/sh\nexec /usr/bin/ssh -F "%s" "$@"\n' "$scratch/ssh.conf" >bin/ssh && chmod +x bin/ssh
+    printf 'Host nowhere\nProxyCommand false\nHost *\nInclude %s\n' "$GANG_TEST_SSH_CONFIG" >ssh.conf
+    PATH=$scratch/bin:$PATH
+    cluster ", hosts: [one]" ", hosts: [two]"
+    inside ssh
+    cluster ", hosts: [one]" ", hosts: [nowhere]"
+    rm -rf endless
+    run 1 train endless.yaml && grep '^gangline: ' err | grep -q 'nowhere.*is the host up' || die "no word of the host and what to do"
+    nobody_is_left
+}
+
+inside_slurm() {
+    cluster "" ""
+    inside slurm
+    cluster ", hosts: [n1]" ", hosts: [n7]"
+    rm -rf endless
+    run 1 train endless.yaml && says err "n7" && says err "is not in the allocation"
+    cluster "" "" && sed -i 's/name: second, nodes: 1/name: second, nodes: 2/' cluster.yaml
+    run 1 train endless.yaml && says err "the allocation has 2 nodes and the run needs 3"
+}
+
+if [ $# = 3 ]; then # inside: LAUNCHER DIRECTORY MARK
+    rm -rf "$scratch" && scratch=$2 && cd "$scratch" || exit 1
+    trap '[ -z "$background" ] || kill -KILL "$background" 2>/dev/null' EXIT
+    "inside_$1"
+    exit 0
+fi
+
+test_ssh() {
+    here
+    GANG_TEST_ENVIRONMENT="$mark XDG_CACHE_HOME=$XDG_CACHE_HOME" "$repo/tests/control/test_ssh.sh" "$repo/tests/cmd/test_launchers.sh" ssh "$scratch" "$mark" || exit 1
+}
+
+test_slurm() {
+    here
+    "$repo/tests/control/test_slurm.sh" "$repo/tests/cmd/test_launchers.sh" slurm "$scratch" "$mark" || exit 1
+}
+
+test_examples() {
+    for kind in local ssh slurm; do
+        run 0 plan "$repo/examples/run/$kind/job.yaml" --layout dp=1
+        run 0 train --fields && sed 's/:.*//' "$repo/examples/run/$kind/job.yaml" | grep -v '^#' | while read -r field; do
+            [ -z "$field" ] || says out "| \`$field\` |"
+        done || exit 1
+    done
+}
+
+cat >model.json <<'MODEL'
+{"model_type": "llama", "vocab_size": 256, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4,
+ "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+MODEL
+seq -f '%g dogs of different strength, one pull. ' 300 >text.txt
+
+run_all "$0"
