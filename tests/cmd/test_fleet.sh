@@ -267,8 +267,10 @@ test_what_one_site_lacks() {
         sed -i "s/^sequence_length: .*/sequence_length: $length/" lacking.yaml
         "$gangline" train lacking.yaml >out 2>err </dev/null &
         background=$!
-        until_true says_measure
+        # The coordinator has looked and is held for a moment, so that no rank has looked yet.
+        until_true says_measure && kill -STOP "$background"
         if [ $length = 32 ]; then mv own.txt away.txt; else seq -f '%g cats' 300 >own.txt; fi
+        kill -CONT "$background"
         ended 1
         [ $length = 64 ] || mv away.txt own.txt
         grep -Eq '^gangline: rank [01] on (first|second): .*own.txt: ' err || die "no word of host and file"
