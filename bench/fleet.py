@@ -8,13 +8,13 @@ import os
 import statistics
 import subprocess
 
-ROUNDS = 3
+ROUNDS = 2
 # Unlike by instruction set and type, about 2:1; unlike by share of a core, 70:58.
 KINDS = [dict(compute="bf16"), dict(instructions="avx2", compute="f32")]
 SHARES = [dict(compute="f32", share=0.70), dict(compute="f32", share=0.58)]
 EVEN = [dict(compute="f32"), dict(compute="f32")]
 NEAR, FAR = dict(rtt="20us", bandwidth="100Gbps"), dict(rtt="5ms", bandwidth="780Mbps")  # 25 Gbit/s of loopback, a thirty-second of it
-DEEP = dict(hidden=256, layers=32, heads=4, ffn=704, vocab=256)  # layers enough to share out 2:1
+DEEP = dict(hidden=256, layers=24, heads=4, ffn=704, vocab=256)  # layers enough to share out 2:1
 WIDE = dict(hidden=256, layers=8, heads=4, ffn=704, vocab=256)
 
 
@@ -78,7 +78,7 @@ class Job:
 def together_and_apart(build, work, name, model, devices, layout, mb, sequences, steps):
     """Tokens/s of all together over the sum of what each does alone, both at once as separate jobs."""
     whole = Job(build, work, name, model, devices, layout, sequences, steps)
-    parts = [Job(build, work, f"{name}-{i}", model, [d], f"mb={mb}", max(mb, sequences // 8), 6 * steps, cores=i) for i, d in enumerate(devices)]
+    parts = [Job(build, work, f"{name}-{i}", model, [d], f"mb={mb}", max(mb, sequences // 8), 2 * steps, cores=i) for i, d in enumerate(devices)]
     ratios, rates = [], []
     for _ in range(ROUNDS):
         processes = [p.start() for p in parts]
@@ -103,7 +103,7 @@ def near_and_far(build, work, name, model, layout, sequences, steps):
 
 
 def rehearse_lines(build, work, cluster, layout, name):
-    out = subprocess.run([f"{build}/gangline", "rehearse", f"{work}/{name}.yaml", "--cluster", f"{work}/{cluster}", "--layout", layout, "--steps", "6",
+    out = subprocess.run([f"{build}/gangline", "rehearse", f"{work}/{name}.yaml", "--cluster", f"{work}/{cluster}", "--layout", layout, "--steps", "4",
                           "--spread", "0", "--json"], check=True, capture_output=True, text=True).stdout
     return [json.loads(line) for line in out.splitlines()]
 
@@ -169,13 +169,13 @@ def measure(build, work, record):
     write_model(work, "wide", WIDE)
     jobs = []
     for name, devices in (("unlike", KINDS), ("share", SHARES)):
-        value, note, job = together_and_apart(build, work, f"{name}-pp", "deep", devices, "pp=2,mb=1", 1, 128, 5)
+        value, note, job = together_and_apart(build, work, f"{name}-pp", "deep", devices, "pp=2,mb=1", 1, 64, 5)
         record(f"run.{name}.pipeline.efficiency", value, "of the sum", ">= 0.975", value >= 0.975, note)
         jobs.append(job)
         value, note, job = together_and_apart(build, work, f"{name}-dp", "wide", devices, "pp=1,dp=2,mb=2", 2, 256, 5)
         record(f"run.{name}.data.efficiency", value, "of the sum", ">= 0.97", value >= 0.97, note)
         jobs.append(job)
-    for name, layout, goal, sequences in (("pipeline", "pp=2,mb=1", 0.01, 128), ("data", "pp=1,dp=2,mb=2", 0.02, 256)):
+    for name, layout, goal, sequences in (("pipeline", "pp=2,mb=1", 0.01, 256), ("data", "pp=1,dp=2,mb=2", 0.02, 256)):
         value, note, job = near_and_far(build, work, f"far-{name}", "wide", layout, sequences, 5)
         record(f"run.far.{name}.loss", value, "of near", f"<= {goal}", value <= goal, note)
         jobs.append(job)
