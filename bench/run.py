@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 
+import fleet
+
 ROUNDS = 3
 STEPS = 4  # of ours per round; the first is warm-up
 MODELS = {
@@ -165,8 +167,14 @@ def plan(build):
     gangline, jobs = f"{build}/gangline", "examples/plan"
     seconds, out = timed(gangline, "plan", f"{jobs}/llama405.yaml")
     record("plan.llama405.seconds", seconds, "s", "< 10", seconds < 10, "best layout of 405 B parameters on 16,384 devices, whole command")
-    rate = float(out.split(" million a second")[0].rsplit("(", 1)[1]) * 1e6
+    rate_of = lambda text: float(text.split(" million a second")[0].rsplit("(", 1)[1]) * 1e6
+    rate = rate_of(out)
     record("plan.evaluations", rate, "/s and core", ">= 200000", rate >= 2e5, "layouts by closed form: time, memory, verdict (Calculon: 609)")
+    for job, what in (("three-kinds", "24 devices of three kinds on two sites"), ("cities500", "177 B on 1,024 devices on two sites")):
+        seconds, out = timed(gangline, "plan", f"{jobs}/{job}.yaml")
+        rate = rate_of(out)
+        record(f"plan.{job}.seconds", seconds, "s", "< 10", seconds < 10, f"best layout, {what}, whole command")
+        record(f"plan.{job}.evaluations", rate, "/s and core", ">= 200000", rate >= 2e5, "layouts by closed form")
     layout = ["--layout", "tp=8,pp=16,dp=128,vpp=4,recompute=selective"]
     seconds, _ = timed(gangline, "simulate", f"{jobs}/llama405.yaml", *layout)
     record("simulate.16384.seconds", seconds, "s", "< 1", seconds < 1, "a step of 16,384 devices, replicas folded, whole command")
@@ -212,7 +220,14 @@ def wire(build):
         record(e["name"], e["value"], e["unit"], e["goal"], e["holds"], e["note"])
 
 
-AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan, "predict": predict, "wire": wire}
+def run(build):
+    """Many ranks: unlike, far apart, beside one; what was predicted for them."""
+    with tempfile.TemporaryDirectory() as work:
+        text(work)
+        fleet.measure(os.path.abspath(build), work, record)
+
+
+AREAS = {"train": train, "memory": memory, "generate": generate, "plan": plan, "predict": predict, "wire": wire, "run": run}
 
 
 def main():

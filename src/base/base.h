@@ -52,6 +52,7 @@ struct gang_arena {
 
 void gang_arena_init(struct gang_arena *arena);
 void gang_arena_release(struct gang_arena *arena);
+void gang_arena_reset(struct gang_arena *arena); // empties it, keeps the block it allocated last
 
 // Never returns NULL: running out of memory for bookkeeping ends the process by assert. Alignment 64.
 void *gang_arena_alloc(struct gang_arena *arena, size_t bytes);
@@ -92,6 +93,8 @@ extern const struct gang_os gang_os_real;
 extern const struct gang_os *gang_os; // set before threads start; points to gang_os_real by default
 
 static inline double gang_seconds(void) { return (double)gang_os->now_ns() * 1e-9; }
+// Returns at this time of gang_seconds, or at once if it has passed.
+void gang_sleep_until(double seconds);
 
 // ---- Sockets (TCP) -------------------------------------------------------------------------------------------------
 
@@ -104,6 +107,9 @@ enum { GANG_ADDRESS_TEXT = 80 };
 // "host:port", "[v6]:port"; asks the resolver, so it may block. Port 0 lets the kernel pick when listening.
 GANG_CHECK_RESULT enum gang_status gang_address_resolve(const char *what, const char *text, struct gang_address *out);
 bool gang_address_is_loopback(const struct gang_address *address);
+struct gang_address gang_address_with_port(const struct gang_address *address, uint16_t port);
+// This host's own address for what goes to `remote`, with port 0; nothing is sent.
+GANG_CHECK_RESULT enum gang_status gang_address_towards(const struct gang_address *remote, struct gang_address *out);
 const char *gang_address_text(const struct gang_address *address, char out[GANG_ADDRESS_TEXT]);
 
 // All sockets are non-blocking and close on exec. The caller closes them.
@@ -157,6 +163,8 @@ GANG_CHECK_RESULT enum gang_status gang_dir_sync(const char *path);
 GANG_CHECK_RESULT enum gang_status gang_dir_remove(const char *path);
 bool gang_path_is_dir(const char *path);
 bool gang_path_exists(const char *path);
+// From the root, without links and dots; the file must exist.
+GANG_CHECK_RESULT enum gang_status gang_path_absolute(const char *path, struct gang_arena *arena, char **out);
 
 // ---- Numbers -------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,12 @@ const struct gang_os gang_os_real = {
 };
 const struct gang_os *gang_os = &gang_os_real;
 
+void gang_sleep_until(double seconds) {
+    int64_t at = (int64_t)(seconds * 1e9);
+    const struct timespec when = {.tv_sec = at / 1000000000, .tv_nsec = at % 1000000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL) == EINTR) continue;
+}
+
 bool gang_path_exists(const char *path) {
     struct stat st;
     return stat(path, &st) == 0;
@@ -43,6 +49,14 @@ bool gang_path_exists(const char *path) {
 bool gang_path_is_dir(const char *path) {
     struct stat st;
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+enum gang_status gang_path_absolute(const char *path, struct gang_arena *arena, char **out) {
+    char *found = realpath(path, NULL);
+    if (!found) return gang_fail_os("%s: cannot find", path);
+    *out = gang_arena_strdup(arena, found);
+    free(found);
+    return GANG_OK;
 }
 
 enum gang_status gang_file_pread(int fd, const char *path, void *data, size_t bytes, int64_t at) {

@@ -25,6 +25,16 @@ void gang_arena_release(struct gang_arena *arena) {
     *arena = (struct gang_arena){0};
 }
 
+void gang_arena_reset(struct gang_arena *arena) {
+    struct gang_arena_block *kept = arena->head;
+    if (!kept) return;
+    arena->head = kept->next;
+    gang_arena_release(arena);
+    kept->next = NULL;
+    kept->used = 0;
+    arena->head = kept;
+}
+
 void *gang_arena_alloc(struct gang_arena *arena, size_t bytes) {
     assert(bytes < SIZE_MAX / 2);
     size_t need = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;

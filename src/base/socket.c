@@ -59,6 +59,26 @@ bool gang_address_is_loopback(const struct gang_address *address) {
     return address->storage.ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
 }
 
+struct gang_address gang_address_with_port(const struct gang_address *address, uint16_t port) {
+    struct gang_address out = *address;
+    if (out.storage.ss_family == AF_INET) ((struct sockaddr_in *)&out.storage)->sin_port = htons(port);
+    if (out.storage.ss_family == AF_INET6) ((struct sockaddr_in6 *)&out.storage)->sin6_port = htons(port);
+    return out;
+}
+
+enum gang_status gang_address_towards(const struct gang_address *remote, struct gang_address *out) {
+    char text[GANG_ADDRESS_TEXT];
+    int fd = socket(remote->storage.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    *out = (struct gang_address){.bytes = sizeof out->storage};
+    enum gang_status status = GANG_OK;
+    if (fd < 0 || connect(fd, (const struct sockaddr *)&remote->storage, remote->bytes) ||
+        getsockname(fd, (struct sockaddr *)&out->storage, &out->bytes))
+        status = gang_fail_os("%s: no way there", gang_address_text(remote, text));
+    if (fd >= 0) close(fd);
+    *out = gang_address_with_port(out, 0);
+    return status;
+}
+
 static int open_socket(const struct gang_address *address) {
     return socket(address->storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
 }
@@ -113,7 +133,9 @@ int gang_socket_accept(int listener) { return accept4(listener, NULL, NULL, SOCK
 void gang_socket_no_delay(int fd) { set(fd, IPPROTO_TCP, TCP_NODELAY, 1); }
 
 void gang_socket_buffers(int fd, size_t bytes) {
-    int value = bytes > INT32_MAX / 2 ? INT32_MAX / 2 : (int)bytes;
+    // Loopback's segments are of 64 KiB: with room for less than a few, TCP waits for timers between them.
+    enum { LEAST = 256 << 10 };
+    int value = bytes > INT32_MAX / 2 ? INT32_MAX / 2 : bytes < LEAST ? LEAST : (int)bytes;
     if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &value, sizeof value)) set(fd, SOL_SOCKET, SO_SNDBUF, value);
     if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &value, sizeof value)) set(fd, SOL_SOCKET, SO_RCVBUF, value);
 }

@@ -426,7 +426,7 @@ static enum gang_status bench_far(struct results *r, uint8_t *data, double gbps)
 }
 
 struct summing {
-    struct gang_group *group;
+    struct gang_comm *group;
     float *data;
     size_t count;
     int rounds;
@@ -435,12 +435,12 @@ struct summing {
 
 static void *sum(void *context) {
     struct summing *s = context;
-    for (int i = 0; i < s->rounds && !s->status; i++) s->status = gang_all_reduce(s->group, s->data, s->count, GANG_F32);
+    for (int i = 0; i < s->rounds && !s->status; i++) s->status = gang_all_reduce(s->group, s->data, s->count, GANG_ELEMENT_F32);
     return NULL;
 }
 
 // Seconds per all-reduce of two ranks.
-static enum gang_status all_reduce(struct gang_group *const *groups, uint8_t *data, size_t bytes, int rounds, double *each_s) {
+static enum gang_status all_reduce(struct gang_comm *const *groups, uint8_t *data, size_t bytes, int rounds, double *each_s) {
     struct summing jobs[2];
     pthread_t threads[2];
     for (int i = 0; i < 2; i++)
@@ -456,13 +456,13 @@ static enum gang_status all_reduce(struct gang_group *const *groups, uint8_t *da
 static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
     static const size_t sizes[] = {(size_t)1 << 20, (size_t)16 << 20, (size_t)64 << 20};
     struct ends ends;
-    struct gang_group *groups[2] = {NULL, NULL};
+    struct gang_comm *groups[2] = {NULL, NULL};
     enum gang_status status = ends_open(&ends, 1, 1, NULL, NULL, NULL);
     memset(data, 0, most_bytes);
     memset(data + most_bytes, 0, most_bytes);
     for (int i = 0; i < 2 && !status; i++) {
         struct gang_wire_link *links[2] = {ends.links[i], ends.links[i]};
-        status = gang_group_new(ends.wires[i], links, 2, i, 100, &groups[i]);
+        status = gang_comm_new(ends.wires[i], links, 2, i, 100, &groups[i]);
     }
     for (int k = 0; k < 3 && !status; k++) {
         double each = 0, once = 0, both = 0, ratios[ROUNDS_MAX], rates[ROUNDS_MAX];
@@ -485,8 +485,8 @@ static enum gang_status bench_all_reduce(struct results *r, uint8_t *data) {
             add(r, "wire.all_reduce.64MiB.ratio_to_duplex_pump", ratio, "ratio", true, 0.8,
                 "f32, 2 ranks, loopback TCP, against plain TCP both ways at once");
     }
-    gang_group_free(groups[0]);
-    gang_group_free(groups[1]);
+    gang_comm_free(groups[0]);
+    gang_comm_free(groups[1]);
     ends_close(&ends);
     return status;
 }

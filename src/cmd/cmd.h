@@ -15,7 +15,7 @@ struct gang_command {
 };
 
 extern const struct gang_command gang_command_train, gang_command_generate, gang_command_probe, gang_command_plan, gang_command_simulate,
-    gang_command_validate, gang_command_bench, gang_command_wan;
+    gang_command_validate, gang_command_bench, gang_command_wan, gang_command_agent, gang_command_rank, gang_command_rehearse;
 
 // Options of a subcommand. `value` NULL: a flag, sets *seen. Otherwise the option takes a value.
 struct gang_option {

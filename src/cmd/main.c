@@ -7,9 +7,13 @@
 #include <string.h>
 #include <unistd.h>
 
-static const struct gang_command *const commands[] = {&gang_command_train,    &gang_command_generate, &gang_command_probe, &gang_command_plan,
-                                                      &gang_command_simulate, &gang_command_validate, &gang_command_wan,   &gang_command_bench};
+static const struct gang_command *const commands[] = {&gang_command_train,    &gang_command_rehearse, &gang_command_generate,
+                                                      &gang_command_probe,    &gang_command_plan,     &gang_command_simulate,
+                                                      &gang_command_validate, &gang_command_wan,      &gang_command_bench};
 enum { COMMANDS = sizeof commands / sizeof *commands };
+// What other commands start; people need not know.
+static const struct gang_command *const hidden[] = {&gang_command_agent, &gang_command_rank};
+enum { HIDDEN = sizeof hidden / sizeof *hidden };
 
 volatile int gang_interrupted;
 
@@ -112,6 +116,8 @@ int main(int argc, char **argv) {
     }
     for (int i = 0; i < COMMANDS; i++)
         if (!strcmp(argv[1], commands[i]->name)) return commands[i]->run(argc - 1, argv + 1);
+    for (int i = 0; i < HIDDEN; i++)
+        if (!strcmp(argv[1], hidden[i]->name)) return hidden[i]->run(argc - 1, argv + 1);
     fprintf(stderr, "gangline: unknown command '%s': see 'gangline --help'\n", argv[1]);
     return EXIT_USAGE;
 }

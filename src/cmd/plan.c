@@ -1,6 +1,7 @@
 // gangline plan: the best way to split a job over what there is.
 #include "cmd/cmd.h"
 #include "cmd/show.h"
+#include "cmd/task.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -60,63 +61,77 @@ static enum gang_status emit(const char *trainer, const struct gang_task *task, 
     return GANG_OK;
 }
 
-static enum gang_status plan(const char *path, const char *cluster, const char *layout_text, const char *trainer, enum gang_objective objective,
-                             int64_t top, bool json, struct gang_arena *arena) {
+struct request {
+    const char *path, *cluster, *layout, *trainer, *out;
+    enum gang_objective objective;
+    int64_t top;
+    bool json, unfolded;
+};
+
+static void show(const struct request *r, const struct gang_task *task, const struct gang_pool *pool, const struct gang_search *search,
+                 const struct gang_answer *answer, struct gang_arena *arena) {
+    if (r->json && r->layout) {
+        gang_show_json(answer, NULL, arena);
+        printf("\n");
+        return;
+    }
+    if (r->json) {
+        show_search_json(search, answer, arena);
+        return;
+    }
+    gang_show_task(task, pool);
+    if (!r->layout) show_search(search, arena);
+    gang_show_answer(task, pool, answer);
+    double parts = !r->layout && unlike(pool) ? gang_sum_of_parts(task, pool, arena) : 0;
+    if (parts > 0)
+        printf("  parts   each group by itself does %.4g tokens/s in sum: together they do %.1f %% of that\n", parts,
+               100 * answer->summary.tokens_per_second / parts);
+    if (r->out) printf("  plan    %s\n", r->out);
+}
+
+static enum gang_status find(const struct request *r, struct gang_arena *arena) {
     struct gang_task task;
     struct gang_pool pool;
+    struct gang_layout layout;
     struct gang_search search;
     struct gang_answer answer;
-    enum gang_status status = gang_task_read(path, cluster, arena, &task, &pool);
-    if (status) return status;
-    if (layout_text) {
-        struct gang_layout layout;
-        status = gang_layout_parse(layout_text, &layout);
-        if (!status) status = gang_evaluate(&task, &pool, &layout, 0, arena, &answer);
-    } else {
-        status = gang_search_run(&task, &pool, objective, (int)top, arena, &search);
-        if (!status) status = gang_evaluate(&task, &pool, &search.found[0].layout, 0, arena, &answer);
+    struct gang_plan plan;
+    if (gang_plan_is(r->path)) return gang_fail(GANG_ERR_INPUT, "%s: a plan: 'gangline simulate' runs it", r->path);
+    enum gang_status status = gang_task_open(r->path, r->cluster, arena, &task, &pool, &plan);
+    if (!status && r->layout) status = gang_layout_parse(r->layout, &layout);
+    if (!status && !r->layout) {
+        status = gang_search_run(&task, &pool, r->objective, (int)r->top, arena, &search);
+        if (!status) layout = search.found[0].layout;
     }
+    if (!status) status = gang_evaluate(&task, &pool, &layout, r->unfolded ? GANG_EVALUATE_UNFOLDED : 0, arena, &answer);
+    if (!status && r->out) status = gang_plan_write(r->out, r->path, &task, &pool, &answer);
     if (status) return status;
-    if (trainer) return emit(trainer, &task, &answer);
-    if (json && layout_text) {
-        gang_show_json(&answer, NULL, arena);
-        printf("\n");
-    } else if (json) {
-        show_search_json(&search, &answer, arena);
-    } else {
-        gang_show_task(&task, &pool);
-        if (!layout_text) show_search(&search, arena);
-        gang_show_answer(&task, &pool, &answer);
-        double parts = !layout_text && unlike(&pool) ? gang_sum_of_parts(&task, &pool, arena) : 0;
-        if (parts > 0)
-            printf("  parts   each group by itself does %.4g tokens/s in sum: together they do %.1f %% of that\n", parts,
-                   100 * answer.summary.tokens_per_second / parts);
-    }
+    if (r->trainer) return emit(r->trainer, &task, &answer);
+    show(r, &task, &pool, &search, &answer, arena);
     return GANG_OK;
 }
 
 static int run_plan(int argc, char **argv) {
-    const char *path[1] = {NULL}, *cluster = NULL, *layout = NULL, *trainer = NULL, *top_text = "5", *objective_text = "time";
-    bool json = false;
-    int64_t top = 0;
-    const struct gang_option options[] = {{"--layout", &layout, NULL}, {"--cluster", &cluster, NULL},
-                                          {"--emit", &trainer, NULL},  {"--objective", &objective_text, NULL},
-                                          {"--top", &top_text, NULL},  {"--json", NULL, &json}};
-    int code = gang_options(&gang_command_plan, argc, argv, options, 6, 1, 1, path);
+    struct request r = {0};
+    const char *top = "5", *objective = "time";
+    const struct gang_option options[] = {{"--layout", &r.layout, NULL}, {"--cluster", &r.cluster, NULL},   {"--emit", &r.trainer, NULL},
+                                          {"-o", &r.out, NULL},          {"--unfolded", NULL, &r.unfolded}, {"--objective", &objective, NULL},
+                                          {"--top", &top, NULL},         {"--json", NULL, &r.json}};
+    int code = gang_options(&gang_command_plan, argc, argv, options, 8, 1, 1, &r.path), o = 0;
     if (code >= 0) return code;
-    int objective = 0;
-    while (gang_objective_names[objective] && strcmp(gang_objective_names[objective], objective_text) != 0) objective++;
-    if (!gang_objective_names[objective]) {
-        fprintf(stderr, "gangline: plan: --objective %s: expected time, energy or price\n", objective_text);
+    while (gang_objective_names[o] && strcmp(gang_objective_names[o], objective) != 0) o++;
+    if (!gang_objective_names[o]) {
+        fprintf(stderr, "gangline: plan: --objective %s: expected time, energy or price\n", objective);
         return EXIT_USAGE;
     }
-    if (gang_parse_int("--top", top_text, 1, GANG_MAX_FOUND, &top)) {
+    if (gang_parse_int("--top", top, 1, GANG_MAX_FOUND, &r.top)) {
         gang_report(GANG_ERR_INPUT);
         return EXIT_USAGE;
     }
+    r.objective = (enum gang_objective)o;
     struct gang_arena arena;
     gang_arena_init(&arena);
-    code = gang_report(plan(path[0], cluster, layout, trainer, (enum gang_objective)objective, top, json, &arena));
+    code = gang_report(find(&r, &arena));
     gang_arena_release(&arena);
     return code;
 }
@@ -131,6 +146,8 @@ const struct gang_command gang_command_plan = {
             "  --layout L       evaluate this layout instead of searching; its fields are in 'gangline simulate --help'\n"
             "  --emit TRAINER   print the chosen layout's launch flags for megatron, torchtitan or deepspeed, nothing else\n"
             "  --cluster FILE   instead of the job's cluster\n"
+            "  -o FILE          write the plan: the layout and every rank's program, verified; 'gangline simulate FILE' runs it\n"
+            "  --unfolded       with every replica's program by itself, instead of one for each kind of replica\n"
             "  --json           one JSON object, nothing else\n\n"
             "Every layout of the space is priced by closed form, the most promising are simulated, and the best by simulated time wins.\n\n"
             "example: gangline plan examples/plan/cities300.yaml\n",

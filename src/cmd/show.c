@@ -25,8 +25,8 @@ void gang_show_task(const struct gang_task *task, const struct gang_pool *pool) 
     }
     for (int l = 0; l < pool->links.count; l++) {
         const struct gang_link *link = gang_pool_link(pool, l);
-        printf("  link    %s - %s: %.4g Gbit/s, %.3g ms one way\n", gang_pool_site(pool, link->a)->name, gang_pool_site(pool, link->b)->name,
-               link->bandwidth * 8e-9, link->delay * 1e3);
+        printf("  link    %s - %s: %.4g Gbit/s on %lld plane%s, %.3g ms one way\n", gang_pool_site(pool, link->a)->name,
+               gang_pool_site(pool, link->b)->name, link->bandwidth * 8e-9, (long long)link->planes, link->planes > 1 ? "s" : "", link->delay * 1e3);
     }
 }
 
@@ -134,4 +134,26 @@ void gang_show_timeline(const struct gang_answer *a) {
     }
     printf("  time    digits: forward of that micro-batch; letters a, b, ...: its backward; w: weights' half; *: optimizer; .: idle\n");
     for (int s = 0; s < stages; s++) printf("    %3d   %s\n", s, lines[s]);
+}
+
+void gang_curve_add(struct gang_curve *c, int64_t step, int64_t steps, double loss) {
+    int64_t bin = (step - 1) * GANG_CURVE_BINS / steps;
+    c->losses[bin] += loss;
+    c->counts[bin]++;
+}
+
+void gang_show_curve(const struct gang_curve *c) {
+    static const char *const bars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+    double low = 1e300, high = -1e300;
+    for (int i = 0; i < GANG_CURVE_BINS; i++) {
+        if (!c->counts[i]) continue;
+        double mean = c->losses[i] / c->counts[i];
+        low = mean < low ? mean : low;
+        high = mean > high ? mean : high;
+    }
+    if (high <= low) return;
+    printf("  loss    ");
+    for (int i = 0; i < GANG_CURVE_BINS; i++)
+        if (c->counts[i]) printf("%s", bars[(int)((c->losses[i] / c->counts[i] - low) / (high - low) * 7.99)]);
+    printf("  %.2f to %.2f\n", high, low);
 }

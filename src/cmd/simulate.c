@@ -1,39 +1,33 @@
 // gangline simulate: a step of a job in virtual time.
 #include "cmd/cmd.h"
 #include "cmd/show.h"
+#include "cmd/task.h"
 
 #include <stdio.h>
 
 struct request {
-    const char *path, *cluster, *layout, *program, *run, *trace, *faults;
+    const char *path, *cluster, *layout, *trace, *ranks, *faults;
     bool json, timeline, unfolded;
 };
 
-static enum gang_status write_files(const struct request *request, const struct gang_answer *answer) {
-    enum gang_status status = GANG_OK;
-    for (int trace = 0; trace < 2 && !status; trace++) {
-        const char *path = trace ? request->trace : request->program;
-        struct gang_buffer text = {0};
-        if (!path) continue;
-        if (trace)
-            gang_sim_trace(&answer->sim, &answer->program, &text);
-        else
-            gang_program_print(&answer->program, &text);
-        status = gang_file_publish(path, text.data, text.len);
-        gang_buffer_release(&text);
-    }
+// Simulates the answer's step again and keeps what the chosen ranks did; writes it as a trace if one is wanted.
+static enum gang_status trace(const struct request *request, const struct gang_pool *pool, struct gang_arena *arena, struct gang_answer *answer) {
+    struct gang_buffer text = {0};
+    bool *traced = NULL;
+    enum gang_status status = request->ranks ? gang_ranks_parse(request->ranks, answer->sim.ranks, arena, &traced) : GANG_OK;
+    const struct gang_sim_input input = {.pool = pool,
+                                         .layout = &answer->layout,
+                                         .placement = &answer->placement,
+                                         .costs = &answer->costs,
+                                         .program = &answer->program,
+                                         .spans = true,
+                                         .traced = traced};
+    if (!status) status = gang_sim_run(&input, arena, &answer->sim);
+    if (status || !request->trace) return status;
+    gang_sim_trace(&answer->sim, &answer->program, traced, &text);
+    status = gang_file_publish(request->trace, text.data, text.len);
+    gang_buffer_release(&text);
     return status;
-}
-
-// Nodes that the layout uses, each counted whole.
-static int64_t nodes_of(const struct gang_pool *pool, const struct gang_answer *answer) {
-    int64_t left = answer->placement.devices_used, nodes = 0;
-    for (int g = 0; g < pool->group_count && left > 0; g++) {
-        int64_t here = pool->groups[g]->nodes * pool->groups[g]->devices, used = left < here ? left : here;
-        nodes += (used + pool->groups[g]->devices - 1) / pool->groups[g]->devices;
-        left -= used;
-    }
-    return nodes;
 }
 
 static void show_faults(const struct gang_faults *f, const struct gang_fault_result *r, const struct gang_summary *s) {
@@ -47,25 +41,35 @@ static void show_faults(const struct gang_faults *f, const struct gang_fault_res
            100 * r->availability, (double)s->devices * s->mfu * r->availability);
 }
 
+static enum gang_status evaluate(const struct request *request, struct gang_arena *arena, struct gang_task *task, struct gang_pool *pool,
+                                 struct gang_answer *answer) {
+    struct gang_layout layout;
+    struct gang_plan plan;
+    int flags = request->unfolded ? GANG_EVALUATE_UNFOLDED : 0;
+    enum gang_status status = GANG_OK;
+    if (gang_plan_is(request->path)) {
+        if (request->layout || request->unfolded)
+            return gang_fail(GANG_ERR_INPUT, "%s: a plan has its layout and program: --layout and --unfolded are for jobs", request->path);
+        status = gang_task_open(request->path, request->cluster, arena, task, pool, &plan);
+        return status ? status : gang_evaluate_plan(task, pool, &plan, flags, arena, answer);
+    }
+    status = gang_task_open(request->path, request->cluster, arena, task, pool, &plan);
+    if (!status) status = gang_layout_parse(request->layout ? request->layout : "", &layout);
+    return status ? status : gang_evaluate(task, pool, &layout, flags, arena, answer);
+}
+
 static enum gang_status simulate(const struct request *request, struct gang_arena *arena) {
     struct gang_task task;
     struct gang_pool pool;
-    struct gang_layout layout;
     struct gang_answer answer;
     struct gang_faults faults;
     struct gang_fault_result result;
-    bool spans = request->timeline || request->trace;
-    if (request->run && request->unfolded) return gang_fail(GANG_ERR_INPUT, "--run and --unfolded exclude each other: a program file is folded");
-    enum gang_status status = gang_task_read(request->path, request->cluster, arena, &task, &pool);
-    if (!status) status = gang_layout_parse(request->layout, &layout);
-    if (!status && request->faults) status = gang_faults_read(request->faults, arena, &faults);
-    int flags = (spans ? GANG_EVALUATE_SPANS : 0) | (request->unfolded ? GANG_EVALUATE_UNFOLDED : 0);
-    if (!status)
-        status = request->run ? gang_evaluate_program(&task, &pool, &layout, request->run, flags, arena, &answer)
-                              : gang_evaluate(&task, &pool, &layout, flags, arena, &answer);
-    if (!status) status = write_files(request, &answer);
+    enum gang_status status = request->faults ? gang_faults_read(request->faults, arena, &faults) : GANG_OK;
+    if (!status) status = evaluate(request, arena, &task, &pool, &answer);
+    if (!status && (request->trace || request->timeline)) status = trace(request, &pool, arena, &answer);
+    if (!status && request->faults) status = gang_faults_complete(&task, &pool, &answer, arena, &faults);
     if (status) return status;
-    if (request->faults) gang_faults_run(&faults, nodes_of(&pool, &answer), &result);
+    if (request->faults) gang_faults_run(&faults, gang_nodes_used(&pool, &answer.placement, -1), &result);
     if (request->json) {
         gang_show_json(&answer, request->faults ? &result : NULL, arena);
         printf("\n");
@@ -79,11 +83,12 @@ static enum gang_status simulate(const struct request *request, struct gang_aren
 }
 
 static int run_simulate(int argc, char **argv) {
-    struct request r = {.layout = ""};
-    const struct gang_option options[] = {{"--layout", &r.layout, NULL},     {"--cluster", &r.cluster, NULL},   {"--program", &r.program, NULL},
-                                          {"--run", &r.run, NULL},           {"--trace", &r.trace, NULL},       {"--faults", &r.faults, NULL},
-                                          {"--timeline", NULL, &r.timeline}, {"--unfolded", NULL, &r.unfolded}, {"--json", NULL, &r.json}};
-    int code = gang_options(&gang_command_simulate, argc, argv, options, 9, 1, 1, &r.path);
+    struct request r = {0};
+    const struct gang_option options[] = {{"--layout", &r.layout, NULL}, {"--cluster", &r.cluster, NULL},   {"--trace", &r.trace, NULL},
+                                          {"--faults", &r.faults, NULL}, {"--timeline", NULL, &r.timeline}, {"--unfolded", NULL, &r.unfolded},
+                                          {"--json", NULL, &r.json},     {"--ranks", &r.ranks, NULL}};
+    int code = gang_options(&gang_command_simulate, argc, argv, options, 8, 1, 1, &r.path);
+    if (code < 0 && r.ranks && !r.trace && !r.timeline) code = gang_usage(&gang_command_simulate, "neither --trace nor --timeline beside", "--ranks");
     if (code >= 0) return code;
     struct gang_arena arena;
     gang_arena_init(&arena);
@@ -94,25 +99,25 @@ static int run_simulate(int argc, char **argv) {
 
 const struct gang_command gang_command_simulate = {
     .name = "simulate",
-    .arguments = "JOB.yaml --layout L",
-    .summary = "Run a step of a job in virtual time, without devices",
+    .arguments = "JOB.yaml --layout L | PLAN",
+    .summary = "Run a step of a job or a plan in virtual time, without devices",
     .run = run_simulate,
     .help = "  --layout L       how the work is split, such as tp=8,pp=16,dp=64,vpp=2,mb=1. Fields: tp, pp, dp, vpp, cp, ep, mb,\n"
             "                   zero (0 to 3), sp, tp_overlap, dp_overlap, fused (0 or 1), gradients (f32, bf16), attention\n"
             "                   (fused, fused1, unfused), recompute (none, selective, alternate, full), place\n"
             "                   (stages, replicas: what lies outermost over the pool), schedule (auto, 1f1b, interleaved,\n"
             "                   zero-bubble, list), layers (of each chunk, 10/11/11)\n"
-            "  --cluster FILE   instead of the job's cluster\n"
+            "  --cluster FILE   instead of the job's cluster, or the plan's\n"
             "  --unfolded       simulate every replica by itself instead of one for each kind of replica; the figures are the same\n"
             "  --timeline       a picture of the step, up to 16 stages\n"
             "  --trace FILE     write the step as a trace for Perfetto or chrome://tracing\n"
+            "  --ranks LIST     only these ranks in trace and timeline, such as 0-7,64; a rank is replica x pp + stage\n"
             "  --faults FILE    also months of such steps with faults drawn by the file's statistics; its fields: length, trials,\n"
             "                   seed, node_mtbf, weibull_shape, offender_share, offender_factor, domain_nodes, domain_mtbf,\n"
             "                   slow_mtbf, slow_speed, slow_detect, link_mtbf, link_outage, detect, restart, spare_nodes, repair,\n"
             "                   checkpoint_interval, checkpoint_cost\n"
-            "  --program FILE   write the verified program that was run\n"
-            "  --run FILE       run this program instead of making one; it is verified first\n"
             "  --json           one JSON object, nothing else\n\n"
-            "A job for planning names model, cluster, sequence_length, global_batch_tokens and compute (bf16, f8, f32).\n\n"
+            "A job for planning names model, cluster, sequence_length, global_batch_tokens and compute (bf16, f8, f32). A plan is what\n"
+            "'gangline plan -o' wrote: its program is verified, and run if it was made for what its job says now.\n\n"
             "example: gangline simulate examples/plan/node8.yaml --layout tp=2,pp=4,mb=1 --timeline\n",
 };

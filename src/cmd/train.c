@@ -1,5 +1,7 @@
 // gangline train: a job on this machine, with a live line, plain lines or JSON.
 #include "cmd/cmd.h"
+#include "cmd/fleet.h"
+#include "cmd/task.h"
 #include "train/train.h"
 
 #include <stdio.h>
@@ -7,12 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { CURVE = 60 };
-
 struct screen {
     bool json, live, tokenised;
     double last_line; // when a plain line was printed last
-    double losses[CURVE], counts[CURVE];
+    struct gang_curve curve;
     double expected_bytes;
 };
 
@@ -52,9 +52,7 @@ static void show_start(void *context, const struct gang_run_start *r) {
 static void show_step(void *context, const struct gang_run_step *p) {
     struct screen *s = context;
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES];
-    int64_t bin = (p->step - 1) * CURVE / p->steps;
-    s->losses[bin] += p->loss;
-    s->counts[bin]++;
+    gang_curve_add(&s->curve, p->step, p->steps, p->loss);
     if (s->json) {
         printf("{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"learning_rate\": %.6g, \"seconds\": %.6f, \"tokens\": %lld, "
                "\"tokens_per_second\": %.1f, \"peak_fraction\": %.4f, \"seconds_left\": %.1f}\n",
@@ -80,29 +78,12 @@ static void show_saved(void *context, const char *dir, int64_t step) {
     printf("%s  saved %s%s\n", s->live ? "\r" : "", dir, s->live ? "\033[K" : "");
 }
 
-// The loss over the run as a line of bars: the picture says at once whether it learns.
-static void print_curve(const struct screen *s) {
-    static const char *const bars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-    double low = 1e300, high = -1e300;
-    for (int i = 0; i < CURVE; i++) {
-        if (!s->counts[i]) continue;
-        double mean = s->losses[i] / s->counts[i];
-        low = mean < low ? mean : low;
-        high = mean > high ? mean : high;
-    }
-    if (high <= low) return;
-    printf("  loss    ");
-    for (int i = 0; i < CURVE; i++)
-        if (s->counts[i]) printf("%s", bars[(int)((s->losses[i] / s->counts[i] - low) / (high - low) * 7.99)]);
-    printf("  %.2f to %.2f\n", high, low);
-}
-
 static void print_end(const struct screen *s, const struct gang_job *job, const struct gang_run_result *r) {
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES], c[GANG_HUMAN_BYTES];
     if (r->stopped && r->saved[0]) printf("%s  stopped; go on with: gangline train %s --resume\n", s->live ? "\n" : "", job->path);
     if (r->stopped && !r->saved[0]) printf("  stopped before a step was done; nothing to save\n");
     if (!r->steps_done) return;
-    print_curve(s);
+    gang_show_curve(&s->curve);
     printf("  %lld steps, loss %.4f to %.4f, %s tokens/s (median)\n", (long long)r->steps_done, r->first_loss, r->last_loss,
            gang_human_count(r->tokens_per_second, a));
     printf("  memory  peak %s by the kernel's account, %s said before (%+.1f %%)\n", gang_human_bytes(r->peak_bytes, b),
@@ -119,30 +100,92 @@ static void print_fields(void) {
     }
 }
 
+// Ranks may start elsewhere. A link stays one: what is beside it counts.
+static enum gang_status make_absolute(struct gang_arena *arena, char **path) {
+    char *here = NULL;
+    enum gang_status status = **path == '/' ? GANG_OK : gang_path_absolute(".", arena, &here);
+    if (here) *path = gang_arena_printf(arena, "%s/%s", here, *path);
+    return status;
+}
+
+// On a cluster: every device that its file names. `planned` or NULL: how.
+static enum gang_status train_fleet(struct gang_job *job, const struct gang_layout *planned, bool resume, struct gang_fleet_screen *screen,
+                                    struct gang_arena *arena) {
+    struct gang_config config;
+    struct gang_task task;
+    struct gang_pool pool;
+    struct gang_layout layout;
+    struct gang_fleet_result result;
+    bool searched = !planned && !strcmp(job->layout, "auto");
+    enum gang_status status = gang_job_config(job, &config);
+    if (!status) status = make_absolute(arena, &job->path);
+    if (!status) status = gang_pool_read(job->cluster, arena, &pool);
+    if (planned) layout = *planned;
+    if (!status && !planned && !searched) status = gang_layout_parse(job->layout, &layout);
+    if (status) return status;
+    gang_fleet_task(job, &config, &task);
+    const struct gang_fleet_options options = {.job = job,
+                                               .task = &task,
+                                               .pool = &pool,
+                                               .layout = searched ? NULL : &layout,
+                                               .launcher = (enum gang_launcher)job->launcher,
+                                               .resume = resume};
+    return gang_show_fleet(&options, screen, &result);
+}
+
+static enum gang_status train_plan(const char *path, bool resume, struct gang_fleet_screen *screen, struct gang_arena *arena) {
+    struct gang_plan plan;
+    struct gang_job job;
+    struct gang_task task;
+    struct gang_pool pool;
+    enum gang_status status = gang_task_open(path, NULL, arena, &task, &pool, &plan);
+    if (!status) status = gang_job_read(plan.job, arena, &job);
+    if (status) return status;
+    job.cluster = plan.cluster;
+    return train_fleet(&job, &plan.layout, resume, screen, arena);
+}
+
+static enum gang_status train_here(const struct gang_job *job, bool resume, struct screen *screen) {
+    struct gang_run_result result = {0};
+    const struct gang_run_events events = {screen, show_tokenising, show_start, show_step, show_saved};
+    gang_catch_interrupts();
+    enum gang_status status = gang_train_run(job, resume, &events, &gang_interrupted, &result);
+    if (!screen->json && !status) print_end(screen, job, &result);
+    if (screen->live && status && result.steps_done) printf("\n");
+    return status;
+}
+
+static enum gang_status train_job(const char *path, bool resume, struct screen *screen, struct gang_fleet_screen *fleet, struct gang_arena *arena) {
+    struct gang_job job;
+    enum gang_status status = gang_job_read(path, arena, &job);
+    if (status) return status;
+    return *job.cluster ? train_fleet(&job, NULL, resume, fleet, arena) : train_here(&job, resume, screen);
+}
+
 static int run_train(int argc, char **argv) {
     struct screen screen = {0};
+    struct gang_fleet_screen fleet = {0};
     bool resume = false, fields = false;
     const char *path[1] = {NULL};
-    const struct gang_option options[] = {{"--json", NULL, &screen.json}, {"--resume", NULL, &resume}, {"--fields", NULL, &fields}};
-    int code = gang_options(&gang_command_train, argc, argv, options, 3, 0, 1, path);
+    const struct gang_option options[] = {{"--json", NULL, &screen.json},
+                                          {"--resume", NULL, &resume},
+                                          {"--fields", NULL, &fields},
+                                          {"--explain", NULL, &fleet.explain},
+                                          {"--trace", &fleet.trace, NULL}};
+    int code = gang_options(&gang_command_train, argc, argv, options, 5, 0, 1, path);
     if (code >= 0) return code;
     if (fields) {
         print_fields();
         return EXIT_OK;
     }
     if (!path[0]) return gang_usage(&gang_command_train, "an argument is missing: expected", gang_command_train.arguments);
-    screen.live = isatty(STDOUT_FILENO);
-    gang_catch_interrupts();
+    screen.live = fleet.live = isatty(STDOUT_FILENO) && !screen.json;
+    fleet.json = screen.json;
 
     struct gang_arena arena;
     gang_arena_init(&arena);
-    struct gang_job job;
-    struct gang_run_result result = {0};
-    const struct gang_run_events events = {&screen, show_tokenising, show_start, show_step, show_saved};
-    enum gang_status status = gang_job_read(path[0], &arena, &job);
-    if (!status) status = gang_train_run(&job, resume, &events, &gang_interrupted, &result);
-    if (!screen.json && !status) print_end(&screen, &job, &result);
-    if (screen.live && status && result.steps_done) printf("\n");
+    enum gang_status status = gang_plan_is(path[0]) ? train_plan(path[0], resume, &fleet, &arena)
+                                                    : train_job(path[0], resume, &screen, &fleet, &arena);
     gang_arena_release(&arena);
     if (status == GANG_ERR_STOPPED) fprintf(stderr, "gangline: stopped before the first step; nothing to save\n");
     return status == GANG_ERR_STOPPED ? EXIT_OK : gang_report(status);
@@ -150,12 +193,16 @@ static int run_train(int argc, char **argv) {
 
 const struct gang_command gang_command_train = {
     .name = "train",
-    .arguments = "JOB.yaml [--resume]",
+    .arguments = "JOB.yaml|PLAN [--resume]",
     .summary = "Train a model as a job file says",
     .run = run_train,
     .help = "  --resume   go on from the last save of the job's output directory\n"
             "  --json     print one JSON object per step, nothing else\n"
-            "  --fields   print what a job file may say, with defaults\n\n"
+            "  --fields   print what a job file may say, with defaults\n"
+            "  --explain  on a cluster: predicted beside measured at the end, by rank and kind of work\n"
+            "  --trace F  on a cluster: the predicted and a real step as a trace for Perfetto or chrome://tracing\n\n"
+            "A job with a `cluster` runs on all devices of that file: they are measured, the best split is planned, and each gets a\n"
+            "rank. Without, this machine's processor trains alone. A plan that 'gangline plan -o' wrote runs its job in its layout.\n\n"
             "Ctrl-C ends after the step that runs and saves. The output directory holds step-NNNNNNNN (a Hugging Face\n"
             "directory with the optimizer's state beside it), latest (a link to the newest), metrics.jsonl and cache.\n"
             "\nexample: gangline train examples/demo.yaml\n",

@@ -31,6 +31,7 @@ static void show(const struct gang_validation *v) {
     printf("  %-21s %-5s %-58s %4s %7s %7s %7s %7s %7s %7s\n", "device", "type", "source", "rows", "mean", "median", "95th", "largest", "bias",
            "null");
     for (int i = 0; i < v->set_count; i++) show_set(&v->sets[i]);
+    for (int i = 0; i < v->kind_count; i++) show_set(&v->kinds[i]);
     struct gang_error_summary all = v->blind;
     all.device = "all";
     show_set(&all);
@@ -45,7 +46,7 @@ static json_t *summary_json(const struct gang_error_summary *s) {
 }
 
 static void show_json(const struct gang_validation *v) {
-    json_t *rows = json_array(), *skipped = json_array(), *sets = json_array();
+    json_t *rows = json_array(), *skipped = json_array(), *sets = json_array(), *kinds = json_array();
     for (int i = 0; i < v->count; i++) {
         const struct gang_case *c = &v->cases[i];
         if (c->why_not) {
@@ -58,12 +59,14 @@ static void show_json(const struct gang_validation *v) {
         json_array_append_new(rows, row);
     }
     for (int i = 0; i < v->set_count; i++) json_array_append_new(sets, summary_json(&v->sets[i]));
+    for (int i = 0; i < v->kind_count; i++) json_array_append_new(kinds, summary_json(&v->kinds[i]));
     json_t *blind = summary_json(&v->blind);
     json_object_set_new(blind, "kendall_tau", isnan(v->tau) ? json_null() : json_real(v->tau));
     json_object_set_new(blind, "tau_groups", json_integer(v->tau_groups));
     json_object_set_new(blind, "memory_rows", json_integer(v->memory_rows));
     json_object_set_new(blind, "memory_mean_pct", json_real(100 * v->memory_mean));
     json_object_set_new(blind, "sets", sets);
+    json_object_set_new(blind, "kinds", kinds);
     json_t *all = json_pack("{s:o, s:o, s:o}", "rows", rows, "skipped", skipped, "summary", blind);
     char *text = json_dumps(all, JSON_REAL_PRECISION(9));
     printf("%s\n", text);
@@ -89,6 +92,7 @@ static enum gang_status write_report(const struct gang_validation *v, const char
         "| device | type | source | rows | mean | median | 95th | largest | bias | null |\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|\n",
         cases, path);
     for (int i = 0; i < v->set_count; i++) report_set(&out, &v->sets[i]);
+    for (int i = 0; i < v->kind_count; i++) report_set(&out, &v->kinds[i]);
     struct gang_error_summary all = v->blind;
     all.device = "all";
     report_set(&out, &all);

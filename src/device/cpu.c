@@ -71,6 +71,14 @@ int gang_cpu_count(void) {
     return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 }
 
+int gang_cpu_at(int index) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set)) return -1;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &set) && !index--) return cpu;
+    return -1;
+}
+
 bool gang_cpu_has_bf16(void) { return gang_cpu_isa_find(NULL)->bf16_pairs; }
 
 enum gang_status gang_cpu_open(struct gang_device *device, const char *instructions) {

@@ -166,6 +166,27 @@ static void cross_entropy(struct gang_device *device, float *loss, void *dlogits
     }
 }
 
+static void pack(struct gang_device *device, void *out, enum gang_compute type, const float *x, const void *delta, int64_t n) {
+    PARALLEL_ROWS
+    for (int64_t i = 0; i < n; i += VL) {
+        gang_vf sum = load_f32(x + i, n - i);
+        if (delta) sum += load_act((const act *)delta + i, n - i);
+        if (type == GANG_COMPUTE_F32)
+            store_f32((float *)out + i, sum, n - i);
+        else
+            store_bf16((uint16_t *)out + i, sum, n - i);
+    }
+}
+
+static void unpack(struct gang_device *device, float *x, void *rounded, const void *in, enum gang_compute type, int64_t n) {
+    PARALLEL_ROWS
+    for (int64_t i = 0; i < n; i += VL) {
+        gang_vf v = type == GANG_COMPUTE_F32 ? load_f32((const float *)in + i, n - i) : load_bf16((const uint16_t *)in + i, n - i);
+        store_f32(x + i, v, n - i);
+        if (rounded) store_act((act *)rounded + i, v, n - i);
+    }
+}
+
 // Blocks of fixed size, summed in order: independent of the number of threads.
 static double sum_squares(struct gang_device *device, const float *x, int64_t n) {
     enum { BLOCK = 1 << 16, BLOCKS = 256 };
@@ -276,6 +297,8 @@ const struct gang_kernels CPU_NAME(gang_cpu_table) = {
     .swiglu = swiglu,
     .swiglu_backward = swiglu_backward,
     .cross_entropy = cross_entropy,
+    .pack = pack,
+    .unpack = unpack,
     .sum_squares = sum_squares,
     .adamw = adamw,
     .linear_bytes = gang_cpu_linear_bytes,

@@ -188,7 +188,7 @@ static void tiles_run(const struct tiles *t, int64_t width) {
 // VL units of one row of elements, or of two.
 static inline void put_units(uint32_t *to, const act *row, const act *next) {
 #ifdef ACT_BF16
-    gang_vu units = act_to_bits(row) | act_to_bits(next) << 16;
+    gang_vu units = bf16_to_bits(row) | bf16_to_bits(next) << 16;
 #else
     (void)next;
     gang_vu units = (gang_vu) * (const gang_vf *)row;

@@ -72,52 +72,42 @@ typedef int32_t gang_vi __attribute__((vector_size(4 * VL), may_alias));
 typedef uint32_t gang_vu __attribute__((vector_size(4 * VL), may_alias));
 typedef uint16_t gang_vh __attribute__((vector_size(2 * VL), aligned(2), may_alias));
 
-#ifdef ACT_BF16
-static inline gang_vu act_to_bits(const act *x) {
+static inline gang_vu bf16_to_bits(const uint16_t *x) {
 #ifdef __AVX512F__
     return (gang_vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)); // gcc 12 makes two halves of a conversion
 #else
     return __builtin_convertvector(*(const gang_vh *)x, gang_vu);
 #endif
 }
-#endif
 
-static inline gang_vf act_to_vector(const act *x) {
-#ifdef ACT_BF16
-    return (gang_vf)(act_to_bits(x) << 16);
-#else
-    return *(const gang_vf *)x;
-#endif
-}
+static inline gang_vf bf16_to_vector(const uint16_t *x) { return (gang_vf)(bf16_to_bits(x) << 16); }
 
-static inline void vector_to_act(act *to, gang_vf x) {
-#if defined(HAVE_BF16_PAIRS)
+static inline void vector_to_bf16(uint16_t *to, gang_vf x) {
+#ifdef __AVX512BF16__
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-#elif defined(ACT_BF16)
+#else
     gang_vu bits = (gang_vu)x;
     gang_vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
     gang_vu is_nan = (gang_vu)(x != x);
     *(gang_vh *)to = __builtin_convertvector((nan & is_nan) | (rounded & ~is_nan), gang_vh);
-#else
-    *(gang_vf *)to = x;
 #endif
 }
 
 // The first n (1 to VL) elements; the other lanes are 0. A short row's end goes through a buffer, so that one loop serves all.
-static inline gang_vf load_act(const act *x, int64_t n) {
-    if (__builtin_expect(n >= VL, 1)) return act_to_vector(x);
-    act part[VL] = {0};
+static inline gang_vf load_bf16(const uint16_t *x, int64_t n) {
+    if (__builtin_expect(n >= VL, 1)) return bf16_to_vector(x);
+    uint16_t part[VL] = {0};
     memcpy(part, x, (size_t)n * sizeof *x);
-    return act_to_vector(part);
+    return bf16_to_vector(part);
 }
 
-static inline void store_act(act *to, gang_vf x, int64_t n) {
-    act part[VL];
+static inline void store_bf16(uint16_t *to, gang_vf x, int64_t n) {
+    uint16_t part[VL];
     if (__builtin_expect(n >= VL, 1)) {
-        vector_to_act(to, x);
+        vector_to_bf16(to, x);
         return;
     }
-    vector_to_act(part, x);
+    vector_to_bf16(part, x);
     memcpy(to, part, (size_t)n * sizeof *to);
 }
 
@@ -134,6 +124,18 @@ static inline void store_f32(float *to, gang_vf x, int64_t n) {
     else
         memcpy(to, &x, (size_t)n * sizeof *to);
 }
+
+#ifdef ACT_BF16
+static inline gang_vf act_to_vector(const act *x) { return bf16_to_vector(x); }
+static inline void vector_to_act(act *to, gang_vf x) { vector_to_bf16(to, x); }
+static inline gang_vf load_act(const act *x, int64_t n) { return load_bf16(x, n); }
+static inline void store_act(act *to, gang_vf x, int64_t n) { store_bf16(to, x, n); }
+#else
+static inline gang_vf act_to_vector(const act *x) { return *(const gang_vf *)x; }
+static inline void vector_to_act(act *to, gang_vf x) { *(gang_vf *)to = x; }
+static inline gang_vf load_act(const act *x, int64_t n) { return load_f32(x, n); }
+static inline void store_act(act *to, gang_vf x, int64_t n) { store_f32(to, x, n); }
+#endif
 
 static inline float sum_lanes(gang_vf x) {
 #ifdef __AVX512F__

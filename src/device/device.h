@@ -66,6 +66,11 @@ struct gang_kernels {
     void (*cross_entropy)(struct gang_device *device, float *loss, void *dlogits, const float *logits, const int32_t *targets, float scale, int64_t M,
                           int64_t V);
 
+    // Messages between devices: out[n] in `type` = x + delta (NULL for 0); x[n] = in, rounded (may be NULL) the same in the
+    // compute type.
+    void (*pack)(struct gang_device *device, void *out, enum gang_compute type, const float *x, const void *delta, int64_t n);
+    void (*unpack)(struct gang_device *device, float *x, void *rounded, const void *in, enum gang_compute type, int64_t n);
+
     double (*sum_squares)(struct gang_device *device, const float *x, int64_t n);
     void (*adamw)(struct gang_device *device, float *p, float *m, float *v, const float *g, int64_t n, const struct gang_adamw *o);
 
@@ -113,6 +118,7 @@ size_t gang_device_scratch_bytes(const struct gang_device *device, const struct 
 double gang_device_overhead_bytes(const struct gang_device *device);
 
 int gang_cpu_count(void);     // cores this process may run on
+int gang_cpu_at(int index);   // the number of one of them; -1: there are not so many
 bool gang_cpu_has_bf16(void); // has instructions for pairs of bf16
 
 // ---- Profile: what a device is worth, measured --------------------------------------------------------------------
@@ -137,6 +143,7 @@ GANG_CHECK_RESULT enum gang_status gang_profile_here(int threads, struct gang_pr
 // The number behind `key` in a small file of the kernel's (/proc/meminfo and the like), -1 if there is none. With an empty
 // key the file is the number.
 double gang_kernel_number(const char *path, const char *key);
+void gang_processor_name(char *out, size_t bytes); // as the kernel calls it
 // Usable memory now: the smaller of what the kernel calls available and what the control group allows, in bytes.
 double gang_memory_available(void);
 

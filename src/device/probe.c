@@ -30,6 +30,21 @@ double gang_kernel_number(const char *path, const char *key) {
     return value;
 }
 
+void gang_processor_name(char *out, size_t bytes) {
+    static const char key[] = "model name";
+    char line[256];
+    FILE *file = fopen("/proc/cpuinfo", "re");
+    snprintf(out, bytes, "cpu");
+    while (file && fgets(line, sizeof line, file)) {
+        if (strncmp(line, key, sizeof key - 1) != 0) continue;
+        const char *from = line + strcspn(line, ":");
+        from += strspn(from, ": ");
+        snprintf(out, bytes, "%.*s", (int)strcspn(from, "\n"), from);
+        break;
+    }
+    if (file) fclose(file);
+}
+
 double gang_memory_available(void) {
     double available = gang_kernel_number("/proc/meminfo", "MemAvailable") * 1024;
     double limit = gang_kernel_number("/sys/fs/cgroup/memory.max", ""), used = gang_kernel_number("/sys/fs/cgroup/memory.current", "");

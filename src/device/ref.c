@@ -12,17 +12,17 @@ struct gang_linear {
     const float *weight;
 };
 
-static double act_get(const struct gang_device *device, const void *base, int64_t i) {
-    if (device->compute == GANG_COMPUTE_F32) return (double)((const float *)base)[i];
+static double get(enum gang_compute type, const void *base, int64_t i) {
+    if (type == GANG_COMPUTE_F32) return (double)((const float *)base)[i];
     uint32_t bits = (uint32_t)((const uint16_t *)base)[i] << 16;
     float x;
     memcpy(&x, &bits, sizeof x);
     return (double)x;
 }
 
-static void act_set(const struct gang_device *device, void *base, int64_t i, double value) {
+static void set(enum gang_compute type, void *base, int64_t i, double value) {
     float x = (float)value;
-    if (device->compute == GANG_COMPUTE_F32) {
+    if (type == GANG_COMPUTE_F32) {
         ((float *)base)[i] = x;
         return;
     }
@@ -31,6 +31,9 @@ static void act_set(const struct gang_device *device, void *base, int64_t i, dou
     bool nan = value != value;
     ((uint16_t *)base)[i] = (uint16_t)(nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+static double act_get(const struct gang_device *device, const void *base, int64_t i) { return get(device->compute, base, i); }
+static void act_set(const struct gang_device *device, void *base, int64_t i, double value) { set(device->compute, base, i, value); }
 
 static void embed(struct gang_device *device, float *x, const int32_t *ids, const float *table, int64_t M, int64_t C) {
     (void)device;
@@ -49,9 +52,9 @@ static void norm(struct gang_device *device, float *sum, void *y, float *rstd, c
     for (int64_t m = 0; m < M; m++) {
         double squares = 0;
         for (int64_t c = m * C; c < (m + 1) * C; c++) {
-            double s = (double)x[c] + (delta ? act_get(device, delta, c) : 0);
-            if (delta) sum[c] = (float)s;
-            squares += s * s;
+            float s = (float)((double)x[c] + (delta ? act_get(device, delta, c) : 0)); // as it is stored
+            if (delta) sum[c] = s;
+            squares += (double)s * (double)s;
         }
         double r = 1 / sqrt(squares / (double)C + (double)eps);
         rstd[m] = (float)r;
@@ -229,6 +232,17 @@ static void cross_entropy(struct gang_device *device, float *loss, void *dlogits
     }
 }
 
+static void pack(struct gang_device *device, void *out, enum gang_compute type, const float *x, const void *delta, int64_t n) {
+    for (int64_t i = 0; i < n; i++) set(type, out, i, delta ? (double)x[i] + act_get(device, delta, i) : (double)x[i]);
+}
+
+static void unpack(struct gang_device *device, float *x, void *rounded, const void *in, enum gang_compute type, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = (float)get(type, in, i);
+        if (rounded) act_set(device, rounded, i, (double)x[i]);
+    }
+}
+
 static double sum_squares(struct gang_device *device, const float *x, int64_t n) {
     (void)device;
     double sum = 0;
@@ -315,6 +329,8 @@ static const struct gang_kernels ref_table = {
     .swiglu = swiglu,
     .swiglu_backward = swiglu_backward,
     .cross_entropy = cross_entropy,
+    .pack = pack,
+    .unpack = unpack,
     .sum_squares = sum_squares,
     .adamw = adamw,
     .linear_bytes = linear_bytes,

@@ -56,14 +56,21 @@ enum gang_role {
 struct gang_tensor {
     enum gang_role role;
     int layer; // -1 outside the layers
+    int index; // in the table of the whole model: fresh weights hang on it
     int64_t rows, cols;
-    int64_t offset; // in elements, from the start of the flat parameters
-    char name[80];  // as in model.safetensors
+    int64_t whole_rows, whole_cols, row, col; // of a slice: it is [row, row + rows) x [col, col + cols) of the whole tensor
+    int64_t offset;                           // in elements, from the start of the flat parameters
+    char name[80];                            // as in model.safetensors
 };
 
 // A norm's scale: one vector, 1-D in files, and not subject to weight decay.
 static inline bool gang_tensor_is_norm(const struct gang_tensor *tensor) {
     return tensor->role == GANG_ROLE_NORM_ATTENTION || tensor->role == GANG_ROLE_NORM_FFN || tensor->role == GANG_ROLE_NORM_FINAL;
+}
+
+// Tensor parallelism cuts it: a device holds a slice. All others every device of a cell holds alike.
+static inline bool gang_tensor_is_slice(const struct gang_tensor *tensor) {
+    return tensor->rows != tensor->whole_rows || tensor->cols != tensor->whole_cols;
 }
 
 // Q, K, V of a layer lie one behind another, so do gate and up: each group is one matrix [sum of rows, cols] to a kernel.
@@ -74,17 +81,36 @@ struct gang_model {
     struct gang_tensor *tensors; // in the arena; in the order of `offset`
     int64_t elements;            // length of the flat array, gaps included
     int64_t parameters;          // true parameters
+    int tp, tp_index;            // devices that share it, and which of them this is for; 1, 0: it is not cut
+    bool whole;                  // holds every tensor of the configuration, uncut
 };
 
 void gang_model_init(struct gang_model *model, const struct gang_config *config, struct gang_arena *arena);
-// The tensor of this role in this layer (-1 outside layers). A tied model has no GANG_ROLE_HEAD: NULL.
+
+// What a stage of a pipeline holds of a model: layers[i] for each of config->layers; the embedding; the final norm and head.
+// A tied head is the embedding: a part with `head` and without `embed` holds GANG_ROLE_EMBED too, a copy in the head's place.
+//
+// Of `tp` devices that share a part (0: one) each holds a slice, as Megatron cuts (arXiv:1909.08053): q, k, v by heads, gate and
+// up by rows; o and down by the columns that these feed. Embedding, norms and head are whole on each. tp must divide heads,
+// kv_heads and intermediate_size.
+struct gang_model_part {
+    const bool *layers;
+    bool embed, head;
+    int tp, tp_index;
+};
+// A part's table and flat array are as if its tensors were all; `config` stays that of the whole model.
+void gang_model_init_part(struct gang_model *model, const struct gang_config *config, const struct gang_model_part *part, struct gang_arena *arena);
+
+// The tensor of this role in this layer (-1 outside layers); NULL for one that the part does not hold. A tied model has no
+// GANG_ROLE_HEAD.
 const struct gang_tensor *gang_model_find(const struct gang_model *model, enum gang_role role, int layer);
-// Fresh weights: norms 1, others normal(0, init_range); a pure function of (seed, tensor, element).
+// Fresh weights: norms 1, others normal(0, init_range); a pure function of (seed, tensor, element), in parts and slices too.
 void gang_model_randomise(const struct gang_model *model, uint64_t seed, float *parameters);
 
 // Parameters from DIR/model.safetensors or DIR/model.safetensors.index.json with its shards (f32, bf16, f16 → f32).
 // Missing, doubled or ill-shaped tensors are refused by name; unknown ones too, except known buffers (rotary inv_freq) and
-// the head of a tied model where it equals the embedding. Nothing is written to `parameters` unless all of it fits.
+// the head of a tied model where it equals the embedding. Nothing is written to `parameters` unless all of it fits. For a part
+// or slices the files hold, and are checked for, the whole model.
 GANG_CHECK_RESULT enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters);
 // True if DIR holds weights of any kind, so that nobody trains from nothing beside them: gang_model_load reads them or says why not.
 bool gang_model_has_weights(const char *dir);
@@ -122,16 +148,19 @@ const struct gang_st_entry *gang_safetensors_find(const struct gang_safetensors 
 // Elements [from, from + count) of a readable entry as f32, exactly (a NaN stays a NaN of the same sign and payload bits).
 void gang_st_to_f32(const struct gang_st_entry *entry, int64_t from, int64_t count, float *out);
 
-// Writes `count` tensors as f32, each read from parameters + tensor.offset; durable. `prefix` is put before every name
+// Writes the model's tensors (no slices) as f32, each read from parameters + tensor.offset; durable. `prefix` is put before every name
 // ("" for a model; "exp_avg." and the like for optimizer state, several arrays in one file).
 struct gang_st_part {
     const char *prefix;
-    const float *values; // flat array laid out like the model's parameters
+    const float *values; // flat array laid out like the model's parameters; NULL: `fetch` is asked for every tensor, in order
+    // The values of tensors[index], until the next call.
+    enum gang_status (*fetch)(void *context, int index, const float **values);
+    void *context;
 };
 GANG_CHECK_RESULT enum gang_status gang_model_save(const struct gang_model *model, const struct gang_st_part *parts, int part_count,
                                                    const char *path);
-// The inverse of gang_model_save: every array must be complete, and nothing else in the file. `parts[i].values` is written
-// to; after an error its content is undefined.
+// The inverse of gang_model_save: every array must be complete, and nothing else in the file, unless `model` is a part: that
+// takes its tensors, or slices of them, out of a file that may hold more. `parts[i].values` is written to; after an error its content is undefined.
 GANG_CHECK_RESULT enum gang_status gang_model_restore(const struct gang_model *model, const struct gang_st_part *parts, int part_count,
                                                       const char *path);
 

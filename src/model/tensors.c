@@ -1,8 +1,8 @@
 // The table of a model's tensors over one flat array of parameters, and fresh weights.
 //
 // The table's order is the array's order: the embedding, then nine tensors a layer in the order of enum gang_role, then the
-// final norm and, if untied, the head. So a tensor's place in the table is arithmetic, and the table index is a name of the
-// tensor that random weights can hang on.
+// final norm and, if untied, the head. So a tensor's place in the table of the whole model is arithmetic, and this index is a
+// name of the tensor that random weights can hang on, whatever part of the model holds it.
 #include "model/model.h"
 
 #include <assert.h>
@@ -44,11 +44,28 @@ static void shape_of(const struct gang_config *config, enum gang_role role, int6
 
 static int64_t aligned(int64_t elements) { return (elements + ALIGN_ELEMENTS - 1) / ALIGN_ELEMENTS * ALIGN_ELEMENTS; }
 
+static int index_of(const struct gang_config *config, enum gang_role role, int layer) {
+    if (role == GANG_ROLE_EMBED) return 0;
+    if (role >= GANG_ROLE_NORM_FINAL) return 1 + config->layers * PER_LAYER + (role - GANG_ROLE_NORM_FINAL);
+    return 1 + layer * PER_LAYER + (role - GANG_ROLE_NORM_ATTENTION);
+}
+
+static void cut(struct gang_tensor *t, int tp, int index) {
+    bool by_rows = (t->role >= GANG_ROLE_Q && t->role <= GANG_ROLE_V) || t->role == GANG_ROLE_GATE || t->role == GANG_ROLE_UP;
+    bool by_cols = t->role == GANG_ROLE_O || t->role == GANG_ROLE_DOWN;
+    t->whole_rows = t->rows;
+    t->whole_cols = t->cols;
+    if (by_rows) t->rows /= tp, t->row = index * t->rows;
+    if (by_cols) t->cols /= tp, t->col = index * t->cols;
+}
+
 static void add(struct gang_model *model, enum gang_role role, int layer) {
     struct gang_tensor *tensor = &model->tensors[model->count++];
     tensor->role = role;
     tensor->layer = layer;
+    tensor->index = index_of(&model->config, role, layer);
     shape_of(&model->config, role, &tensor->rows, &tensor->cols);
+    cut(tensor, model->tp, model->tp_index);
     bool follows = role == GANG_ROLE_K || role == GANG_ROLE_V || role == GANG_ROLE_UP;
     tensor->offset = follows ? model->elements : aligned(model->elements);
     model->elements = tensor->offset + tensor->rows * tensor->cols;
@@ -57,25 +74,36 @@ static void add(struct gang_model *model, enum gang_role role, int layer) {
     if (layer >= 0) snprintf(tensor->name, sizeof tensor->name, "model.layers.%d.%s", layer, role_names[role]);
 }
 
-void gang_model_init(struct gang_model *model, const struct gang_config *config, struct gang_arena *arena) {
-    *model = (struct gang_model){.config = *config};
+// `part` NULL: all of it.
+static void fill_table(struct gang_model *model, const struct gang_config *config, const struct gang_model_part *part, struct gang_arena *arena) {
+    int tp = part && part->tp ? part->tp : 1, index = part ? part->tp_index : 0;
+    assert(config->heads % tp == 0 && config->kv_heads % tp == 0 && config->intermediate_size % tp == 0 && index >= 0 && index < tp);
+    *model = (struct gang_model){.config = *config, .tp = tp, .tp_index = index};
     model->tensors = gang_arena_alloc(arena, ((size_t)config->layers * PER_LAYER + 3) * sizeof *model->tensors);
-    add(model, GANG_ROLE_EMBED, -1);
+    bool embed = !part || part->embed, head = !part || part->head;
+    if (embed) add(model, GANG_ROLE_EMBED, -1);
     for (int layer = 0; layer < config->layers; layer++)
-        for (int i = 0; i < PER_LAYER; i++) add(model, (enum gang_role)(GANG_ROLE_NORM_ATTENTION + i), layer);
-    add(model, GANG_ROLE_NORM_FINAL, -1);
-    if (!config->tied) add(model, GANG_ROLE_HEAD, -1);
+        for (int i = 0; i < PER_LAYER && (!part || part->layers[layer]); i++) add(model, (enum gang_role)(GANG_ROLE_NORM_ATTENTION + i), layer);
+    if (head) add(model, GANG_ROLE_NORM_FINAL, -1);
+    if (head && !config->tied) add(model, GANG_ROLE_HEAD, -1);
+    if (head && config->tied && !embed) add(model, GANG_ROLE_EMBED, -1);
     model->elements = aligned(model->elements);
+    model->whole = tp == 1 && model->count == 2 + config->layers * PER_LAYER + !config->tied;
+}
+
+void gang_model_init(struct gang_model *model, const struct gang_config *config, struct gang_arena *arena) { fill_table(model, config, NULL, arena); }
+
+void gang_model_init_part(struct gang_model *model, const struct gang_config *config, const struct gang_model_part *part, struct gang_arena *arena) {
+    fill_table(model, config, part, arena);
 }
 
 const struct gang_tensor *gang_model_find(const struct gang_model *model, enum gang_role role, int layer) {
     bool in_layer = role >= GANG_ROLE_NORM_ATTENTION && role <= GANG_ROLE_DOWN;
     assert(in_layer ? layer >= 0 && layer < model->config.layers : layer == -1);
-    int index = role == GANG_ROLE_EMBED ? 0 : 1 + model->config.layers * PER_LAYER + (role - GANG_ROLE_NORM_FINAL);
-    if (in_layer) index = 1 + layer * PER_LAYER + (role - GANG_ROLE_NORM_ATTENTION);
-    if (index >= model->count) return NULL;
-    assert(model->tensors[index].role == role && model->tensors[index].layer == layer);
-    return &model->tensors[index];
+    int index = index_of(&model->config, role, layer);
+    for (int i = 0; i < model->count; i++)
+        if (model->tensors[i].index == index) return &model->tensors[i];
+    return NULL;
 }
 
 // Elements 2 * pair and 2 * pair + 1 of a tensor: both halves of one Box-Muller draw, which makes it twice as cheap as
@@ -88,13 +116,17 @@ static void normal_pair(uint64_t seed, uint64_t stream, uint64_t pair, double ou
     out[1] = radius * sin(angle);
 }
 
-static void randomise(uint64_t seed, uint64_t stream, double deviation, int64_t elements, float *out) {
+// Row by row, since a slice's rows lie apart in the whole tensor; they may begin and end within a pair.
+static void randomise(uint64_t seed, const struct gang_tensor *t, double deviation, float *out) {
 #pragma omp parallel for schedule(static)
-    for (int64_t pair = 0; pair < (elements + 1) / 2; pair++) {
-        double draw[2];
-        normal_pair(seed, stream, (uint64_t)pair, draw);
-        out[2 * pair] = (float)(deviation * draw[0]);
-        if (2 * pair + 1 < elements) out[2 * pair + 1] = (float)(deviation * draw[1]);
+    for (int64_t r = 0; r < t->rows; r++) {
+        int64_t from = (t->row + r) * t->whole_cols + t->col, to = from + t->cols;
+        for (int64_t pair = from / 2; 2 * pair < to; pair++) {
+            double draw[2];
+            normal_pair(seed, (uint64_t)t->index, (uint64_t)pair, draw);
+            for (int64_t k = 2 * pair; k < 2 * pair + 2; k++)
+                if (k >= from && k < to) out[r * t->cols + k - from] = (float)(deviation * draw[k % 2]);
+        }
     }
 }
 
@@ -106,7 +138,7 @@ void gang_model_randomise(const struct gang_model *model, uint64_t seed, float *
         memset(parameters + end, 0, (size_t)(tensor->offset - end) * sizeof *parameters);
         end = tensor->offset + elements;
         float *values = parameters + tensor->offset;
-        if (!gang_tensor_is_norm(tensor)) randomise(seed, (uint64_t)i, model->config.init_range, elements, values);
+        if (!gang_tensor_is_norm(tensor)) randomise(seed, tensor, model->config.init_range, values);
         for (int64_t k = 0; k < elements && gang_tensor_is_norm(tensor); k++) values[k] = 1;
     }
     memset(parameters + end, 0, (size_t)(model->elements - end) * sizeof *parameters);

@@ -41,8 +41,8 @@ static const char *describe(int dims, const int64_t *shape, char out[DESCRIPTION
 
 static int shape_in_file(const struct gang_tensor *tensor, int64_t shape[2]) {
     bool norm = gang_tensor_is_norm(tensor);
-    shape[0] = norm ? tensor->cols : tensor->rows;
-    shape[1] = tensor->cols;
+    shape[0] = norm ? tensor->whole_cols : tensor->whole_rows;
+    shape[1] = tensor->whole_cols;
     return norm ? 1 : 2;
 }
 
@@ -56,6 +56,12 @@ static enum gang_status check_entry(const char *path, const struct gang_tensor *
     char has[DESCRIPTION_BYTES], wants[DESCRIPTION_BYTES];
     return gang_fail(GANG_ERR_INPUT, "%s: %s: its shape %s contradicts the model's configuration, which asks for %s", path, entry->name,
                      describe(entry->dims, entry->shape, has), describe(dims, shape, wants));
+}
+
+static void copy_slice(const struct gang_tensor *t, const struct gang_st_entry *entry, float *out) {
+    bool together = t->cols == t->whole_cols;
+    int64_t run = together ? t->rows * t->cols : t->cols;
+    for (int64_t r = 0; r < (together ? 1 : t->rows); r++) gang_st_to_f32(entry, (t->row + r) * t->whole_cols + t->col, run, out + r * run);
 }
 
 // ---- The files of a directory --------------------------------------------------------------------------------------
@@ -216,15 +222,20 @@ static enum gang_status check_rest(const struct gang_model *model, const struct 
 
 enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters) {
     struct weights weights;
+    struct gang_model whole;
     enum gang_status status = weights_open(dir, &weights);
     if (status) goto out;
-    const struct gang_st_entry **sources = gang_arena_alloc(&weights.arena, (size_t)model->count * sizeof *sources);
-    status = match(model, &weights, dir, sources);
-    if (!status) status = check_rest(model, &weights, sources);
+    gang_model_init(&whole, &model->config, &weights.arena);
+    const struct gang_st_entry **sources = gang_arena_alloc(&weights.arena, (size_t)whole.count * sizeof *sources);
+    status = match(&whole, &weights, dir, sources);
+    if (!status) status = check_rest(&whole, &weights, sources);
     if (status) goto out;
     memset(parameters, 0, (size_t)model->elements * sizeof *parameters);
 #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < model->count; i++) gang_st_to_f32(sources[i], 0, sources[i]->elements, parameters + model->tensors[i].offset);
+    for (int i = 0; i < model->count; i++) {
+        const struct gang_tensor *tensor = &model->tensors[i];
+        copy_slice(tensor, sources[tensor->index], parameters + tensor->offset);
+    }
 out:
     weights_close(&weights);
     return status;
@@ -256,6 +267,7 @@ static void print_header(const struct gang_model *model, const struct gang_st_pa
 enum gang_status gang_model_save(const struct gang_model *model, const struct gang_st_part *parts, int part_count, const char *path) {
     struct gang_buffer header = {0};
     struct gang_out out = {0};
+    assert(model->tp == 1);
     print_header(model, parts, part_count, &header);
     enum gang_status status = gang_out_open(&out, path);
     uint64_t length = header.len;
@@ -264,7 +276,12 @@ enum gang_status gang_model_save(const struct gang_model *model, const struct ga
     for (int p = 0; p < part_count; p++) {
         for (int i = 0; !status && i < model->count; i++) {
             const struct gang_tensor *tensor = &model->tensors[i];
-            status = gang_out_write(&out, parts[p].values + tensor->offset, (size_t)(tensor->rows * tensor->cols) * sizeof(float));
+            const float *values = NULL;
+            if (parts[p].values)
+                values = parts[p].values + tensor->offset;
+            else
+                status = parts[p].fetch(parts[p].context, i, &values);
+            if (!status) status = gang_out_write(&out, values, (size_t)(tensor->rows * tensor->cols) * sizeof(float));
         }
     }
     if (status)
@@ -290,7 +307,7 @@ static enum gang_status restore_part(const struct gang_model *model, const struc
         if (!entry) return gang_fail(GANG_ERR_FORMAT, "%s: lacks %s", path, name);
         enum gang_status status = check_entry(path, tensor, entry);
         if (status) return status;
-        gang_st_to_f32(entry, 0, entry->elements, values + tensor->offset);
+        copy_slice(tensor, entry, values + tensor->offset);
     }
     return GANG_OK;
 }
@@ -299,7 +316,7 @@ enum gang_status gang_model_restore(const struct gang_model *model, const struct
     struct gang_safetensors st = {0};
     enum gang_status status = gang_safetensors_open(path, &st);
     if (status) return status;
-    if (st.count != part_count * model->count)
+    if (model->whole && st.count != part_count * model->count)
         status = gang_fail(GANG_ERR_FORMAT, "%s: holds %d tensors: expected %d arrays of %d", path, st.count, part_count, model->count);
     for (int p = 0; !status && p < part_count; p++) status = restore_part(model, &parts[p], &st, path);
     gang_safetensors_close(&st);

@@ -21,6 +21,10 @@ static const double attention_backward = 2.5;
 // The first generation of fused attention reaches 25 to 40 % of A100's peak where the second reaches 50 to 73 % (same paper, abstract).
 static const double first_generation = 0.53;
 
+// Parameters of a bucket of gradients that leaves behind the backward pass, the least and for each member: Megatron-LM's default
+// (core/distributed/distributed_data_parallel.py). Buckets go one after another, and each pays the way's latency.
+static const double bucket_least = 40e6, bucket_per_member = 1e6;
+
 enum { ELEMENT = 2 }; // bytes of an activation or a weight in use; f32: see element_of
 
 static double gradient_element(const struct gang_layout *l) { return l->gradients == GANG_GRADIENTS_BF16 ? 2 : 4; }
@@ -49,6 +53,7 @@ struct tier {
 };
 
 static struct tier tier_of(const struct gang_group *group, int64_t members, int64_t stride) {
+    assert(group); // a price that nobody filled
     struct tier tier = {.local = group->fast_domain / stride};
     if (tier.local < 1) tier.local = 1;
     if (tier.local > members) tier.local = members;
@@ -250,21 +255,6 @@ static void scale_time(struct gang_time *to, const struct gang_time *from, doubl
     for (size_t i = 0; i < sizeof *to / sizeof *a; i++) a[i] += by * b[i];
 }
 
-// What sharding exchanges in every micro-batch: gradients (zero=2), and weights for each pass (zero=3), beside the neighbours' computing.
-// What is longer than the computing shows; what is hidden still steals from it.
-static void price_sharding(const struct pricing *p, double parameters, struct gang_chunk_cost *layer) {
-    const struct gang_layout *l = p->l;
-    if (l->zero < 2 || l->dp < 2) return;
-    struct tier tier = tier_of(p->group, l->dp, (int64_t)l->tp * l->cp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1));
-    // Hops of a ring inside a node, of a tree between nodes.
-    double hops = tier.latency * ((double)tier.local + 2 * log2((double)l->dp / (double)tier.local)), part = (double)(l->dp - 1) / l->dp;
-    double gather = part * parameters * ELEMENT / tier.bandwidth + hops, reduce = part * parameters * gradient_element(l) / tier.bandwidth + hops;
-    double forward = gang_time_sum(&layer->forward), backward = gang_time_sum(&layer->input) + gang_time_sum(&layer->weight);
-    if (l->zero < 3) gather = 0;
-    layer->forward.gather += fmax(gather * exchange_steals, gather - forward);
-    layer->input.gather += fmax((gather + reduce) * exchange_steals, gather + reduce - backward);
-}
-
 static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
     struct gang_matrix matrices[GANG_MAX_MATRICES];
     int n = gang_shape_matrices(&p->task->shape, moe, matrices);
@@ -283,7 +273,6 @@ static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cos
     out->parameters = parameters_on_device(p, moe, &expert) + expert;
     out->expert_parameters = expert;
     out->activation_bytes = kept_bytes(p, moe);
-    price_sharding(p, out->parameters, out);
 }
 
 // The embedding on the first chunk, the head and the loss on the last.
@@ -316,17 +305,18 @@ static void weigh(const struct gang_task *task, const struct gang_layout *l, str
     int zero = l->zero;
     // An expert's copies are fewer by ep, and so are those that share its state.
     double width = (double)l->dp * l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * l->ep / width;
-    out->parameter_bytes = (zero >= 3 ? sharded : out->parameters) * (mixed ? 2 : 4);
-    out->gradient_bytes = (zero >= 2 ? sharded : out->parameters) * gradient_element(l);
+    out->parameter_bytes = ((zero >= 3 ? sharded : out->parameters) + out->copied_parameters) * (mixed ? 2 : 4);
+    out->gradient_bytes = ((zero >= 2 ? sharded : out->parameters) + out->copied_parameters) * gradient_element(l);
     out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
 }
 
 void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, struct gang_price *out) {
     struct pricing p = pricing_of(task, l, group);
-    *out = (struct gang_price){0};
+    *out = (struct gang_price){.group = group};
     if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, &out->layer[0]);
     if (task->shape.experts) price_layer(&p, true, &out->layer[1]);
     price_ends(&p, &out->first, &out->last);
+    if (group->kind->times) gang_price_measured(group->kind->times, l, out);
 }
 
 static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *from, double n) {
@@ -338,26 +328,59 @@ static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *f
     to->activation_bytes += n * from->activation_bytes;
 }
 
+// What sharding exchanges in every micro-batch for n layers: gradients (zero=2), and weights for each pass (zero=3), beside the neighbours'
+// computing. What is longer than the computing shows; what is hidden still steals from it.
+static void add_sharding(const struct gang_layout *l, const struct gang_group *group, const struct gang_chunk_cost *layer, double n,
+                         struct gang_chunk_cost *out) {
+    if (l->zero < 2 || l->dp < 2) return;
+    struct tier tier = tier_of(group, l->dp, (int64_t)l->tp * l->cp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1));
+    // Hops of a ring inside a node, of a tree between nodes.
+    double hops = tier.latency * ((double)tier.local + 2 * log2((double)l->dp / (double)tier.local)), part = (double)(l->dp - 1) / l->dp;
+    double gather = part * layer->parameters * ELEMENT / tier.bandwidth + hops;
+    double reduce = part * layer->parameters * gradient_element(l) / tier.bandwidth + hops;
+    double forward = gang_time_sum(&layer->forward), backward = gang_time_sum(&layer->input) + gang_time_sum(&layer->weight);
+    if (l->zero < 3) gather = 0;
+    out->forward.gather += n * fmax(gather * exchange_steals, gather - forward);
+    out->input.gather += n * fmax((gather + reduce) * exchange_steals, gather + reduce - backward);
+}
+
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int64_t dense, int64_t moe,
                       bool first, bool last, struct gang_chunk_cost *out) {
     *out = (struct gang_chunk_cost){.layers = (int)(dense + moe)};
-    if (dense) add_cost(out, &price->layer[0], (double)dense);
-    if (moe) add_cost(out, &price->layer[1], (double)moe);
+    const int64_t counts[2] = {dense, moe};
+    for (int kind = 0; kind < 2; kind++) {
+        if (!counts[kind]) continue;
+        add_cost(out, &price->layer[kind], (double)counts[kind]);
+        add_sharding(l, price->group, &price->layer[kind], (double)counts[kind], out);
+    }
     if (first) add_cost(out, &price->first, 1);
     if (last) add_cost(out, &price->last, 1);
-    // On one stage a tied head is the embedding; on another it is a copy.
-    if (first && last && task->shape.tied) out->parameters -= (double)task->shape.vocab / l->tp * (double)task->shape.hidden;
+    if (last && task->shape.tied) { // on one stage a tied head is the embedding; on another it is a copy, updated by the first stage
+        double head = (double)task->shape.vocab / l->tp * (double)task->shape.hidden;
+        out->parameters -= head;
+        out->copied_parameters = first ? 0 : head;
+    }
     weigh(task, l, out);
+}
+
+// Dense layers of a chunk: all of them, or those of the first that are dense although others have experts.
+static int64_t dense_of(const struct gang_task *task, const struct gang_layout *l, int chunk) {
+    int64_t n = l->layers[chunk], left = task->shape.dense_layers;
+    if (!task->shape.experts) return n;
+    for (int c = 0; c < chunk && left > 0; c++) left -= l->layers[c];
+    return left < 0 ? 0 : left > n ? n : left;
+}
+
+bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *l, int stage) {
+    if (stage < 2 || stage > l->pp - 2) return false;
+    for (int c = stage; c < l->layer_count; c += l->pp)
+        if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
+    return true;
 }
 
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out) {
-    int64_t first = 0, n = l->layers[chunk], dense = n;
-    if (task->shape.experts) {
-        for (int c = 0; c < chunk; c++) first += l->layers[c];
-        dense = task->shape.dense_layers - first;
-        dense = dense < 0 ? 0 : dense > n ? n : dense;
-    }
+    int64_t n = l->layers[chunk], dense = dense_of(task, l, chunk);
     gang_price_chunk(task, l, price, dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
 }
 
@@ -375,53 +398,70 @@ static int sites_of(const struct gang_pool *pool, const struct gang_placement *p
     return sites;
 }
 
-// One direction of a hierarchical exchange: scatter inside each site, the shards once around over the long links, gather.
-// `bytes`: of one member's device. Over a link goes, for every device of a cell, its whole buffer once per neighbour on the ring of sites.
-static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int stage, double bytes,
-                           int passes, struct gang_exchange *out) {
-    int64_t members[GANG_MAX_SITES], n = (int64_t)l->dp * l->cp, stride = (int64_t)l->tp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1);
+// The ways of a stage's exchange: what any buffer on them meets.
+struct ways {
+    double members;   // devices
+    double bandwidth; // of the slowest member
+    double latency;
+    double nic_share; // of a buffer, through one device's NIC
+    double delay;     // over the long links, one after another
+    int links;        // [links] crossed
+    int link[GANG_MAX_SITES * GANG_MAX_ROUTE];
+};
+
+static void ways_of(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int stage, struct ways *out) {
+    int64_t members[GANG_MAX_SITES], stride = (int64_t)l->tp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1);
     int sites = sites_of(pool, placement, stage, members);
-    *out = (struct gang_exchange){.bytes = bytes};
-    if (n < 2 || bytes <= 0) return;
-    double slowest = INFINITY;
+    out->members = (double)((int64_t)l->dp * l->cp);
+    out->bandwidth = INFINITY;
+    out->latency = out->nic_share = out->delay = 0;
+    out->links = 0;
     for (int c = 0; c < placement->class_count; c++) {
         const struct gang_group *group = pool->groups[placement->classes[c].groups[stage]];
         int64_t here = members[group->site] * l->cp;
         struct tier tier = tier_of(group, here, stride);
-        slowest = fmin(slowest, tier.bandwidth);
+        out->bandwidth = fmin(out->bandwidth, tier.bandwidth);
         // Trees over nodes: hops grow with the logarithm (NCCL).
         out->latency = fmax(out->latency, tier.latency * (double)(tier.local - 1) + 2 * group->nic_latency * log2((double)here / (double)tier.local));
-        if (here > tier.local) out->nic_bytes = fmax(out->nic_bytes, passes * bytes * (double)(here - 1) / (double)here / (double)tier.local);
+        if (here > tier.local) out->nic_share = fmax(out->nic_share, (double)(here - 1) / (double)here / (double)tier.local);
     }
-    out->fast_seconds = passes * bytes * (double)(n - 1) / (double)n / slowest + out->latency;
-    double crossing = 0;
-    if (sites < 2) return;
     // Sites on a line in the file's order; each crossing carries the site's sum once in each direction.
-    double all = bytes * (double)(l->tp), delay = 0;
-    for (int s = 0, before = -1; s < pool->sites.count; s++) {
+    for (int s = 0, before = -1; s < pool->sites.count && sites > 1; s++) {
         if (!members[s]) continue;
-        if (before >= 0) {
-            const struct gang_route *route = gang_pool_route(pool, before, s);
-            for (int i = 0; i < route->count; i++) {
-                out->link_bytes[route->links[i]] += passes / 2.0 * all;
-                crossing += passes / 2.0 * all / gang_pool_link(pool, route->links[i])->bandwidth;
-            }
-            delay += route->delay;
-        }
+        const struct gang_route *route = before < 0 ? NULL : gang_pool_route(pool, before, s);
+        for (int i = 0; route && i < route->count; i++) out->link[out->links++] = route->links[i];
+        if (route) out->delay += route->delay;
         before = s;
     }
-    out->latency += passes * delay;
-    out->fast_seconds += passes * delay;
-    // In buckets behind the backward pass one bucket crosses while the next is summed inside; whole, one comes after the other.
+}
+
+// One direction of a hierarchical exchange: scatter inside each site, the shards once around over the long links, gather.
+// `bytes`: of one member's device. Over a link goes, for every device of a cell, its whole buffer once per neighbour on the ring of sites.
+static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct ways *ways, double parameters, double element,
+                           int passes, struct gang_exchange *out) {
+    double bytes = parameters * element, crossing = 0, over = passes / 2.0 * bytes * l->tp;
+    double buckets = l->dp_overlap ? fmax(ceil(parameters / fmax(bucket_least, bucket_per_member * ways->members)), 1) : 1;
+    out->bytes = bytes;
+    if (ways->members < 2 || bytes <= 0) return;
+    out->nic_bytes = passes * bytes * ways->nic_share;
+    for (int i = 0; i < ways->links; i++) {
+        out->link_bytes[ways->link[i]] += over;
+        crossing += over / gang_pool_link(pool, ways->link[i])->bandwidth;
+    }
+    out->latency = ways->latency + passes * ways->delay;
+    out->fast_seconds = passes * bytes * (ways->members - 1) / ways->members / ways->bandwidth + buckets * out->latency;
+    // Behind the backward pass one bucket crosses while the next is summed inside; whole, one comes after the other.
     if (!l->dp_overlap) out->fast_seconds += crossing;
 }
 
 void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
                          const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather) {
-    int stage = chunk % l->pp;
+    struct ways ways;
     *reduce = *gather = (struct gang_exchange){0};
-    if (l->zero < 2) exchange_price(pool, l, placement, stage, cost->parameters * gradient_element(l), l->zero ? 1 : 2, reduce);
-    if (l->zero && l->zero < 3) exchange_price(pool, l, placement, stage, cost->parameters * ELEMENT, 1, gather);
+    if (l->zero >= 3) return;
+    ways_of(pool, l, placement, chunk % l->pp, &ways);
+    if (l->zero < 2) exchange_price(pool, l, &ways, cost->parameters, gradient_element(l), l->zero ? 1 : 2, reduce);
+    if (l->zero) exchange_price(pool, l, &ways, cost->parameters, ELEMENT, 1, gather);
 }
 
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index,
@@ -444,6 +484,11 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l,
 
 // ---- All of it -----------------------------------------------------------------------------------------------------
 
+// Of the parameters whose state this is.
+static double measured_optimizer(const struct gang_task *task, const struct gang_times *times, double state) {
+    return state / (task->math == GANG_MATH_F32 ? 8 : 12) * times->optimizer;
+}
+
 static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class,
                        const struct gang_price *price, int c, int s, struct gang_costs *out) {
     const struct gang_group *group = pool->groups[class->groups[s]];
@@ -457,6 +502,7 @@ static void fill_stage(const struct gang_task *task, const struct gang_pool *poo
     // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
     // for each of which the state takes 12 (8 in f32).
     optimizer = state / (task->math == GANG_MATH_F32 ? 8 : 12) * 30 / (group->kind->memory_bandwidth * group->kind->memory_reach) + 20 * kernel_gap;
+    if (group->kind->times) optimizer = measured_optimizer(task, group->kind->times, state);
     out->optimizer_seconds[c * out->stages + s] = optimizer;
     out->fixed_bytes[c * out->stages + s] = fixed;
     out->device_bytes[c * out->stages + s] = group->kind->memory_bytes;
@@ -472,6 +518,7 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->optimizer_seconds = gang_arena_alloc(arena, cells * sizeof(double));
     out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
+    out->copy_bytes = task->shape.tied && l->pp > 1 ? 4 * (double)task->shape.vocab * (double)task->shape.hidden : 0;
     out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
     struct gang_price price = {0};
     int priced = -1; // group

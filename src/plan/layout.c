@@ -306,15 +306,15 @@ static enum gang_status find_classes(const struct gang_pool *pool, const struct 
 }
 
 // Seconds of one micro-batch on a class's slowest stage.
-static double class_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class) {
+static double class_seconds(const struct gang_task *task, const struct gang_price *prices, const struct gang_layout *l,
+                            const struct gang_class *class) {
     double slowest = 0;
-    struct gang_price price = {0};
     for (int s = 0; s < l->pp; s++) {
         double sum = 0;
-        if (!s || class->groups[s] != class->groups[s - 1]) gang_price_fill(task, l, pool->groups[class->groups[s]], &price);
+        if (s && class->groups[s] == class->groups[s - 1] && gang_stage_repeats(task, l, s)) continue;
         for (int c = s; c < l->layer_count; c += l->pp) {
             struct gang_chunk_cost cost;
-            gang_chunk_of(task, l, &price, c, &cost);
+            gang_chunk_of(task, l, &prices[class->groups[s]], c, &cost);
             sum += gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
         }
         slowest = fmax(slowest, sum);
@@ -325,13 +325,14 @@ static double class_seconds(const struct gang_task *task, const struct gang_pool
 // Whole micro-batches for every class so that they end together as nearly as whole numbers allow, and add up exactly: the
 // shares by speed are rounded down, then whoever would end first takes one more; a class that cannot take one more each
 // is split in two.
-static void share_batches(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_placement *out) {
+static void share_batches(const struct gang_task *task, const struct gang_pool *pool, const struct gang_price *prices, const struct gang_layout *l,
+                          struct gang_placement *out) {
     int64_t all = task->global_batch / l->micro_batch, left = all;
     double seconds[GANG_MAX_CLASSES] = {0}, speed = 0;
     bool alike = true;
     for (int g = 1; g < pool->group_count; g++) alike &= pool->groups[g]->kind == pool->groups[0]->kind;
     for (int c = 0; c < out->class_count; c++) {
-        seconds[c] = alike ? 1 : class_seconds(task, pool, l, &out->classes[c]);
+        seconds[c] = alike ? 1 : class_seconds(task, prices, l, &out->classes[c]);
         speed += (double)out->classes[c].replicas / seconds[c];
     }
     for (int c = 0; c < out->class_count; c++) {
@@ -367,6 +368,13 @@ static void share_batches(const struct gang_task *task, const struct gang_pool *
 
 enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena,
                                    struct gang_placement *out) {
+    struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
+    for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, layout, pool->groups[g], &prices[g]);
+    return gang_layout_place_priced(task, pool, prices, layout, arena, out);
+}
+
+enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool, const struct gang_price *prices,
+                                          struct gang_layout *layout, struct gang_arena *arena, struct gang_placement *out) {
     *out = (struct gang_placement){.cell_devices = (int64_t)layout->tp * layout->cp};
     enum gang_status status = check_widths(task, layout);
     if (!status) status = settle_layers(task, layout);
@@ -389,6 +397,6 @@ enum gang_status gang_layout_place(const struct gang_task *task, const struct ga
                 return REFUSE("zero=%d would exchange over a long link in every micro-batch: choose zero=1, or place=%s so that a stage's replicas "
                               "share a site",
                               layout->zero, layout->place == GANG_PLACE_STAGES ? "replicas with fewer stages" : "stages");
-    share_batches(task, pool, layout, out);
+    share_batches(task, pool, prices, layout, out);
     return GANG_OK;
 }

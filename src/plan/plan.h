@@ -121,6 +121,11 @@ struct gang_placement {
 // nearest thing that does.
 GANG_CHECK_RESULT enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout,
                                                      struct gang_arena *arena, struct gang_placement *out);
+// The same with the prices of the pool's groups at hand ([group_count]), as gang_price_fill leaves them.
+struct gang_price;
+GANG_CHECK_RESULT enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool,
+                                                            const struct gang_price *prices, struct gang_layout *layout, struct gang_arena *arena,
+                                                            struct gang_placement *out);
 
 // ---- Costs: plan/cost.c --------------------------------------------------------------------------------------------
 
@@ -137,6 +142,7 @@ struct gang_chunk_cost {
     struct gang_time forward, input, weight; // backward's two halves; recomputation is in `input`
     double activation_bytes;                 // kept from forward to backward
     double parameters, expert_parameters;    // of one device, after tensor and expert parallelism; experts' are part of all
+    double copied_parameters;                // beside those, a tied head's copy of the embedding: weights and gradients, no optimizer
     double parameter_bytes, gradient_bytes, optimizer_bytes;
     int layers;
 };
@@ -150,15 +156,20 @@ double gang_cost_all_to_all(int64_t n, double bytes, double bandwidth, double la
 // Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
 double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);
 
-// What one layer of each kind and the two ends cost on devices of a group: all that chunks are made of. Depends on the layout's widths,
-// micro-batch and options, and on dp only with zero=3; not on pp, vpp and layers.
+// What one layer of each kind and the two ends cost on devices of a group: all that chunks are made of. Depends on the layout's widths
+// inside a cell, micro-batch and options; not on dp, zero, place, pp, vpp and layers.
 struct gang_price {
+    const struct gang_group *group;
     struct gang_chunk_cost layer[2], first, last; // layer[1]: with experts
 };
 void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, struct gang_price *out);
-// A chunk of `dense` and `moe` layers, with the embedding and the head as told.
+// Puts measured seconds in the place of the worked-out ones, interpolated between the sizes that were measured: plan/measured.c
+void gang_price_measured(const struct gang_times *times, const struct gang_layout *layout, struct gang_price *price);
+// A chunk of `dense` and `moe` layers, with the embedding and the head as told; what sharding exchanges in every micro-batch included.
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe,
                       bool first, bool last, struct gang_chunk_cost *out);
+// Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, and neither end.
+bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
 // The layout's chunk of this number.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);
@@ -168,7 +179,7 @@ struct gang_exchange {
     double bytes;                      // buffer of one member's device
     double fast_seconds;               // least time by the fast network inside nodes, latency included
     double nic_bytes;                  // through one device's NIC, each direction
-    double link_bytes[GANG_MAX_SITES]; // over each of the pool's long links, a direction
+    double link_bytes[GANG_MAX_LINKS]; // over each of the pool's long links, a direction
     double latency;                    // seconds
 };
 // The reduce-scatter (or all-reduce) of a chunk's gradients at the end of the step, and the all-gather of its parameters (none without
@@ -183,6 +194,7 @@ struct gang_costs {
     int classes, chunks, stages;
     struct gang_chunk_cost *chunk;         // [classes, chunks]
     double message_bytes;                  // between stages, of a whole cell, one micro-batch
+    double copy_bytes;                     // of a cell's tied head, in f32: to the first stage as gradient, back as weights; 0: no copy
     struct gang_exchange *reduce, *gather; // [chunks]
     double *optimizer_seconds;             // [classes, stages]
     double *fixed_bytes;                   // [classes, stages] weights, gradients, optimizer, temporary: all but activations in flight
@@ -265,8 +277,8 @@ GANG_CHECK_RESULT enum gang_status gang_program_build(const struct gang_task *ta
                                                       struct gang_arena *arena, struct gang_program *out, enum gang_schedule *used);
 
 void gang_program_print(const struct gang_program *program, struct gang_buffer *out);
-// Reads the text form; `name` stands in messages, which carry the line. Anything that is not a program is ERR_FORMAT.
-GANG_CHECK_RESULT enum gang_status gang_program_parse(const char *name, const char *text, size_t bytes, struct gang_arena *arena,
+// Reads the text form; `name` stands in messages, which carry the line, counted from `line`. Anything that is not a program is ERR_FORMAT.
+GANG_CHECK_RESULT enum gang_status gang_program_parse(const char *name, int64_t line, const char *text, size_t bytes, struct gang_arena *arena,
                                                       struct gang_program *out);
 
 // What the verifier finds out about a correct program.

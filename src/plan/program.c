@@ -333,8 +333,9 @@ static enum gang_status assemble(const struct text_reader *in, const struct part
     return GANG_OK;
 }
 
-enum gang_status gang_program_parse(const char *name, const char *text, size_t bytes, struct gang_arena *arena, struct gang_program *out) {
-    struct text_reader in = {.name = name, .at = text, .end = text + bytes};
+enum gang_status gang_program_parse(const char *name, int64_t line, const char *text, size_t bytes, struct gang_arena *arena,
+                                    struct gang_program *out) {
+    struct text_reader in = {.name = name, .at = text, .end = text + bytes, .line = line - 1};
     struct parts parts = {0};
     enum gang_status status = parse_head(&in, out);
     if (!status) status = parse_body(&in, out, &parts);

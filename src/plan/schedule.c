@@ -246,19 +246,20 @@ static bool make_list(const struct gang_timing *t, bool split, const int64_t *ro
     l.next_weight = gang_arena_alloc(&own, C * sizeof(int64_t));
     l.entered = gang_arena_alloc(&own, S * sizeof(int64_t));
     l.left = gang_arena_alloc(&own, S * sizeof(int64_t));
+    struct choice *choices = gang_arena_alloc(&own, S * sizeof *choices);
     for (size_t i = 0; i < cells; i++) l.forward[i] = l.input[i] = INFINITY;
     orders_alloc(t, split ? 3 : 2, arena, out);
+    for (int s = 0; s < t->stages; s++) choices[s] = choose(&l, s);
     int64_t done = 0;
     for (; done < tasks; done++) {
         // Whoever starts first: nothing that is decided later can make anything ready before that.
-        struct choice first = {.at = INFINITY};
-        int who = -1;
-        for (int s = 0; s < t->stages; s++) {
-            struct choice choice = choose(&l, s);
-            if (choice.at < first.at) first = choice, who = s;
-        }
-        if (who < 0) break;
-        take(&l, who, &first, &out[who]);
+        int who = 0;
+        for (int s = 1; s < t->stages; s++)
+            if (choices[s].at < choices[who].at) who = s;
+        if (isinf(choices[who].at)) break;
+        take(&l, who, &choices[who], &out[who]);
+        // What is done makes something ready here and for the neighbours, and for nobody else.
+        for (int s = who + t->stages - 1; s <= who + t->stages + 1; s++) choices[s % t->stages] = choose(&l, s % t->stages);
     }
     gang_arena_release(&own);
     return done == tasks;

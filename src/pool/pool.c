@@ -40,6 +40,8 @@ static const struct gang_field kind_fields[] = {
 };
 static const struct gang_schema kind_schema = {kind_fields, sizeof kind_fields / sizeof *kind_fields, sizeof(struct gang_kind)};
 
+static const char *const group_computes[] = {"job", "f32", "bf16", NULL}; // by enum gang_group_compute
+
 #define GROUP(member) offsetof(struct gang_group, member)
 static const struct gang_field group_fields[] = {
     {"name", GANG_FIELD_STRING, GROUP(name), "", 0, 0, NULL, "of the group; the device's if not given"},
@@ -51,6 +53,13 @@ static const struct gang_field group_fields[] = {
     {"nic", GANG_FIELD_RATE, GROUP(nic_bandwidth), "0bps", 0, 1e14, NULL, "of one device, all planes; 0: the kind's"},
     {"latency", GANG_FIELD_TIME, GROUP(nic_latency), "5us", 0, 1, NULL, "one way, device to device, inside the site"},
     {"leaf_nodes", GANG_FIELD_INT, GROUP(leaf_nodes), "0", 0, 100000, NULL, "nodes under one leaf; 0: no leaves"},
+    {"threads", GANG_FIELD_INT, GROUP(threads), "1", 1, 1024, NULL, "of device cpu"},
+    {"instructions", GANG_FIELD_STRING, GROUP(instructions), "", 0, 0, NULL,
+     "of device cpu: generic, avx2, avx512, avx512bf16; the best if not given"},
+    {"compute", GANG_FIELD_ENUM, GROUP(compute), "job", 0, 0, group_computes, "type of device cpu's products"},
+    {"share", GANG_FIELD_REAL, GROUP(share), "0", 0, 1, NULL, "of a core, of device cpu; 0: all"},
+    {"hosts", GANG_FIELD_STRINGS, GROUP(hosts), "", 0, 0, NULL, "of the nodes, one each, for the launchers ssh and slurm"},
+    {"failure_domain", GANG_FIELD_INT, GROUP(failure_domain), "0", 0, 1000000, NULL, "nodes that fail together"},
     {"price", GANG_FIELD_REAL, GROUP(price), "0", 0, 1e9, NULL, "of one device for an hour"},
     {"oversubscription", GANG_FIELD_REAL, GROUP(oversubscription), "1", 1, 100, NULL, "of a leaf's uplinks"},
 };
@@ -69,6 +78,10 @@ static const struct gang_field link_fields[] = {
     {"bandwidth", GANG_FIELD_RATE, LINK(bandwidth), NULL, 1e3, 1e15, NULL, "all planes together, each direction"},
     {"distance", GANG_FIELD_LENGTH, LINK(distance_m), "0m", 0, 4e7, NULL, "of fibre; or give rtt"},
     {"rtt", GANG_FIELD_TIME, LINK(rtt), "0s", 0, 10, NULL, "round-trip time; or give distance"},
+    {"planes", GANG_FIELD_INT, LINK(planes), "1", 1, 64, NULL, "separate paths, as wide as each other"},
+    {"price", GANG_FIELD_REAL, LINK(price), "0", 0, 1e9, NULL, "of a gigabyte carried"},
+    {"outage_every", GANG_FIELD_TIME, LINK(outage_every), "0s", 0, 1e11, NULL, "mean between two outages of one plane"},
+    {"outage_length", GANG_FIELD_TIME, LINK(outage_length), "0s", 0, 1e9, NULL, "of one outage"},
 };
 static const struct gang_schema link_schema = {link_fields, sizeof link_fields / sizeof *link_fields, sizeof(struct gang_link)};
 
@@ -210,12 +223,17 @@ static enum gang_status settle_group(const struct gang_pool *pool, const struct 
                        group->device, list);
     }
     if (!*group->name) group->name = group->device;
+    if (group->hosts.count == 1 && !*group->hosts.items[0]) group->hosts.count = 0;
+    if (group->hosts.count && group->hosts.count != group->nodes)
+        return FAIL_AT(group->place, "hosts: %d names for %lld nodes", group->hosts.count, (long long)group->nodes);
     if (!group->fast_bandwidth) group->fast_bandwidth = group->kind->fast_bandwidth;
     if (!group->nic_bandwidth) group->nic_bandwidth = group->kind->nic_bandwidth;
     if (!group->fast_domain) group->fast_domain = group->kind->fast_domain < group->devices ? group->kind->fast_domain : group->devices;
     if (group->devices % group->fast_domain && group->fast_domain % group->devices)
         return FAIL_AT(group->place, "fast_domain %lld neither divides the node's %lld devices nor is a multiple of them",
                        (long long)group->fast_domain, (long long)group->devices);
+    if (group->failure_domain > group->nodes)
+        return FAIL_AT(group->place, "failure_domain %lld: the group has %lld nodes", (long long)group->failure_domain, (long long)group->nodes);
     return GANG_OK;
 }
 
@@ -252,6 +270,8 @@ static enum gang_status settle_link(const struct gang_pool *pool, struct gang_li
     }
     if (ends[0] == ends[1]) return FAIL_AT(link->place, "between: a link from '%s' to itself", link->between.items[0]);
     if (!link->distance_m == !link->rtt) return FAIL_AT(link->place, "give either distance or rtt%s", link->rtt ? ", not both" : ", above 0");
+    if (!(link->outage_every > 0) != !(link->outage_length > 0))
+        return FAIL_AT(link->place, "give both outage_every and outage_length, or neither%s", "");
     link->a = ends[0], link->b = ends[1];
     link->delay = link->rtt ? link->rtt / 2 : link->distance_m * fibre_seconds_per_m;
     return GANG_OK;
@@ -299,6 +319,8 @@ static enum gang_status settle(struct gang_pool *pool, struct gang_arena *arena)
     for (int i = 0; i < pool->kinds.count && !status; i++) status = check_kind(pool->path, &kinds[i]);
     if (!status && pool->sites.count > GANG_MAX_SITES)
         status = gang_fail(GANG_ERR_INPUT, "%s: %d sites: expected at most %d", pool->path, pool->sites.count, GANG_MAX_SITES);
+    if (!status && pool->links.count > GANG_MAX_LINKS)
+        status = gang_fail(GANG_ERR_INPUT, "%s: %d links: expected at most %d", pool->path, pool->links.count, GANG_MAX_LINKS);
     for (int i = 0; i < pool->sites.count && !status; i++) {
         const struct gang_site *site = gang_pool_site(pool, i);
         if (site_by_name(pool, site->name) != i) status = FAIL_AT(site->place, "a second site '%s'", site->name);
@@ -339,6 +361,8 @@ void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t pe
     out->groups[0] = group;
     out->routes = gang_arena_alloc(arena, sizeof *out->routes);
 }
+
+bool gang_group_is_cpu(const struct gang_group *group) { return !strcmp(group->device, "cpu"); }
 
 double gang_route_bandwidth(const struct gang_pool *pool, const struct gang_route *route) {
     double least = INFINITY;

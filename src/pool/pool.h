@@ -14,6 +14,18 @@ extern const char *const gang_math_names[]; // ends with NULL; f16 stands for fp
 enum gang_provenance { GANG_SPECIFICATION, GANG_CALIBRATED, GANG_MEASURED };
 const char *gang_provenance_name(enum gang_provenance provenance);
 
+// Seconds that a device was measured to take for the layers of one model at one sequence length, at each of `count` micro-batch sizes
+// (samples, ascending). What the ends cost is beyond the layers of their chunks.
+enum { GANG_TIMES_SIZES = 6 };
+struct gang_times {
+    int count;
+    int64_t size[GANG_TIMES_SIZES];
+    double forward[GANG_TIMES_SIZES], input[GANG_TIMES_SIZES], weight[GANG_TIMES_SIZES]; // of a layer
+    double first_forward[GANG_TIMES_SIZES], first_backward[GANG_TIMES_SIZES];            // embedding
+    double last_forward[GANG_TIMES_SIZES], last_backward[GANG_TIMES_SIZES];              // final norm; head and loss, both ways
+    double optimizer;                                                                    // of a parameter
+};
+
 // A kind of device. Fields as data/devices.yaml explains them.
 struct gang_kind {
     struct gang_place place;
@@ -28,10 +40,13 @@ struct gang_kind {
     int64_t cores, fast_domain;
     struct gang_strings measured, calibrated; // names of fields
     struct gang_strings calibrated_on;        // ids of the published rows that they were fitted to
+    const struct gang_times *times;           // NULL: by the figures above
 };
 
 // Where a field's figure comes from.
 enum gang_provenance gang_kind_provenance(const struct gang_kind *kind, const char *field);
+
+enum gang_group_compute { GANG_GROUP_COMPUTE_JOB, GANG_GROUP_COMPUTE_F32, GANG_GROUP_COMPUTE_BF16 }; // the job's own type, or one of these
 
 // Like nodes under one network of a site.
 struct gang_group {
@@ -42,10 +57,17 @@ struct gang_group {
     int64_t nodes, devices; // devices: per node
     int64_t fast_domain;    // devices that share the high-bandwidth network; divides or is a multiple of `devices`
     double fast_bandwidth, nic_bandwidth;
-    double nic_latency;      // seconds, one way, inside the site
-    int64_t leaf_nodes;      // nodes under one leaf switch; 0: one flat network
-    double price;            // of one device for an hour, in whatever money the file counts; 0: not stated
-    double oversubscription; // of the leaf's uplinks: 1 is none, 3 is 3:1
+    double nic_latency;     // seconds, one way, inside the site
+    int64_t leaf_nodes;     // nodes under one leaf switch; 0: one flat network
+    int64_t failure_domain; // nodes that fail together: a rack, a power feed; 0: not stated
+    // Of device "cpu", the processor of the node itself: how much of it one device is.
+    int64_t threads;
+    char *instructions;        // "": the best there is
+    int compute;               // enum gang_group_compute
+    double share;              // of a core; 0: all
+    struct gang_strings hosts; // names of the nodes, for what starts ranks on them; none: this machine
+    double price;              // of one device for an hour, in whatever money the file counts; 0: not stated
+    double oversubscription;   // of the leaf's uplinks: 1 is none, 3 is 3:1
 };
 
 struct gang_site {
@@ -56,14 +78,17 @@ struct gang_site {
 
 struct gang_link {
     struct gang_place place;
-    struct gang_strings between; // two names of sites
-    int a, b;                    // their indices
-    double bandwidth;            // all planes together, each direction
-    double distance_m, rtt;      // one of the two is given
-    double delay;                // one way, seconds
+    struct gang_strings between;        // two names of sites
+    int a, b;                           // their indices
+    double bandwidth;                   // all planes together, each direction
+    int64_t planes;                     // separate paths, as wide as each other
+    double price;                       // of a gigabyte carried, either direction, in the same money as the groups' price; 0: nothing
+    double outage_every, outage_length; // seconds; mean between two outages of one plane, and how long one lasts; 0: not stated
+    double distance_m, rtt;             // one of the two is given
+    double delay;                       // one way, seconds
 };
 
-enum { GANG_MAX_SITES = 32, GANG_MAX_ROUTE = 8 };
+enum { GANG_MAX_SITES = 32, GANG_MAX_LINKS = 32, GANG_MAX_ROUTE = 8 };
 
 // The way from one site to another: links by index, and the sum of their delays. count 0 within a site.
 struct gang_route {
@@ -99,6 +124,9 @@ const struct gang_kind *gang_kind_find(const struct gang_list *kinds, const char
 GANG_CHECK_RESULT enum gang_status gang_pool_read(const char *path, struct gang_arena *arena, struct gang_pool *out);
 // A pool of one site and one group: `devices` of `kind` in nodes of `per_node`.
 void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t per_node, struct gang_arena *arena, struct gang_pool *out);
+
+// Whether the group's devices are processors that this program itself computes on.
+bool gang_group_is_cpu(const struct gang_group *group);
 
 // The smallest bandwidth on a route, bytes/s; INFINITY for none.
 double gang_route_bandwidth(const struct gang_pool *pool, const struct gang_route *route);

@@ -1,10 +1,10 @@
 // Months of training with faults: how much of the time is useful.
 //
 // A trial plays the run from fault to fault. Every node has its own next failure (Weibull, repeat offenders more often), every
-// domain and the links theirs; a heap holds them. Between faults the run computes for an interval, then stops for a checkpoint.
-// A failure throws away what was computed since the last checkpoint and costs detection and restart, and, when no spare is left, the
-// wait for the first repair; a link's outage only pauses; a slow node slows everything until it is noticed and replaced from the last
-// checkpoint. Faults that fall into a stop happen when the run goes on.
+// domain and every plane of a long link theirs; a heap holds them. Between faults the run computes for an interval, then stops for a
+// checkpoint. A failure throws away what was computed since the last checkpoint and costs detection and restart, and, when no spare is
+// left, the wait for the first repair; a lost plane slows the run until it is back, and only the last of a link pauses it; a slow node
+// slows everything until it is noticed and replaced from the last checkpoint. Faults that fall into a stop happen when the run goes on.
 //
 // With exponential failures alone this is Daly's model, and the test holds it against his closed form.
 #include "sim/sim.h"
@@ -27,12 +27,13 @@ static const struct gang_field fault_fields[] = {
     {"weibull_shape", GANG_FIELD_REAL, AT(weibull_shape), "1", 0.2, 5, NULL, "1: exponential; below: bursts"},
     {"offender_share", GANG_FIELD_REAL, AT(offender_share), "0", 0, 1, NULL, "part of the nodes that fail more often"},
     {"offender_factor", GANG_FIELD_REAL, AT(offender_factor), "1", 1, 1000, NULL, "how many times as often"},
-    {"domain_nodes", GANG_FIELD_INT, AT(domain_nodes), "0", 0, 100000, NULL, "nodes that fail together"},
+    {"domain_nodes", GANG_FIELD_INT, AT(domain_nodes), "0", 0, 100000, NULL, "nodes that fail together; 0: the groups' failure_domain"},
     {"domain_mtbf", GANG_FIELD_TIME, AT(domain_mtbf), "0s", 0, 1000 * YEAR, NULL, "of one such domain"},
     {"slow_mtbf", GANG_FIELD_TIME, AT(slow_mtbf), "0s", 0, 1000 * YEAR, NULL, "mean time until one node turns slow"},
     {"slow_speed", GANG_FIELD_REAL, AT(slow_speed), "0.8", 0.01, 1, NULL, "of the whole run meanwhile"},
     {"slow_detect", GANG_FIELD_TIME, AT(slow_detect), "1h", 0, YEAR, NULL, "until it is noticed"},
-    {"link_mtbf", GANG_FIELD_TIME, AT(link_mtbf), "0s", 0, 1000 * YEAR, NULL, "between outages of the long links together"},
+    {"link_mtbf", GANG_FIELD_TIME, AT(link_mtbf), "0s", 0, 1000 * YEAR, NULL,
+     "between outages of a plane of whichever long link; 0: the links' outage_every"},
     {"link_outage", GANG_FIELD_TIME, AT(link_outage), "1min", 0, YEAR, NULL, "how long one lasts"},
     {"detect", GANG_FIELD_TIME, AT(detect), "3min", 0, YEAR, NULL, "until a failure is noticed"},
     {"restart", GANG_FIELD_TIME, AT(restart), "10min", 0, YEAR, NULL, "until the run computes again"},
@@ -47,8 +48,7 @@ enum gang_status gang_faults_read(const char *path, struct gang_arena *arena, st
     *out = (struct gang_faults){0};
     enum gang_status status = gang_yaml_bind_nested(path, NULL, &fault_schema, out, arena);
     if (status) return status;
-    if (!out->domain_nodes != !(out->domain_mtbf > 0))
-        return gang_fail(GANG_ERR_INPUT, "%s: give both domain_nodes and domain_mtbf, or neither", path);
+    if (out->domain_nodes && !(out->domain_mtbf > 0)) return gang_fail(GANG_ERR_INPUT, "%s: domain_nodes without domain_mtbf: give both", path);
     return GANG_OK;
 }
 
@@ -61,7 +61,8 @@ double gang_daly_seconds(double work, double interval, double cost, double down,
 struct fault {
     double time;
     enum source source;
-    int64_t who;
+    bool out;    // a plane that is lost and comes back then
+    int64_t who; // node, kind of domains, link
 };
 
 struct trial {
@@ -72,6 +73,7 @@ struct trial {
     int64_t count;
     double *repairs; // [spare_nodes + 1] when each node that is away comes back, unordered
     int64_t away;
+    int64_t *lost; // [links] planes that are out
 };
 
 static double uniform(struct trial *t) { return 1 - gang_uniform(gang_random_at(t->seed, 1, t->draws++)); } // never 0
@@ -86,7 +88,7 @@ static double mean_of(const struct gang_faults *f, enum source source, int64_t w
     case SOURCE_SLOW:
         return f->slow_mtbf;
     case SOURCE_LINK:
-        return f->link_mtbf;
+        return f->links[who].every;
     }
     return 0;
 }
@@ -111,11 +113,19 @@ static void sink(struct trial *t, int64_t i) {
     t->heap[i] = moving;
 }
 
-static void add_source(struct trial *t, enum source source, int64_t count, int64_t nodes) {
-    for (int64_t i = 0; i < count; i++) {
-        double mean = mean_of(t->f, source, i, nodes);
-        if (mean > 0) t->heap[t->count++] = (struct fault){draw_gap(t, source, mean), source, i};
-    }
+static void add_source(struct trial *t, enum source source, int64_t who, int64_t nodes) {
+    double mean = mean_of(t->f, source, who, nodes);
+    if (mean > 0) t->heap[t->count++] = (struct fault){draw_gap(t, source, mean), source, false, who};
+}
+
+static void add_sources(struct trial *t, int64_t nodes) {
+    for (int64_t i = 0; i < nodes; i++) add_source(t, SOURCE_NODE, i, nodes);
+    for (int d = 0; d < t->f->domain_count; d++)
+        for (int64_t i = 0; i < t->f->domains[d].count; i++) add_source(t, SOURCE_DOMAIN, d, nodes);
+    for (int64_t i = 0; i < nodes; i++) add_source(t, SOURCE_SLOW, i, nodes);
+    for (int l = 0; l < t->f->link_count; l++)
+        for (int64_t i = 0; i < t->f->links[l].planes; i++) add_source(t, SOURCE_LINK, l, nodes);
+    for (int64_t i = t->count / 2; i-- > 0;) sink(t, i);
 }
 
 // ---- One trial -----------------------------------------------------------------------------------------------------
@@ -178,24 +188,30 @@ static void fail(struct trial *t, int64_t nodes_lost, double detect, struct acco
     a->failures++;
 }
 
-static void suffer(struct trial *t, enum source source, double interval, struct account *a) {
+static void suffer(struct trial *t, struct fault *fault, double interval, struct account *a) {
     const struct gang_faults *f = t->f;
-    switch (source) {
+    switch (fault->source) {
     case SOURCE_NODE:
         fail(t, 1, f->detect, a);
         return;
     case SOURCE_DOMAIN:
-        fail(t, f->domain_nodes, f->detect, a);
+        fail(t, f->domains[fault->who].nodes, f->detect, a);
         return;
     case SOURCE_SLOW:
         compute(f, interval, f->slow_speed, a->now + f->slow_detect, a);
         fail(t, 1, 0, a);
         return;
     case SOURCE_LINK:
-        a->now += f->link_outage;
-        a->down += f->link_outage;
+        fault->out = !fault->out;
+        t->lost[fault->who] += fault->out ? 1 : -1;
         return;
     }
+}
+
+static double speed_now(const struct trial *t) {
+    double least = 1;
+    for (int l = 0; l < t->f->link_count; l++) least = fmin(least, t->f->links[l].speed[t->lost[l]]);
+    return least;
 }
 
 static void run_trial(struct trial *t, int64_t nodes, double interval, struct account *a) {
@@ -203,18 +219,20 @@ static void run_trial(struct trial *t, int64_t nodes, double interval, struct ac
     *a = (struct account){0};
     t->count = t->away = 0;
     t->draws = 0;
-    add_source(t, SOURCE_NODE, f->node_mtbf > 0 ? nodes : 0, nodes);
-    add_source(t, SOURCE_DOMAIN, f->domain_nodes ? nodes / f->domain_nodes : 0, nodes);
-    add_source(t, SOURCE_SLOW, f->slow_mtbf > 0 ? nodes : 0, nodes);
-    add_source(t, SOURCE_LINK, f->link_mtbf > 0, nodes);
-    for (int64_t i = t->count / 2; i-- > 0;) sink(t, i);
+    for (int l = 0; l < f->link_count; l++) t->lost[l] = 0;
+    add_sources(t, nodes);
     while (a->now < f->length) {
-        double next = t->count ? t->heap[0].time : INFINITY;
-        compute(f, interval, 1, fmin(fmax(next, a->now), f->length), a);
+        double next = t->count ? t->heap[0].time : INFINITY, until = fmin(fmax(next, a->now), f->length), speed = speed_now(t);
+        if (speed > 0) {
+            compute(f, interval, speed, until, a);
+        } else {
+            a->down += until - a->now;
+            a->now = until;
+        }
         if (next >= f->length || a->now >= f->length) break;
-        enum source source = t->heap[0].source;
-        suffer(t, source, interval, a);
-        t->heap[0].time = a->now + draw_gap(t, source, mean_of(f, source, t->heap[0].who, nodes));
+        struct fault *fault = &t->heap[0];
+        suffer(t, fault, interval, a);
+        fault->time = a->now + (fault->out ? f->links[fault->who].length : draw_gap(t, fault->source, mean_of(f, fault->source, fault->who, nodes)));
         sink(t, 0);
     }
 }
@@ -247,14 +265,18 @@ void gang_faults_run(const struct gang_faults *f, int64_t nodes, struct gang_fau
     struct gang_arena arena;
     gang_arena_init(&arena);
     struct trial t = {.f = f};
-    t.heap = gang_arena_alloc(&arena, (size_t)(3 * nodes + 2) * sizeof *t.heap);
+    int64_t sources = 2 * nodes;
+    double domains = 0;
+    for (int d = 0; d < f->domain_count; d++) sources += f->domains[d].count, domains += (double)f->domains[d].count;
+    for (int l = 0; l < f->link_count; l++) sources += f->links[l].planes;
+    t.heap = gang_arena_alloc(&arena, (size_t)sources * sizeof *t.heap);
+    t.lost = gang_arena_alloc(&arena, (size_t)(f->link_count + 1) * sizeof *t.lost);
     t.repairs = gang_arena_alloc(&arena, (size_t)(f->spare_nodes + 1) * sizeof *t.repairs);
     double *shares = gang_arena_alloc(&arena, (size_t)f->trials * sizeof *shares);
     double interval = f->checkpoint_interval;
     if (!(interval > 0)) {
         // Around Young's sqrt(2 C M); the same draws for every candidate, fewer of them.
-        double rate = (f->node_mtbf > 0 ? (double)nodes / f->node_mtbf : 0) +
-                      (f->domain_mtbf > 0 ? (double)nodes / (double)f->domain_nodes / f->domain_mtbf : 0) +
+        double rate = (f->node_mtbf > 0 ? (double)nodes / f->node_mtbf : 0) + (f->domain_mtbf > 0 ? domains / f->domain_mtbf : 0) +
                       (f->slow_mtbf > 0 ? (double)nodes / f->slow_mtbf : 0);
         double young = rate > 0 ? sqrt(2 * fmax(f->checkpoint_cost, 0.1) / rate) : f->length, best = -1;
         for (int i = 0; i < GRID; i++) {

@@ -8,6 +8,10 @@
 // before that pass plus its last bucket. A gather streams too: the first forward pass may start after the first bucket, and
 // cannot end before the last one plus its layer. Without dp_overlap neither does.
 //
+// A tied head on another stage than the embedding is a copy (costs.copy_bytes): its gradient goes to the first stage after the last
+// backward pass, and its weights come from there before the head's first forward pass; in virtual time they leave once the step's gather is
+// through. Both are flows that no instruction names.
+//
 // Invariants: (1) an event's time is never before `now`; (2) a rank has at most one event of its own under way; (3) a flow's tag
 // names the message or exchange that owns it.
 #include "sim/sim.h"
@@ -16,6 +20,8 @@
 #include <assert.h>
 #include <math.h>
 #include <string.h>
+
+enum { COPY = -1 }; // a message's chunk: the tied head's weights or gradient
 
 enum event_kind { EVENT_COMPUTED, EVENT_AWAKE, EVENT_DELIVERED, EVENT_LAUNCH, EVENT_EXCHANGED };
 
@@ -52,6 +58,12 @@ struct rank_state {
     double done_at;
 };
 
+// A replica's copy of the embedding.
+struct copy {
+    int64_t backwards; // of the head, that are over
+    bool weights_in, gradient_in;
+};
+
 struct sim {
     const struct gang_sim_input *in;
     struct gang_arena arena;
@@ -64,6 +76,8 @@ struct sim {
     int *lane;                  // [stages] exchange under way, -1
     int *class_of;              // [replicas]
     uint8_t **arrived;          // [replicas][2 * chunks * micro]
+    struct copy *copies;        // [replicas]
+    int copies_in;              // gradients that the first stages have
     int *under_way;             // [ranks * 2]
     double now;
     int64_t orders;
@@ -111,6 +125,9 @@ static const struct gang_chunk_cost *cost_of(const struct sim *s, int rank, int 
     return gang_costs_chunk(s->in->costs, s->class_of[replica_of(s, rank)], chunk);
 }
 
+// What a chunk's pass and its exchange are streamed in: layers; the embedding or the head alone are one.
+static double parts_of(const struct sim *s, int rank, int chunk) { return fmax(cost_of(s, rank, chunk)->layers, 1); }
+
 static uint8_t *arrival(const struct sim *s, int replica, int gradient, int chunk, int micro) {
     const struct gang_program *p = s->in->program;
     return &s->arrived[replica][((int64_t)gradient * p->chunks + chunk) * p->micro_batches[replica] + micro];
@@ -118,7 +135,7 @@ static uint8_t *arrival(const struct sim *s, int replica, int gradient, int chun
 
 static void add_span(struct sim *s, int rank, int op, int chunk, int micro, double start, double end) {
     struct gang_span span = {.rank = rank, .op = (uint8_t)op, .chunk = chunk, .micro = micro, .start = start, .end = end};
-    if (s->in->spans) gang_buffer_append(&s->spans, &span, sizeof span);
+    if (s->in->spans && (!s->in->traced || s->in->traced[rank])) gang_buffer_append(&s->spans, &span, sizeof span);
 }
 
 static double seconds_of(const struct sim *s, int rank, const struct gang_instruction *i) {
@@ -175,23 +192,44 @@ static void hop_of(const struct sim *s, const struct message *m, struct gang_hop
                      hop);
 }
 
-static void send_message(struct sim *s, int rank, const struct gang_instruction *i) {
-    struct message m = {.from = rank, .to = i->peer, .chunk = i->chunk, .micro = i->micro, .gradient = i->gradient, .started = s->now};
+static double bytes_of(const struct sim *s, const struct message *m) {
+    return m->chunk == COPY ? s->in->costs->copy_bytes : s->in->costs->message_bytes;
+}
+
+static void post(struct sim *s, const struct message *m) {
     struct gang_hop hop;
     struct gang_use uses[2 + GANG_MAX_ROUTE];
-    int count = 0, tag = (int)(s->messages.len / sizeof m);
-    hop_of(s, &m, &hop);
+    int count = 0, tag = (int)(s->messages.len / sizeof *m);
+    hop_of(s, m, &hop);
     if (!hop.fast) {
-        int replica = replica_of(s, rank);
-        const struct gang_group *from = s->in->pool->groups[s->in->placement->classes[s->class_of[replica]].groups[stage_of(s, rank)]];
-        uses[count++] = (struct gang_use){2 * rank, 1};
-        uses[count++] = (struct gang_use){2 * i->peer + 1, 1};
+        int replica = replica_of(s, m->from);
+        const struct gang_group *from = s->in->pool->groups[s->in->placement->classes[s->class_of[replica]].groups[stage_of(s, m->from)]];
+        uses[count++] = (struct gang_use){2 * m->from, 1};
+        uses[count++] = (struct gang_use){2 * m->to + 1, 1};
         count += route_uses(s, from->site, hop.route, (double)s->in->program->copies[replica], uses + count);
     }
-    gang_buffer_append(&s->messages, &m, sizeof m);
-    gang_network_add(&s->network, 2 * tag, s->in->costs->message_bytes, hop.bandwidth, uses, count);
+    gang_buffer_append(&s->messages, m, sizeof *m);
+    gang_network_add(&s->network, 2 * tag, bytes_of(s, m), hop.bandwidth, uses, count);
+    s->out->sent_bytes += bytes_of(s, m);
+}
+
+static void send_message(struct sim *s, int rank, const struct gang_instruction *i) {
+    post(s, &(struct message){.from = rank, .to = i->peer, .chunk = i->chunk, .micro = i->micro, .gradient = i->gradient, .started = s->now});
     s->under_way[2 * rank + i->gradient]++;
-    s->out->sent_bytes += s->in->costs->message_bytes;
+}
+
+static void post_weights(struct sim *s) {
+    int p = s->in->program->stages;
+    for (int r = 0; r < s->in->program->replicas && s->in->costs->copy_bytes > 0; r++)
+        post(s, &(struct message){.from = r * p, .to = r * p + p - 1, .chunk = COPY, .started = s->now});
+}
+
+static void post_gradient(struct sim *s, int rank, const struct gang_instruction *i) {
+    int replica = replica_of(s, rank);
+    bool part = i->op == GANG_OP_BACKWARD || i->op == GANG_OP_BACKWARD_WEIGHT;
+    if (!(s->in->costs->copy_bytes > 0) || !part || i->chunk != s->in->program->chunks - 1) return;
+    if (++s->copies[replica].backwards == s->in->program->micro_batches[replica])
+        post(s, &(struct message){.from = rank, .to = replica * s->in->program->stages, .chunk = COPY, .gradient = 1, .started = s->now});
 }
 
 // ---- Exchanges -----------------------------------------------------------------------------------------------------
@@ -243,7 +281,9 @@ static void join(struct sim *s, struct exchange *x) {
 
 // The flow is through, and for a reduce so are the backward passes it came out of: it ends with its last bucket.
 static void settle_exchange(struct sim *s, struct exchange *x) {
-    if (x->state != FLOWN || (!x->gather && x->ended < s->in->program->replicas)) return;
+    int replicas = s->in->program->replicas;
+    if (x->state != FLOWN || (!x->gather && x->ended < replicas)) return;
+    if (s->in->costs->copy_bytes > 0 && !x->gather && x->chunk == 0 && s->copies_in < replicas) return;
     push(s, fmax(s->now, x->ends), EVENT_EXCHANGED, (int)(x - s->exchanges));
 }
 
@@ -256,7 +296,10 @@ static void end_exchange(struct sim *s, int index) {
     struct exchange *x = &s->exchanges[index];
     x->state = DONE;
     x->ends = s->now;
-    add_span(s, x->stage, x->gather ? GANG_OP_GATHER : GANG_OP_REDUCE, x->chunk, 0, x->started, s->now);
+    int rank = x->stage;
+    while (s->in->traced && !s->in->traced[rank] && rank + s->in->program->stages < s->out->ranks) rank += s->in->program->stages;
+    add_span(s, rank, x->gather ? GANG_OP_GATHER : GANG_OP_REDUCE, x->chunk, 0, x->started, s->now);
+    if (x->gather && x->chunk == 0) post_weights(s);
     wake_stage(s, x->stage);
 }
 
@@ -277,7 +320,7 @@ static bool gathered_enough(struct sim *s, int rank, const struct gang_instructi
     const struct exchange *x = exchange_of(s, true, i->chunk);
     if (i->op != GANG_OP_FORWARD || !x->cost->bytes || x->state == DONE) return true;
     if (!s->in->layout->dp_overlap || (x->state != FLOWING && x->state != FLOWN)) return false;
-    double first = x->started + x->cost->fast_seconds / cost_of(s, rank, i->chunk)->layers;
+    double first = x->started + x->cost->fast_seconds / parts_of(s, rank, i->chunk);
     if (s->now >= first) return true;
     push(s, first, EVENT_AWAKE, rank);
     return false;
@@ -292,7 +335,7 @@ static void start_compute(struct sim *s, int rank, const struct gang_instruction
     r->started = s->now;
     if (r->reducing >= 0 && s->in->layout->dp_overlap) {
         struct exchange *x = &s->exchanges[r->reducing];
-        x->tail = x->cost->fast_seconds / cost_of(s, rank, x->chunk)->layers;
+        x->tail = x->cost->fast_seconds / parts_of(s, rank, x->chunk);
         join(s, x);
     }
     push(s, s->now + seconds, EVENT_COMPUTED, rank);
@@ -320,7 +363,7 @@ static void end_compute(struct sim *s, int rank) {
             wait_for(s, rank, &booked(s, rank)->gather);
             return;
         }
-        double least = x->ends + seconds_of(s, rank, i) / cost_of(s, rank, i->chunk)->layers;
+        double least = x->ends + seconds_of(s, rank, i) / parts_of(s, rank, i->chunk);
         if (least > s->now && x->ends > r->started) {
             wait_for(s, rank, &booked(s, rank)->gather);
             r->ending = true;
@@ -333,6 +376,7 @@ static void end_compute(struct sim *s, int rank) {
     if (i->op == GANG_OP_BACKWARD || i->op == GANG_OP_BACKWARD_WEIGHT) r->held -= cost_of(s, rank, i->chunk)->activation_bytes;
     add_span(s, rank, i->op, i->chunk, i->micro, r->started, s->now);
     release_reduce(s, rank);
+    post_gradient(s, rank, i);
     r->next++;
     advance(s, rank);
 }
@@ -360,6 +404,14 @@ static bool reduces_done(const struct sim *s, int stage) {
     return true;
 }
 
+// Whether the copy of the embedding lets this go on.
+static bool copy_in(const struct sim *s, int rank, const struct gang_instruction *i) {
+    const struct copy *copy = &s->copies[replica_of(s, rank)];
+    if (!(s->in->costs->copy_bytes > 0)) return true;
+    if (i->op == GANG_OP_OPTIMIZER) return stage_of(s, rank) > 0 || copy->gradient_in;
+    return i->op != GANG_OP_FORWARD || i->chunk != s->in->program->chunks - 1 || copy->weights_in;
+}
+
 static void advance(struct sim *s, int rank) {
     struct rank_state *r = &s->ranks[rank];
     const struct gang_rank_program *program = &s->in->program->ranks[rank];
@@ -375,6 +427,9 @@ static void advance(struct sim *s, int rank) {
             join(s, exchange_of(s, true, i->chunk));
         } else if (i->op == GANG_OP_REDUCE) {
             r->reducing = (int)(exchange_of(s, false, i->chunk) - s->exchanges);
+        } else if (!copy_in(s, rank, i)) {
+            wait_for(s, rank, &booked(s, rank)->pipeline);
+            return;
         } else if (i->op == GANG_OP_OPTIMIZER && !reduces_done(s, stage_of(s, rank))) {
             wait_for(s, rank, &booked(s, rank)->reduce);
             return;
@@ -400,6 +455,7 @@ static void set_up_ranks(struct sim *s) {
     s->under_way = gang_arena_alloc(&s->arena, (size_t)ranks * 2 * sizeof *s->under_way);
     s->class_of = gang_arena_alloc(&s->arena, (size_t)p->replicas * sizeof *s->class_of);
     s->arrived = gang_arena_alloc(&s->arena, (size_t)p->replicas * sizeof *s->arrived);
+    s->copies = gang_arena_alloc(&s->arena, (size_t)p->replicas * sizeof *s->copies);
     int64_t seen = 0;
     for (int r = 0, c = 0; r < p->replicas; r++) {
         s->class_of[r] = c;
@@ -447,6 +503,24 @@ static void flow_ended(struct sim *s, int tag) {
     start_queued(s, x->stage);
 }
 
+static void deliver(struct sim *s, const struct message *m) {
+    int to = m->to, replica = replica_of(s, m->from);
+    s->out->received_bytes += bytes_of(s, m);
+    add_span(s, m->from, GANG_OP_SEND, m->chunk, m->micro, m->started, s->now);
+    if (m->chunk != COPY) {
+        *arrival(s, replica, m->gradient, m->chunk, m->micro) = 1;
+    } else if (!m->gradient) {
+        s->copies[replica].weights_in = true;
+    } else {
+        struct exchange *x = exchange_of(s, false, 0);
+        s->copies[replica].gradient_in = true;
+        s->copies_in++;
+        x->ends = fmax(x->ends, s->now + x->tail); // it is in the embedding's bucket
+        settle_exchange(s, x);
+    }
+    if (s->ranks[to].waits && !s->ranks[to].computing) advance(s, to);
+}
+
 static void handle(struct sim *s, const struct event *event) {
     switch (event->kind) {
     case EVENT_COMPUTED:
@@ -457,12 +531,8 @@ static void handle(struct sim *s, const struct event *event) {
         if (s->ranks[event->who].waits && !s->ranks[event->who].computing) advance(s, event->who);
         return;
     case EVENT_DELIVERED: {
-        const struct message *m = (const struct message *)(void *)s->messages.data + event->who;
-        int to = m->to;
-        *arrival(s, replica_of(s, m->from), m->gradient, m->chunk, m->micro) = 1;
-        s->out->received_bytes += s->in->costs->message_bytes;
-        add_span(s, m->from, GANG_OP_SEND, m->chunk, m->micro, m->started, s->now);
-        if (s->ranks[to].waits && !s->ranks[to].computing) advance(s, to);
+        const struct message m = ((const struct message *)(void *)s->messages.data)[event->who]; // the array may move
+        deliver(s, &m);
         return;
     }
     case EVENT_LAUNCH:
@@ -476,6 +546,7 @@ static void handle(struct sim *s, const struct event *event) {
 }
 
 static void run(struct sim *s) {
+    if (!(s->in->costs->gather[0].bytes > 0)) post_weights(s);
     for (int r = 0; r < s->out->ranks; r++) advance(s, r);
     for (;;) {
         double flow_time = gang_network_next(&s->network);
@@ -496,6 +567,32 @@ static void run(struct sim *s) {
     }
 }
 
+// The longest way between two of these sites.
+static double farthest(const struct gang_pool *pool, const bool *sites) {
+    double most = 0;
+    for (int a = 0; a < pool->sites.count; a++)
+        for (int b = 0; b < a; b++)
+            if (sites[a] && sites[b]) most = fmax(most, gang_pool_route(pool, a, b)->delay);
+    return most;
+}
+
+// Clipping needs the norm of all gradients: one number summed over the replicas of every stage, then over the stages of every
+// replica, each time one way to all. Until then no rank may update.
+static double agree_seconds(const struct gang_sim_input *in) {
+    double stages = 0, replicas = 0;
+    for (int c = 0; c < in->placement->class_count; c++) {
+        bool sites[GANG_MAX_SITES] = {false};
+        for (int p = 0; p < in->layout->pp; p++) sites[in->pool->groups[in->placement->classes[c].groups[p]]->site] = true;
+        stages = fmax(stages, farthest(in->pool, sites));
+    }
+    for (int p = 0; p < in->layout->pp && in->placement->class_count > 1; p++) {
+        bool sites[GANG_MAX_SITES] = {false};
+        for (int c = 0; c < in->placement->class_count; c++) sites[in->pool->groups[in->placement->classes[c].groups[p]]->site] = true;
+        replicas = fmax(replicas, farthest(in->pool, sites));
+    }
+    return stages + replicas;
+}
+
 static enum gang_status finish(struct sim *s, struct gang_arena *arena) {
     struct gang_sim *out = s->out;
     for (int r = 0; r < out->ranks; r++) {
@@ -504,10 +601,16 @@ static enum gang_status finish(struct sim *s, struct gang_arena *arena) {
                              s->ranks[r].next + 1);
         out->step_seconds = fmax(out->step_seconds, s->ranks[r].done_at);
     }
-    for (int r = 0; r < out->ranks; r++) out->rank[r].end = out->step_seconds - s->ranks[r].done_at;
+    double agree = agree_seconds(s->in);
+    out->step_seconds += agree;
+    for (int r = 0; r < out->ranks; r++) {
+        out->rank[r].reduce += agree;
+        out->rank[r].end = out->step_seconds - agree - s->ranks[r].done_at;
+    }
     for (int l = 0; l < s->in->pool->links.count; l++) {
         int a = long_link_resource(s, l, true), b = long_link_resource(s, l, false);
         out->link_bytes[l] = fmax(s->network.carried[a], s->network.carried[b]);
+        out->link_carried[l] = s->network.carried[a] + s->network.carried[b];
         out->link_peak[l] = fmax(s->network.peak[a], s->network.peak[b]);
     }
     out->span_count = s->spans.len / sizeof *out->spans;
@@ -568,9 +671,11 @@ void gang_sim_summarise(const struct gang_sim_input *in, const struct gang_task 
     out->mfu = 3 * gang_shape_flops(&task->shape, task->sequence_length) * tokens / sim->step_seconds / peak;
     out->bubble_fraction = out->pipeline / sim->step_seconds;
     out->tokens_per_joule = power_known ? out->tokens_per_second / watts : 0;
-    out->tokens_per_price = price_known ? out->tokens_per_second / price : 0;
+    out->price_of_step = price_known ? price * sim->step_seconds : 0;
     for (int l = 0; l < in->pool->links.count; l++) {
+        if (price_known) out->price_of_step += sim->link_carried[l] * 1e-9 * gang_pool_link(in->pool, l)->price;
         out->long_link_bytes = fmax(out->long_link_bytes, sim->link_bytes[l]);
         out->long_link_peak_bps = fmax(out->long_link_peak_bps, 8 * sim->link_peak[l]);
     }
+    out->tokens_per_price = price_known ? tokens / out->price_of_step : 0;
 }

@@ -6,7 +6,8 @@
 
 #include "plan/plan.h"
 
-// One thing a rank did, for traces and timelines. Exchanges carry the stage's first rank.
+// One thing a rank did, for traces and timelines. Exchanges carry the first rank of the stage that is traced; a send of chunk -1 is a tied head's
+// weights or gradient.
 struct gang_span {
     int rank;
     uint8_t op; // enum gang_op
@@ -27,11 +28,12 @@ struct gang_rank_time {
 struct gang_sim {
     double step_seconds;
     int ranks;
-    struct gang_rank_time *rank;       // [ranks]
-    int64_t *copies;                   // [ranks] that each stands for
-    double link_bytes[GANG_MAX_SITES]; // over each long link in a step, the busier direction
-    double link_peak[GANG_MAX_SITES];  // bytes/s
-    double sent_bytes, received_bytes; // messages between stages, folded ranks counted once
+    struct gang_rank_time *rank;         // [ranks]
+    int64_t *copies;                     // [ranks] that each stands for
+    double link_bytes[GANG_MAX_LINKS];   // over each long link in a step, the busier direction
+    double link_carried[GANG_MAX_LINKS]; // both directions
+    double link_peak[GANG_MAX_LINKS];    // bytes/s
+    double sent_bytes, received_bytes;   // messages between stages, folded ranks counted once
     int64_t events;
     size_t span_count;
     struct gang_span *spans; // in the order of their ends; only if asked for
@@ -44,6 +46,7 @@ struct gang_sim_input {
     const struct gang_costs *costs;
     const struct gang_program *program; // verified
     bool spans;
+    const bool *traced; // [ranks] whose spans are kept; NULL: all
 };
 
 // Runs a step. Messages and exchanges are flows that share NICs and long links max-min fair (Bertsekas and Gallager, Data
@@ -51,12 +54,32 @@ struct gang_sim_input {
 // ERR_FORMAT if the program comes to a stop, which a verified one does not.
 GANG_CHECK_RESULT enum gang_status gang_sim_run(const struct gang_sim_input *input, struct gang_arena *arena, struct gang_sim *out);
 
-// Chrome's trace format, which Perfetto reads: one process a replica, one thread a stage, messages as asynchronous slices. Needs spans.
-void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, struct gang_buffer *out);
+// Chrome's trace format, which Perfetto reads: one process a replica, one thread a stage, messages as asynchronous slices. Needs spans;
+// `traced` as in the input of the run.
+void gang_sim_trace(const struct gang_sim *sim, const struct gang_program *program, const bool *traced, struct gang_buffer *out);
+// "0-7,64" as a set of ranks below `ranks`; GANG_ERR_INPUT for anything else.
+GANG_CHECK_RESULT enum gang_status gang_ranks_parse(const char *text, int ranks, struct gang_arena *arena, bool **out);
+
+// A step as it was predicted and the same step as it was, side by side.
+void gang_sim_trace_pair(const struct gang_sim *predicted, const struct gang_sim *real, const struct gang_program *program, struct gang_buffer *out);
 
 // ---- Months of it, with faults: sim/faults.c -----------------------------------------------------------------------
 
-// A faults file; times in seconds. Mean times 0: such faults do not happen.
+// Nodes that fail together, in `count` domains of `nodes`.
+struct gang_fault_domains {
+    int64_t count, nodes;
+};
+
+// A long link whose planes fail one by one: `every` and `length` are of one plane. speed[k]: of the run, of 1, with k planes lost
+// ([planes + 1]); 0 pauses it. While several links are short of planes the slowest counts.
+struct gang_fault_link {
+    int64_t planes;
+    double every, length;
+    double *speed;
+};
+
+// A faults file, and below it what gang_faults_complete adds from a pool. Times in seconds; mean times 0: such faults do not happen, or as
+// often as the pool says.
 struct gang_faults {
     struct gang_place place;
     double length; // of the run
@@ -64,15 +87,18 @@ struct gang_faults {
     double node_mtbf;                          // of one node
     double weibull_shape;                      // of the time between a node's failures; 1 is exponential, below 1 they come in bursts
     double offender_share, offender_factor;    // this part of the nodes fails this many times as often
-    int64_t domain_nodes;                      // nodes that fail together
+    int64_t domain_nodes;                      // nodes that fail together; 0: as the pool says
     double domain_mtbf;                        // of one such domain
     double slow_mtbf, slow_speed, slow_detect; // of one node; speed of all while one is slow; until it is noticed and replaced
-    double link_mtbf, link_outage;             // of the long links together; the run pauses
+    double link_mtbf, link_outage;             // between two outages of a plane of whichever long link; 0: as the pool says
     double detect, restart;                    // until a failure is noticed; until the run computes again
     int64_t spare_nodes;
     double repair;              // of a node; without spares the run waits for it
     double checkpoint_interval; // 0: the best of a grid
     double checkpoint_cost;     // that the run stops for one
+    int domain_count, link_count;
+    struct gang_fault_domains *domains;
+    struct gang_fault_link *links;
 };
 
 struct gang_fault_result {
@@ -98,7 +124,7 @@ struct gang_summary {
     double matmul, attention, vector, tensor, expert, context, gather, reduce, pipeline, optimizer;
     double long_link_bytes, long_link_peak_bps; // of the busiest long link
     double tokens_per_joule;                    // 0 where a kind's power is not known
-    double tokens_per_price;                    // 0 where a group's price is not stated
+    double price_of_step, tokens_per_price;     // devices and what links carry; 0 where a group's price is not stated
     int64_t devices;
 };
 void gang_sim_summarise(const struct gang_sim_input *input, const struct gang_task *task, const struct gang_sim *sim, struct gang_summary *out);

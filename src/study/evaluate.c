@@ -13,7 +13,7 @@ static void measure_memory(const struct gang_task *task, struct gang_arena *aren
             double share = use->total / (use->limit * (1 - gang_memory_margin));
             if (share > out->memory_used) out->memory_used = share, out->tightest_class = c, out->tightest_stage = s;
         }
-        first += out->program.replicas == out->costs.classes ? 1 : (int)out->placement.classes[c].replicas;
+        for (int64_t seen = 0; seen < out->placement.classes[c].replicas;) seen += out->program.copies[first++];
     }
 }
 
@@ -29,32 +29,34 @@ static enum gang_status check_memory(const struct gang_answer *out) {
         gang_human_bytes(use->activations, kept), gang_human_bytes(use->limit, has), 100 * gang_memory_margin);
 }
 
-// A program from a file must be one for this layout: what the simulator takes from the layout has to be true of it.
-static enum gang_status read_program(const char *path, const struct gang_answer *a, struct gang_arena *arena, struct gang_program *out) {
-    enum { MAX_BYTES = 1 << 30 };
-    struct gang_buffer text = {0};
-    enum gang_status status = gang_file_read(path, MAX_BYTES, &text);
-    if (!status) status = gang_program_parse(path, text.data ? text.data : "", text.len, arena, out);
-    gang_buffer_release(&text);
-    if (status) return status;
-    if (out->stages != a->layout.pp || out->chunks != a->costs.chunks || out->replicas != a->placement.class_count)
-        return gang_fail(GANG_ERR_FORMAT, "%s: %d stages, %d chunks, %d kinds of replicas: the layout has %d, %d, %d", path, out->stages, out->chunks,
-                         out->replicas, a->layout.pp, a->costs.chunks, a->placement.class_count);
-    for (int r = 0; r < out->replicas; r++) {
-        const struct gang_class *class = &a->placement.classes[r];
-        if (out->copies[r] != class->replicas || out->micro_batches[r] != class->micro_batches)
+// A program from a file must be one for this layout: what the simulator takes from the layout has to be true of it. Its replicas
+// are those of the classes one after another, each standing for one or several.
+static enum gang_status check_replicas(const char *path, const struct gang_program *program, const struct gang_placement *placement) {
+    int class = 0;
+    int64_t seen = 0;
+    for (int r = 0; r < program->replicas; r++) {
+        const struct gang_class *of = class < placement->class_count ? &placement->classes[class] : NULL;
+        seen += program->copies[r];
+        if (!of || seen > of->replicas || program->micro_batches[r] != of->micro_batches)
             return gang_fail(GANG_ERR_FORMAT, "%s: replica %d: %lld copies of %lld micro-batches: the layout has %lld of %lld", path, r,
-                             (long long)out->copies[r], (long long)out->micro_batches[r], (long long)class->replicas,
-                             (long long)class->micro_batches);
+                             (long long)program->copies[r], (long long)program->micro_batches[r],
+                             of ? (long long)(of->replicas - seen + program->copies[r]) : 0LL, of ? (long long)of->micro_batches : 0LL);
+        if (seen == of->replicas) class ++, seen = 0;
     }
-    for (int r = 0; r < out->replicas * out->stages; r++) {
+    if (class < placement->class_count) return gang_fail(GANG_ERR_FORMAT, "%s: fewer replicas than the layout has", path);
+    return GANG_OK;
+}
+
+static enum gang_status check_exchanges(const char *path, const struct gang_program *program, const struct gang_costs *costs) {
+    for (int r = 0; r < program->replicas * program->stages; r++) {
         int64_t exchanges = 0, wanted = 0;
-        for (int c = r % out->stages; c < out->chunks; c += out->stages) wanted += (a->costs.reduce[c].bytes > 0) + (a->costs.gather[c].bytes > 0);
-        for (int i = 0; i < out->ranks[r].count; i++) {
-            const struct gang_instruction *in = &out->ranks[r].items[i];
+        for (int c = r % program->stages; c < program->chunks; c += program->stages)
+            wanted += (costs->reduce[c].bytes > 0) + (costs->gather[c].bytes > 0);
+        for (int i = 0; i < program->ranks[r].count; i++) {
+            const struct gang_instruction *in = &program->ranks[r].items[i];
             bool gather = in->op == GANG_OP_GATHER;
             if (!gather && in->op != GANG_OP_REDUCE) continue;
-            exchanges += (gather ? a->costs.gather : a->costs.reduce)[in->chunk].bytes > 0 ? 1 : wanted + 1;
+            exchanges += (gather ? costs->gather : costs->reduce)[in->chunk].bytes > 0 ? 1 : wanted + 1;
         }
         if (exchanges != wanted)
             return gang_fail(GANG_ERR_FORMAT, "%s: rank %d: gathers and reduces other than the layout's sharding needs", path, r);
@@ -62,24 +64,31 @@ static enum gang_status read_program(const char *path, const struct gang_answer 
     return GANG_OK;
 }
 
+static enum gang_status take_program(const struct gang_plan *plan, struct gang_answer *out) {
+    const struct gang_program *p = &plan->program;
+    if (p->stages != out->layout.pp || p->chunks != out->costs.chunks)
+        return gang_fail(GANG_ERR_FORMAT, "%s: a program of %d stages and %d chunks: the layout has %d and %d", plan->path, p->stages, p->chunks,
+                         out->layout.pp, out->costs.chunks);
+    enum gang_status status = check_replicas(plan->path, p, &out->placement);
+    if (!status) status = check_exchanges(plan->path, p, &out->costs);
+    out->program = *p;
+    return status;
+}
+
 static enum gang_status evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
-                                 const char *program_path, int flags, struct gang_arena *arena, struct gang_answer *out) {
+                                 const struct gang_plan *plan, int flags, struct gang_arena *arena, struct gang_answer *out) {
     *out = (struct gang_answer){.layout = *layout};
     enum gang_status status = gang_layout_place(task, pool, &out->layout, arena, &out->placement);
     if (status) return status;
     gang_costs_fill(task, pool, &out->layout, &out->placement, arena, &out->costs);
     bool fold = !(flags & GANG_EVALUATE_UNFOLDED);
     out->schedule = (enum gang_schedule)layout->schedule;
-    status = program_path ? read_program(program_path, out, arena, &out->program)
-                          : gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, fold, arena, &out->program, &out->schedule);
+    status = plan ? take_program(plan, out)
+                  : gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, fold, arena, &out->program, &out->schedule);
     if (!status) status = gang_program_verify(&out->program, &out->costs, arena, &out->facts);
     if (status) return status;
-    const struct gang_sim_input input = {.pool = pool,
-                                         .layout = &out->layout,
-                                         .placement = &out->placement,
-                                         .costs = &out->costs,
-                                         .program = &out->program,
-                                         .spans = flags & GANG_EVALUATE_SPANS};
+    const struct gang_sim_input input = {
+        .pool = pool, .layout = &out->layout, .placement = &out->placement, .costs = &out->costs, .program = &out->program};
     status = gang_sim_run(&input, arena, &out->sim);
     if (status) return status;
     gang_sim_summarise(&input, task, &out->sim, &out->summary);
@@ -92,7 +101,8 @@ enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_p
     return evaluate(task, pool, layout, NULL, flags, arena, out);
 }
 
-enum gang_status gang_evaluate_program(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, const char *path,
-                                       int flags, struct gang_arena *arena, struct gang_answer *out) {
-    return evaluate(task, pool, layout, path, flags, arena, out);
+enum gang_status gang_evaluate_plan(const struct gang_task *task, const struct gang_pool *pool, const struct gang_plan *plan, int flags,
+                                    struct gang_arena *arena, struct gang_answer *out) {
+    enum gang_status status = gang_plan_check(plan, task, pool);
+    return status ? status : evaluate(task, pool, &plan->layout, plan, flags, arena, out);
 }

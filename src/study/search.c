@@ -14,9 +14,11 @@
 #include <math.h>
 #include <string.h>
 
-enum { KEPT = 128, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
-// Layouts whose closed form is beyond the best simulated by this factor are not simulated any more.
-static const double hopeless = 1.10;
+enum { KEPT = 512, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
+// Layouts whose closed form is beyond the best simulated by this factor are not simulated any more, nor more than twice SIMULATE_LEAST
+// once programs of this many instructions in all have been.
+static const double hopeless = 1.25;
+enum { MAX_INSTRUCTIONS = 400 * 1000 };
 
 // ---- Closed form ---------------------------------------------------------------------------------------------------
 
@@ -37,19 +39,43 @@ static double seconds_of(const struct gang_pool *pool, const struct gang_exchang
     return seconds;
 }
 
-static void add_chunk(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
-                      const struct gang_chunk_cost *cost, double times, struct stage_sum *sum) {
-    struct gang_exchange reduce, gather;
-    gang_chunk_exchange(pool, l, placement, chunk, cost, &reduce, &gather);
+// Seconds of a chunk's exchanges. Chunks of as many parameters that lie alike have the same.
+struct exchanged {
+    int stage;
+    double parameters, reduce, gather;
+};
+
+static bool lie_alike(const struct gang_placement *placement, int a, int b) {
+    for (int c = 0; c < placement->class_count; c++)
+        if (placement->classes[c].groups[a] != placement->classes[c].groups[b]) return false;
+    return true;
+}
+
+static void add_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
+                         const struct gang_chunk_cost *cost, double times, struct exchanged *last, struct stage_sum *sum) {
+    if (last->parameters != cost->parameters || !lie_alike(placement, last->stage, chunk % l->pp)) {
+        struct gang_exchange reduce, gather;
+        gang_chunk_exchange(pool, l, placement, chunk, cost, &reduce, &gather);
+        *last = (struct exchanged){chunk % l->pp, cost->parameters, seconds_of(pool, &reduce, l->pp), seconds_of(pool, &gather, l->pp)};
+    }
+    sum->reduce += times * last->reduce;
+    sum->gather += times * last->gather;
+}
+
+static void add_work(const struct gang_chunk_cost *cost, double times, struct stage_sum *sum) {
     sum->forward += times * gang_time_sum(&cost->forward);
     sum->input += times * gang_time_sum(&cost->input);
     sum->weight += times * gang_time_sum(&cost->weight);
     sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
     sum->activation = fmax(sum->activation, cost->activation_bytes);
-    sum->reduce += times * seconds_of(pool, &reduce, l->pp);
-    sum->gather += times * seconds_of(pool, &gather, l->pp);
     sum->layers += times * cost->layers;
     if (cost->layers) sum->layer_parameters = fmax(sum->layer_parameters, cost->parameters / cost->layers);
+}
+
+static void add_chunk(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
+                      const struct gang_chunk_cost *cost, double times, struct exchanged *last, struct stage_sum *sum) {
+    add_exchange(pool, l, placement, chunk, cost, times, last, sum);
+    add_work(cost, times, sum);
 }
 
 // Chunks that a stage has in flight by the usual schedule; `from_end`: stages behind it.
@@ -81,17 +107,19 @@ static double combine(const struct gang_task *task, const struct gang_layout *l,
 
 static double hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                           const struct gang_placement *placement) {
-    double sum = 0,
+    const int *groups = placement->classes[0].groups;
+    double sum = 0, one = 0,
            bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * (task->math == GANG_MATH_F32 ? 4 : 2);
-    bool alike = pool->group_count == 1;
     for (int s = 0; s + 1 < l->pp; s++) {
-        struct gang_hop hop;
-        gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
-        double one = hop.delay + bytes / fmin(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)placement->classes[0].replicas);
-        if (alike) return one;
-        sum += one / (l->pp - 1);
+        if (!s || groups[s] != groups[s - 1] || groups[s + 1] != groups[s]) {
+            struct gang_hop hop;
+            gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
+            one = hop.delay + bytes / fmin(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)placement->classes[0].replicas);
+        }
+        if (pool->group_count == 1) return one;
+        sum += one;
     }
-    return sum;
+    return sum / fmax(l->pp - 1, 1);
 }
 
 // One group: only the first chunk, the last, and one from the middle are unlike.
@@ -103,43 +131,71 @@ static double estimate_alike(const struct gang_task *task, const struct gang_poo
     int64_t dense = shape->experts ? (shape->dense_layers < least ? shape->dense_layers : least) : least;
     struct gang_chunk_cost first, middle, last;
     struct stage_sum stages[3] = {{.count = 1}, {.count = l->pp - 2}, {.count = 1}};
+    struct exchanged exchanged = {0};
     bool one = chunks == 1;
     gang_price_chunk(task, l, price, one && !shape->experts ? n : dense, least - dense, true, one, &first);
     gang_price_chunk(task, l, price, shape->experts ? 0 : n, shape->experts ? n : 0, false, false, &middle);
     gang_price_chunk(task, l, price, shape->experts ? 0 : least, shape->experts ? least : 0, false, true, &last);
     for (int i = 0; i < 3; i++) stages[i].limit = pool->groups[0]->kind->memory_bytes;
-    add_chunk(pool, l, placement, 0, &first, 1, &stages[0]);
+    add_chunk(pool, l, placement, 0, &first, 1, &exchanged, &stages[0]);
     if (one) return combine(task, l, stages, 1, (double)placement->classes[0].micro_batches, 0, memory_used);
-    if (l->vpp > 1) add_chunk(pool, l, placement, 0, &middle, l->vpp - 1, &stages[0]);
-    if (l->pp > 2) add_chunk(pool, l, placement, 1, &middle, l->vpp, &stages[1]);
-    add_chunk(pool, l, placement, chunks - 1, &last, 1, &stages[2]);
-    if (l->vpp > 1) add_chunk(pool, l, placement, l->pp - 1, &middle, l->vpp - 1, &stages[2]);
+    if (l->vpp > 1) add_chunk(pool, l, placement, 0, &middle, l->vpp - 1, &exchanged, &stages[0]);
+    if (l->pp > 2) add_chunk(pool, l, placement, 1, &middle, l->vpp, &exchanged, &stages[1]);
+    add_chunk(pool, l, placement, chunks - 1, &last, 1, &exchanged, &stages[2]);
+    if (l->vpp > 1) add_chunk(pool, l, placement, l->pp - 1, &middle, l->vpp - 1, &exchanged, &stages[2]);
     double delay = hop_seconds(task, pool, l, placement);
     if (l->pp == 2) stages[1] = stages[2];
     return combine(task, l, stages, l->pp == 2 ? 2 : 3, (double)placement->classes[0].micro_batches, delay, memory_used);
 }
 
-double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
-                     struct gang_arena *arena, double *memory_used) {
-    *memory_used = 0;
-    if (pool->group_count == 1 && placement->class_count == 1) {
-        struct gang_price price;
-        gang_price_fill(task, l, pool->groups[0], &price);
-        return estimate_alike(task, pool, l, placement, &price, memory_used);
-    }
-    struct gang_costs costs;
+// Stage s lies where the stage before it lies, in every class, and holds the same.
+static bool repeats(const struct gang_task *task, const struct gang_layout *l, const struct gang_placement *placement, int s) {
+    return gang_stage_repeats(task, l, s) && lie_alike(placement, s, s - 1);
+}
+
+static double estimate_unlike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                              const struct gang_placement *placement, const struct gang_price *prices, double *memory_used) {
     double slowest = 0, delay = hop_seconds(task, pool, l, placement);
-    gang_costs_fill(task, pool, l, placement, arena, &costs);
-    struct stage_sum *stages = gang_arena_alloc(arena, (size_t)l->pp * sizeof *stages);
-    for (int c = 0; c < costs.classes; c++) {
-        for (int s = 0; s < l->pp; s++) {
-            stages[s] = (struct stage_sum){.count = 1, .limit = costs.device_bytes[c * l->pp + s]};
-            for (int chunk = s; chunk < costs.chunks; chunk += l->pp)
-                add_chunk(pool, l, placement, chunk, gang_costs_chunk(&costs, c, chunk), 1, &stages[s]);
+    struct stage_sum stages[GANG_MAX_STAGES];
+    struct exchanged exchanged = {0};
+    int starts[GANG_MAX_STAGES + 1], count = 0;
+    for (int s = 0; s < l->pp; s++)
+        if (!repeats(task, l, placement, s)) starts[count++] = s;
+    starts[count] = l->pp;
+    for (int c = 0; c < placement->class_count; c++) {
+        for (int i = 0; i < count; i++) {
+            const struct gang_price *price = &prices[placement->classes[c].groups[starts[i]]];
+            const struct stage_sum all = stages[i]; // of every class: the exchanges
+            stages[i] = (struct stage_sum){.count = starts[i + 1] - starts[i], .limit = price->group->kind->memory_bytes};
+            for (int chunk = starts[i]; chunk < l->layer_count; chunk += l->pp) {
+                struct gang_chunk_cost cost;
+                gang_chunk_of(task, l, price, chunk, &cost);
+                add_work(&cost, 1, &stages[i]);
+                if (!c) add_exchange(pool, l, placement, chunk, &cost, 1, &exchanged, &stages[i]);
+            }
+            if (c) stages[i].reduce = all.reduce, stages[i].gather = all.gather;
         }
-        slowest = fmax(slowest, combine(task, l, stages, l->pp, (double)placement->classes[c].micro_batches, delay, memory_used));
+        slowest = fmax(slowest, combine(task, l, stages, count, (double)placement->classes[c].micro_batches, delay, memory_used));
     }
     return slowest;
+}
+
+static double estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                       const struct gang_placement *placement, const struct gang_price *prices, double *memory_used) {
+    *memory_used = 0;
+    if (pool->group_count == 1 && placement->class_count == 1) return estimate_alike(task, pool, l, placement, prices, memory_used);
+    return estimate_unlike(task, pool, l, placement, prices, memory_used);
+}
+
+static void fill_prices(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_price *prices) {
+    for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, l, pool->groups[g], &prices[g]);
+}
+
+double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
+                     struct gang_arena *arena, double *memory_used) {
+    struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
+    fill_prices(task, pool, l, prices);
+    return estimate(task, pool, l, placement, prices, memory_used);
 }
 
 // ---- The space -----------------------------------------------------------------------------------------------------
@@ -150,9 +206,9 @@ struct search {
     enum gang_objective objective;
     struct gang_arena scratch; // of one layout; emptied after each
     int *zeros;                // [GANG_MAX_STAGES] the only group, under every stage
-    struct gang_price price;   // of the only group
+    struct gang_price *prices; // [groups] at the widths, micro-batch and recomputation looked at
     int kept;
-    struct gang_found *best;  // [KEPT] by estimate
+    struct gang_found **best; // [KEPT] by estimate
     struct gang_found hungry; // the least hungry of those that do not fit
     struct gang_search *out;
 };
@@ -164,13 +220,42 @@ static double rate_of(const struct search *s, const struct gang_group *group) {
     return s->objective == GANG_OBJECTIVE_ENERGY ? group->kind->power_watt : group->price / 3600;
 }
 
-static double score_of(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double seconds) {
+// What a step's bytes over the long links cost.
+static double carried_price(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, struct gang_arena *arena) {
+    struct gang_costs costs;
+    double price = 0;
+    bool any = false;
+    for (int i = 0; i < s->pool->links.count; i++) any |= gang_pool_link(s->pool, i)->price > 0;
+    if (!any || s->pool->group_count == 1) return 0;
+    gang_costs_fill(s->task, s->pool, l, placement, arena, &costs);
+    for (int c = 0; c < costs.classes; c++) { // a tied head's gradient and its weights
+        const int *groups = placement->classes[c].groups;
+        const struct gang_route *route = gang_pool_route(s->pool, s->pool->groups[groups[0]]->site, s->pool->groups[groups[l->pp - 1]]->site);
+        for (int i = 0; i < route->count; i++)
+            price += 2 * costs.copy_bytes * (double)placement->classes[c].replicas * gang_pool_link(s->pool, route->links[i])->price;
+    }
+    for (int chunk = 0; chunk < costs.chunks; chunk++) {
+        for (int i = 0; i < s->pool->links.count; i++)
+            price += 2 * (costs.reduce[chunk].link_bytes[i] + costs.gather[chunk].link_bytes[i]) * gang_pool_link(s->pool, i)->price;
+        for (int c = 0; c < costs.classes && chunk + 1 < costs.chunks; c++) {
+            const struct gang_class *class = &placement->classes[c];
+            const struct gang_route *route = gang_pool_route(s->pool, s->pool->groups[class->groups[chunk % l->pp]]->site,
+                                                             s->pool->groups[class->groups[(chunk + 1) % l->pp]]->site);
+            double bytes = 2 * costs.message_bytes * (double)(class->replicas * class->micro_batches);
+            for (int i = 0; i < route->count; i++) price += bytes * gang_pool_link(s->pool, route->links[i])->price;
+        }
+    }
+    return price * 1e-9;
+}
+
+static double score_of(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double seconds,
+                       struct gang_arena *arena) {
     double rate = 0;
     if (s->objective == GANG_OBJECTIVE_TIME) return seconds;
     for (int c = 0; c < placement->class_count; c++)
         for (int i = 0; i < l->pp; i++)
             rate += (double)(placement->classes[c].replicas * placement->cell_devices) * rate_of(s, s->pool->groups[placement->classes[c].groups[i]]);
-    return seconds * rate;
+    return seconds * rate + (s->objective == GANG_OBJECTIVE_PRICE ? carried_price(s, l, placement, arena) : 0);
 }
 
 static void keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
@@ -181,11 +266,13 @@ static void keep(struct search *s, const struct gang_layout *l, const struct gan
         return;
     }
     s->out->fitting++;
-    double score = score_of(s, l, placement, estimate);
-    if (s->kept == KEPT && score >= s->best[KEPT - 1].score) return;
+    double score = score_of(s, l, placement, estimate, &s->scratch);
+    if (s->kept == KEPT && score >= s->best[KEPT - 1]->score) return;
     int at = s->kept < KEPT ? s->kept++ : KEPT - 1;
-    for (; at && s->best[at - 1].score > score; at--) s->best[at] = s->best[at - 1];
-    s->best[at] = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
+    struct gang_found *mine = s->best[at];
+    for (; at && s->best[at - 1]->score > score; at--) s->best[at] = s->best[at - 1];
+    *mine = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
+    s->best[at] = mine;
 }
 
 static void consider_alike(struct search *s, struct gang_layout *l) {
@@ -195,40 +282,63 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
     const struct gang_placement placement = {
         .cell_devices = (int64_t)l->tp * l->cp, .class_count = 1, .classes = &class, .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
     double memory_used = 0;
-    if (l->zero > 1) gang_price_fill(s->task, l, s->pool->groups[0], &s->price);
-    double estimate = estimate_alike(s->task, s->pool, l, &placement, &s->price, &memory_used);
-    keep(s, l, &placement, estimate, memory_used);
+    double seconds = estimate_alike(s->task, s->pool, l, &placement, s->prices, &memory_used);
+    keep(s, l, &placement, seconds, memory_used);
 }
 
-// Layers one after another to the stage that would then be done first, where its device has room for them.
-static bool share_layers(struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
-    double seconds[GANG_MAX_STAGES], load[GANG_MAX_STAGES], room[GANG_MAX_STAGES], each[GANG_MAX_STAGES];
-    struct gang_price price = {0};
-    for (int i = 0; i < l->pp; i++) {
-        const int *groups = placement->classes[0].groups;
-        const struct gang_group *group = s->pool->groups[groups[i]];
-        struct gang_chunk_cost one, ends;
-        if (!i || groups[i] != groups[i - 1]) gang_price_fill(s->task, l, group, &price);
-        bool moe = s->task->shape.experts > 0;
-        gang_price_chunk(s->task, l, &price, !moe, moe, false, false, &one);
-        gang_price_chunk(s->task, l, &price, 0, 0, i == 0, i == l->pp - 1, &ends);
-        seconds[i] = gang_time_sum(&one.forward) + gang_time_sum(&one.input) + gang_time_sum(&one.weight);
-        load[i] = gang_time_sum(&ends.forward) + gang_time_sum(&ends.input) + gang_time_sum(&ends.weight);
-        double flight = in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
-        each[i] = one.parameter_bytes + one.gradient_bytes + one.optimizer_bytes + flight * one.activation_bytes;
-        room[i] = group->kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, one.parameters) - ends.parameter_bytes -
-                  ends.gradient_bytes - ends.optimizer_bytes - flight * ends.activation_bytes;
-        l->layers[i] = 0;
+struct share {
+    double seconds, load; // of one layer; of what the stage has already
+    int64_t most, layers; // that the device has room for; that it has
+};
+
+static void give(struct share *to, int64_t layers) {
+    to->layers += layers;
+    to->load += (double)layers * to->seconds;
+}
+
+// Layers one after another to the stage that would then be done first and has room. What each gets before the end that all
+// would have without what they have already is given at once: one after another gives the same.
+static bool hand_out(int64_t layers, int count, struct share *shares) {
+    double speed = 0, all = (double)layers;
+    for (int i = 0; i < count; i++) speed += 1 / shares[i].seconds;
+    for (int i = 0; i < count; i++) {
+        double fit = fmin((all / speed - shares[i].load) / shares[i].seconds * (1 - 1e-9), (double)shares[i].most);
+        if (fit < 1) continue;
+        give(&shares[i], (int64_t)fit);
+        layers -= (int64_t)fit;
     }
-    for (int64_t n = 0; n < s->task->shape.layers; n++) {
+    for (; layers > 0; layers--) {
         int best = -1;
-        for (int i = 0; i < l->pp; i++)
-            if (room[i] >= each[i] && (best < 0 || load[i] + seconds[i] < load[best] + seconds[best])) best = i;
+        double soonest = INFINITY;
+        for (int i = 0; i < count; i++) {
+            double end = shares[i].load + shares[i].seconds;
+            if (end < soonest && shares[i].layers < shares[i].most) soonest = end, best = i;
+        }
         if (best < 0) return false;
-        load[best] += seconds[best];
-        room[best] -= each[best];
-        l->layers[best]++;
+        give(&shares[best], 1);
     }
+    return true;
+}
+
+static bool share_layers(struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
+    const int *groups = placement->classes[0].groups;
+    struct share shares[GANG_MAX_STAGES];
+    struct gang_chunk_cost one, ends;
+    bool moe = s->task->shape.experts > 0;
+    for (int i = 0; i < l->pp; i++) {
+        const struct gang_price *price = &s->prices[groups[i]];
+        if (!i || groups[i] != groups[i - 1]) gang_price_chunk(s->task, l, price, !moe, moe, false, false, &one);
+        if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, 0, 0, i == 0, i == l->pp - 1, &ends);
+        double flight = in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
+        double each = one.parameter_bytes + one.gradient_bytes + one.optimizer_bytes + flight * one.activation_bytes;
+        double room = price->group->kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, one.parameters) -
+                      ends.parameter_bytes - ends.gradient_bytes - ends.optimizer_bytes - flight * ends.activation_bytes;
+        shares[i] = (struct share){.seconds = gang_time_sum(&one.forward) + gang_time_sum(&one.input) + gang_time_sum(&one.weight),
+                                   .load = gang_time_sum(&ends.forward) + gang_time_sum(&ends.input) + gang_time_sum(&ends.weight),
+                                   .most = room > 0 ? (int64_t)(room / each) : 0};
+    }
+    if (!hand_out(s->task->shape.layers, l->pp, shares)) return false;
+    for (int i = 0; i < l->pp; i++) l->layers[i] = (int)shares[i].layers;
     l->layer_count = l->pp;
     return true;
 }
@@ -240,26 +350,24 @@ static void consider_unlike(struct search *s, const struct gang_layout *wanted) 
         struct gang_layout even = *wanted, uneven;
         double memory_used = 0;
         even.place = place;
-        gang_arena_release(&s->scratch);
-        gang_arena_init(&s->scratch);
-        if (gang_layout_place(s->task, s->pool, &even, &s->scratch, &placement)) continue;
-        double estimate = gang_estimate(s->task, s->pool, &even, &placement, &s->scratch, &memory_used);
-        keep(s, &even, &placement, estimate, memory_used);
+        gang_arena_reset(&s->scratch);
+        if (gang_layout_place_priced(s->task, s->pool, s->prices, &even, &s->scratch, &placement)) continue;
+        double seconds = estimate(s->task, s->pool, &even, &placement, s->prices, &memory_used);
+        keep(s, &even, &placement, seconds, memory_used);
         uneven = even;
         if (wanted->vpp > 1 || !share_layers(s, &uneven, &placement) || !memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers))
             continue;
-        if (gang_layout_place(s->task, s->pool, &uneven, &s->scratch, &placement)) continue;
-        estimate = gang_estimate(s->task, s->pool, &uneven, &placement, &s->scratch, &memory_used);
-        keep(s, &uneven, &placement, estimate, memory_used);
+        if (gang_layout_place_priced(s->task, s->pool, s->prices, &uneven, &s->scratch, &placement)) continue;
+        seconds = estimate(s->task, s->pool, &uneven, &placement, s->prices, &memory_used);
+        keep(s, &uneven, &placement, seconds, memory_used);
     }
 }
 
-static void each_depth(struct search *s, struct gang_layout *l, const struct gang_price *price) {
+static void each_depth(struct search *s, struct gang_layout *l) {
     int64_t layers = s->task->shape.layers;
     bool whole = s->task->global_batch / l->micro_batch % l->dp == 0;
     for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
         for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
-            s->price = *price;
             if (s->pool->group_count == 1 && whole)
                 consider_alike(s, l);
             else
@@ -270,12 +378,7 @@ static void each_depth(struct search *s, struct gang_layout *l, const struct gan
 static void each_stage_count(struct search *s, struct gang_layout *l) {
     int64_t cells = s->pool->devices / ((int64_t)l->tp * l->cp);
     bool alike = s->pool->group_count == 1;
-    if (alike) {
-        l->zero = 1;
-        l->dp = 1;
-        gang_price_fill(s->task, l, s->pool->groups[0], &s->price);
-    }
-    const struct gang_price price = s->price;
+    fill_prices(s->task, s->pool, l, s->prices);
     int64_t batches = s->task->global_batch / l->micro_batch;
     for (int pp = 1; pp <= s->task->shape.layers && pp <= cells && pp <= GANG_MAX_STAGES; pp++) {
         if (alike && cells % pp) continue;
@@ -284,7 +387,7 @@ static void each_stage_count(struct search *s, struct gang_layout *l) {
         // Fewer devices never save time, but may save energy or money.
         for (bool more = true; more; l->dp /= 2) {
             more = s->objective != GANG_OBJECTIVE_TIME && l->dp % 2 == 0;
-            if (l->dp % l->ep == 0) each_depth(s, l, &price);
+            if (l->dp % l->ep == 0) each_depth(s, l);
         }
     }
 }
@@ -353,20 +456,21 @@ static void enter_found(struct gang_search *out, int top, const struct gang_foun
 static void simulate_best(struct search *s, int top) {
     struct gang_search *out = s->out;
     bool all = out->fitting <= KEPT;
+    int64_t instructions = 0;
     for (int i = 0; i < s->kept; i++) {
-        struct gang_found *f = &s->best[i];
+        struct gang_found *f = s->best[i];
         struct gang_answer answer;
         if (!all && out->count == top && out->simulated >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
-        if (!all && out->simulated >= 2 * SIMULATE_LEAST) break;
-        gang_arena_release(&s->scratch);
-        gang_arena_init(&s->scratch);
+        if (!all && out->simulated >= 2 * SIMULATE_LEAST && instructions > MAX_INSTRUCTIONS) break;
+        gang_arena_reset(&s->scratch);
         out->simulated++;
         if (gang_evaluate(s->task, s->pool, &f->layout, 0, &s->scratch, &answer)) continue; // does not fit after all
+        instructions += answer.facts.instructions;
         f->summary = answer.summary;
         f->schedule = answer.schedule;
         f->memory_used = answer.memory_used;
         f->layout = answer.layout;
-        f->score = score_of(s, &f->layout, &answer.placement, f->summary.step_seconds);
+        f->score = score_of(s, &f->layout, &answer.placement, f->summary.step_seconds, &s->scratch);
         enter_found(out, top, f);
     }
 }
@@ -392,7 +496,10 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};
     gang_arena_init(&s.scratch);
     s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
-    s.best = gang_arena_alloc(arena, (KEPT + 1) * sizeof *s.best);
+    s.prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.prices);
+    s.best = gang_arena_alloc(arena, KEPT * sizeof *s.best);
+    struct gang_found *found = gang_arena_alloc(arena, KEPT * sizeof *found);
+    for (int i = 0; i < KEPT; i++) s.best[i] = &found[i];
     double start = gang_seconds();
     each_width(&s);
     out->estimate_seconds = gang_seconds() - start;

@@ -22,18 +22,47 @@ struct gang_answer {
     int tightest_class, tightest_stage;
 };
 
-// Flags: memory is not checked; spans are kept; every replica is simulated by itself instead of one for each class.
-enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_SPANS = 2, GANG_EVALUATE_UNFOLDED = 4 };
+// Flags: memory is not checked; every replica is simulated by itself instead of one for each class.
+enum { GANG_EVALUATE_ANY_MEMORY = 1, GANG_EVALUATE_UNFOLDED = 2 };
 
 // Places, prices, orders, verifies and simulates. GANG_ERR_INPUT for a layout that does not fit the task or the pool,
 // GANG_ERR_MEMORY (unless GANG_EVALUATE_ANY_MEMORY) with what is missing where.
 GANG_CHECK_RESULT enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
                                                  int flags, struct gang_arena *arena, struct gang_answer *out);
 
-// The same for a program that somebody wrote, in the text form: it must be one for this layout (its stages, chunks, replicas and
-// micro-batches, folded) and passes the verifier before it runs. GANG_ERR_FORMAT where it does not.
-GANG_CHECK_RESULT enum gang_status gang_evaluate_program(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
-                                                         const char *path, int flags, struct gang_arena *arena, struct gang_answer *out);
+// Adds to faults read from a file what they leave to the pool: failure domains, outages of long links, and how fast the answer's program
+// runs with planes lost, by simulating it. GANG_ERR_INPUT where domain_mtbf is given and nobody says what a domain is.
+GANG_CHECK_RESULT enum gang_status gang_faults_complete(const struct gang_task *task, const struct gang_pool *pool, const struct gang_answer *answer,
+                                                        struct gang_arena *arena, struct gang_faults *faults);
+// Nodes that the answer uses, each counted whole; of all groups, or of one (-1: all).
+int64_t gang_nodes_used(const struct gang_pool *pool, const struct gang_placement *placement, int group);
+
+// ---- Plan files: study/file.c --------------------------------------------------------------------------------------
+
+// A file that gang_plan_write wrote, or that somebody changed: a layout and a program for it, and what both hold for.
+struct gang_plan {
+    const char *path;
+    char *job, *cluster; // the files that it was made from; the cluster's may be another than the job names
+    char *facts;         // what it holds for, a line each, and where the first stands
+    int64_t facts_line;
+    struct gang_layout layout; // nothing left to be chosen, the schedule that made the program included
+    struct gang_program program;
+};
+
+// Publishes the answer's layout and program, as they were evaluated (folded or not), for this task and pool; `job` is the file
+// that they were read from.
+GANG_CHECK_RESULT enum gang_status gang_plan_write(const char *path, const char *job, const struct gang_task *task, const struct gang_pool *pool,
+                                                   const struct gang_answer *answer);
+// Whether the file begins as a plan does.
+bool gang_plan_is(const char *path);
+// GANG_ERR_FORMAT with file and line for anything that is not a plan. What it says is not proven yet: gang_evaluate_plan does.
+GANG_CHECK_RESULT enum gang_status gang_plan_read(const char *path, struct gang_arena *arena, struct gang_plan *out);
+// GANG_ERR_INPUT names the first fact of the model, the step or the pool for which the plan was not made.
+GANG_CHECK_RESULT enum gang_status gang_plan_check(const struct gang_plan *plan, const struct gang_task *task, const struct gang_pool *pool);
+// gang_evaluate of a plan: checks what it is for, that its program is one for its layout (its stages, chunks, replicas and micro-batches,
+// in the placement's order of classes) and verifies that program before it runs.
+GANG_CHECK_RESULT enum gang_status gang_evaluate_plan(const struct gang_task *task, const struct gang_pool *pool, const struct gang_plan *plan,
+                                                      int flags, struct gang_arena *arena, struct gang_answer *out);
 
 // ---- The best layout: study/search.c -------------------------------------------------------------------------------
 
@@ -99,7 +128,7 @@ struct gang_case {
 
 // Error of a set of rows, as fractions of the measured value.
 struct gang_error_summary {
-    const char *device, *dtype, *source; // "" where all
+    const char *device, *dtype, *source; // "" where all; device "dense" or "experts": of all devices
     int rows;
     double mean, median, p95, largest;
     double null_mean; // of one constant MFU for the device and type, its best
@@ -110,9 +139,10 @@ struct gang_validation {
     int count;
     struct gang_case *cases;
     struct gang_error_summary blind; // rows that no calibration used
-    int set_count;
-    struct gang_error_summary *sets; // by device, type and source
-    double tau;                      // Kendall's, mean over groups of rows that share model, device and device count
+    int set_count, kind_count;
+    struct gang_error_summary *sets;  // by device, type and source
+    struct gang_error_summary *kinds; // dense models, those with experts, then by device
+    double tau;                       // Kendall's, mean over groups of rows that share model, device and device count
     int tau_groups;
     int memory_rows; // that state a peak, and the mean error of the predicted one
     double memory_mean;

@@ -42,8 +42,12 @@ static int compare(const void *a, const void *b) {
 }
 
 static bool usable(const struct gang_case *c) { return !c->why_not; }
-static bool same_set(const struct gang_case *a, const struct gang_case *b, bool source) {
-    return !strcmp(a->device, b->device) && !strcmp(a->dtype, b->dtype) && (!source || !strcmp(a->source, b->source));
+enum likeness { ALL, SAME_EXPERTS, SAME_DEVICE, SAME_TYPE, SAME_SOURCE }; // from SAME_DEVICE on each with those before it
+
+static bool alike(const struct gang_case *a, const struct gang_case *b, enum likeness likeness) {
+    if (likeness == SAME_EXPERTS) return !a->task.shape.experts == !b->task.shape.experts;
+    return (likeness < SAME_DEVICE || !strcmp(a->device, b->device)) && (likeness < SAME_TYPE || !strcmp(a->dtype, b->dtype)) &&
+           (likeness < SAME_SOURCE || !strcmp(a->source, b->source));
 }
 
 static double model_flops(const struct gang_case *c) {
@@ -55,19 +59,23 @@ static double mfu_of(const struct gang_case *c) { return model_flops(c) / (c->me
 static double null_mfu(const struct gang_validation *v, const struct gang_case *like, double *scratch) {
     int n = 0;
     for (int i = 0; i < v->count; i++)
-        if (usable(&v->cases[i]) && same_set(&v->cases[i], like, false)) scratch[n++] = mfu_of(&v->cases[i]);
+        if (usable(&v->cases[i]) && alike(&v->cases[i], like, SAME_TYPE)) scratch[n++] = mfu_of(&v->cases[i]);
     qsort(scratch, (size_t)n, sizeof *scratch, compare);
     return n ? (scratch[(n - 1) / 2] + scratch[n / 2]) / 2 : 1;
 }
 
-// Over the rows of `like`'s set, or all where it is NULL; rows that a calibration used are left out.
-static void summarise(const struct gang_validation *v, const struct gang_case *like, struct gang_arena *arena, struct gang_error_summary *out) {
+// Over the rows that are like `like`; rows that a calibration used are left out.
+static void summarise(const struct gang_validation *v, const struct gang_case *like, enum likeness likeness, struct gang_arena *arena,
+                      struct gang_error_summary *out) {
     double *errors = gang_arena_alloc(arena, (size_t)v->count * sizeof(double)),
            *scratch = gang_arena_alloc(arena, (size_t)v->count * sizeof(double));
-    *out = (struct gang_error_summary){.device = like ? like->device : "", .dtype = like ? like->dtype : "", .source = like ? like->source : ""};
+    *out = (struct gang_error_summary){.device = likeness >= SAME_DEVICE ? like->device : "",
+                                       .dtype = likeness >= SAME_TYPE ? like->dtype : "",
+                                       .source = likeness >= SAME_SOURCE ? like->source : ""};
+    if (likeness == SAME_EXPERTS) out->device = like->task.shape.experts ? "experts" : "dense";
     for (int i = 0; i < v->count; i++) {
         const struct gang_case *c = &v->cases[i];
-        if (!usable(c) || c->calibrated_on || (like && !same_set(c, like, true))) continue;
+        if (!usable(c) || c->calibrated_on || !alike(c, like, likeness)) continue;
         double null_seconds = model_flops(c) / (null_mfu(v, c, scratch) * (double)c->devices * c->kind->peak[c->task.math]);
         errors[out->rows++] = fabs(c->predicted / c->measured - 1);
         out->bias += c->predicted / c->measured - 1;
@@ -107,6 +115,17 @@ static void rank_groups(struct gang_validation *v, struct gang_arena *arena) {
     v->tau = v->tau_groups ? sum / v->tau_groups : NAN;
 }
 
+// One summary for every kind of likeness that the usable rows have, in the table's order.
+static int summarise_each(const struct gang_validation *v, enum likeness likeness, struct gang_arena *arena, struct gang_error_summary *out) {
+    int count = 0;
+    for (int i = 0; i < v->count; i++) {
+        bool first = usable(&v->cases[i]);
+        for (int j = 0; j < i && first; j++) first = !usable(&v->cases[j]) || !alike(&v->cases[i], &v->cases[j], likeness);
+        if (first) summarise(v, &v->cases[i], likeness, arena, &out[count++]);
+    }
+    return count;
+}
+
 enum gang_status gang_validate(const char *path, struct gang_arena *arena, struct gang_validation *out) {
     struct gang_list kinds;
     *out = (struct gang_validation){0};
@@ -118,12 +137,11 @@ enum gang_status gang_validate(const char *path, struct gang_arena *arena, struc
         if (!out->cases[i].why_not && !(out->cases[i].predicted > 0)) out->cases[i].why_not = gang_arena_strdup(arena, gang_error());
     }
     out->sets = gang_arena_alloc(arena, (size_t)out->count * sizeof *out->sets);
-    for (int i = 0; i < out->count; i++) {
-        bool first = usable(&out->cases[i]);
-        for (int j = 0; j < i && first; j++) first = !usable(&out->cases[j]) || !same_set(&out->cases[i], &out->cases[j], true);
-        if (first) summarise(out, &out->cases[i], arena, &out->sets[out->set_count++]);
-    }
-    summarise(out, NULL, arena, &out->blind);
+    out->kinds = gang_arena_alloc(arena, (size_t)(out->count + 2) * sizeof *out->kinds);
+    out->set_count = summarise_each(out, SAME_SOURCE, arena, out->sets);
+    out->kind_count = summarise_each(out, SAME_EXPERTS, arena, out->kinds);
+    out->kind_count += summarise_each(out, SAME_DEVICE, arena, out->kinds + out->kind_count);
+    summarise(out, NULL, ALL, arena, &out->blind);
     rank_groups(out, arena);
     for (int i = 0; i < out->count; i++) {
         const struct gang_case *c = &out->cases[i];

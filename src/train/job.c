@@ -9,6 +9,7 @@ enum { COMPUTE_AUTO = 2 };
 enum { MAX_STEPS = 99999999 };
 static const int64_t max_tokens = 1LL << 50;
 
+static const char *const launchers[] = {"local", "ssh", "slurm", NULL}; // by enum gang_launcher
 static const char *const weights[] = {"auto", "fresh", NULL};
 
 #define AT(member) offsetof(struct gang_job, member)
@@ -22,7 +23,7 @@ const struct gang_field gang_job_fields[] = {
     {"compute", GANG_FIELD_ENUM, AT(compute), "auto", 0, 0, computes,
      "type of the products (masters stay f32): f32; bf16; auto: bf16 where it is fast"},
     {"sequence_length", GANG_FIELD_INT, AT(sequence_length), "256", 1, 1 << 20, NULL, "tokens of a sample"},
-    {"micro_batch", GANG_FIELD_INT, AT(micro_batch), "8", 1, 1 << 16, NULL, "samples that are computed at once"},
+    {"micro_batch", GANG_FIELD_INT, AT(micro_batch), "8", 1, 1 << 16, NULL, "samples that are computed at once; on a cluster the layout says"},
     {"global_batch_tokens", GANG_FIELD_INT, AT(global_batch_tokens), "0", 0, 1LL << 40, NULL, "tokens of an optimizer step; 0: one micro-batch"},
     {"steps", GANG_FIELD_INT, AT(steps), "0", 0, MAX_STEPS, NULL, "optimizer steps; give this or tokens"},
     {"tokens", GANG_FIELD_INT, AT(tokens), "0", 0, 1LL << 50, NULL, "tokens to train on, rounded up to whole steps"},
@@ -38,6 +39,12 @@ const struct gang_field gang_job_fields[] = {
     {"threads", GANG_FIELD_INT, AT(threads), "0", 0, 1024, NULL, "0: all cores this process may use"},
     {"save_every", GANG_FIELD_INT, AT(save_every), "0", 0, 1000000000, NULL, "steps between saves; 0: only at the end"},
     {"keep", GANG_FIELD_INT, AT(keep), "2", 1, 1000000, NULL, "saves that are kept, the newest"},
+    {"cluster", GANG_FIELD_STRING, AT(cluster), "", 0, 0, NULL, "cluster.yaml: train on all of it; none: on this machine's processor alone"},
+    {"layout", GANG_FIELD_STRING, AT(layout), "auto", 0, 0, NULL,
+     "how a cluster splits the work, such as pp=2,dp=2,mb=1; auto: the best that is found"},
+    {"launcher", GANG_FIELD_ENUM, AT(launcher), "local", 0, 0, launchers, "what starts the ranks of a cluster: processes here; ssh; slurm"},
+    {"coordinator", GANG_FIELD_STRING, AT(coordinator), "auto", 0, 0, NULL,
+     "name or address by which other nodes reach the one that starts the run; auto: its host name"},
     {"cache", GANG_FIELD_STRING, AT(cache), "auto", 0, 0, NULL, "directory of tokenised data; auto: OUTPUT/cache"},
 };
 const size_t gang_job_field_count = sizeof gang_job_fields / sizeof *gang_job_fields;
@@ -49,13 +56,14 @@ static void resolve(struct gang_arena *arena, const char *job_path, char **path)
 }
 
 static enum gang_status settle_batch(const char *path, struct gang_job *job) {
-    int64_t micro = job->micro_batch * job->sequence_length;
+    // On a cluster the plan chooses the micro-batches.
+    int64_t micro = job->micro_batch * job->sequence_length, unit = *job->cluster ? job->sequence_length : micro;
     if (!job->global_batch_tokens) job->global_batch_tokens = micro;
-    if (job->global_batch_tokens % micro != 0) {
-        int64_t down = job->global_batch_tokens / micro * micro;
-        return gang_fail(GANG_ERR_INPUT,
-                         "%s: global_batch_tokens %lld is not a multiple of micro_batch x sequence_length = %lld: choose for example %lld", path,
-                         (long long)job->global_batch_tokens, (long long)micro, (long long)(down ? down : micro));
+    if (job->global_batch_tokens % unit != 0) {
+        int64_t down = job->global_batch_tokens / unit * unit;
+        return gang_fail(GANG_ERR_INPUT, "%s: global_batch_tokens %lld is not a multiple of %ssequence_length = %lld: choose for example %lld", path,
+                         (long long)job->global_batch_tokens, *job->cluster ? "" : "micro_batch x ", (long long)unit,
+                         (long long)(down ? down : unit));
     }
     if (!job->steps == !job->tokens) return gang_fail(GANG_ERR_INPUT, "%s: give either steps or tokens, above 0", path);
     if (!job->steps) job->steps = (job->tokens + job->global_batch_tokens - 1) / job->global_batch_tokens;
@@ -76,6 +84,7 @@ enum gang_status gang_job_read(const char *path, struct gang_arena *arena, struc
     job->path = gang_arena_strdup(arena, path);
     resolve(arena, path, &job->model);
     resolve(arena, path, &job->output);
+    if (*job->cluster) resolve(arena, path, &job->cluster);
     for (int i = 0; i < job->data.count; i++) resolve(arena, path, &job->data.items[i]);
     if (strcmp(job->tokenizer, "auto") != 0 && strcmp(job->tokenizer, "bytes") != 0) resolve(arena, path, &job->tokenizer);
     if (!strcmp(job->cache, "auto"))

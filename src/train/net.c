@@ -1,61 +1,22 @@
-// The network on a device: one block of memory, the forward and the backward pass, the update.
+// Memory and set-up of the network on a device: one block that holds all tensors, and what the passes find in it.
 //
-// A layer reads the residual stream x1, adds attention to give x2, adds the feed-forward part to give the next x1. The
-// addition is done by the norm that follows (it has to read both anyway), so a layer's result travels as the pair
-// (x2, delta). Kept for the backward pass per layer: x1, x2, their rstd, q|k|v, the attention's output and log-sum-exp,
-// gate|up. The two normalised inputs and silu(gate)*up are made again on the way back by kernels that read their sources
-// anyway: a third less memory for nothing.
+// A network holds chunks of layers, each with a number of slots; a slot holds what one micro-batch leaves for the way back.
+// The whole model on one device is one chunk with one slot. What has to be kept depends on the passes:
 //
-// Letters as in device.h: M rows, C hidden, F ffn, V vocabulary, W width of q|k|v, R rows of a logits chunk.
-#include "train/train.h"
+//   plain      per layer x1, x2, their rstd, q|k|v, the attention's output and log-sum-exp, gate|up. The two normalised
+//              inputs and silu(gate)*up are made again on the way back by kernels that read their sources anyway: a third
+//              less memory for nothing.
+//   recompute  per layer x1; the rest lies in one place that all layers share.
+//   split      moreover what the weight half multiplies: both factors of each of the four products. gate|up already holds
+//              its gradient then, the attention's output is kept anyway, and most of the rest moves into what the layer above
+//              no longer needs. (Not where rows of the stream are cut: what is multiplied then is larger than the stream.)
+//   inference  nothing but the key/value caches.
+#include "train/net.h"
 
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-struct layer {
-    struct gang_linear *qkv, *o, *gate_up, *down;
-    const struct gang_tensor *norm1, *q, *o_tensor, *norm2, *gate, *down_tensor;
-    float *x1, *x2;          // [M,C]
-    float *rstd1, *rstd2;    // [M]
-    float *lse;              // [B,H,T]
-    void *qkv_act;           // [M,W]
-    void *attended;          // [M,H*D]
-    void *gu;                // [M,2F]
-    void *k_cache, *v_cache; // inference: [T, K*D]
-};
-
-struct gang_net {
-    const struct gang_model *model;
-    struct gang_device *device;
-    struct gang_net_shape shape;
-    struct gang_arena arena;
-    void *block;
-    struct gang_memory memory;
-
-    float *parameters, *gradients, *moments[2];
-    struct layer *layers;
-    struct gang_linear *head;
-    const struct gang_tensor *embed, *norm_final, *head_tensor; // the head's is the embedding when tied
-
-    int64_t R;
-    float *x_final, *rstd_final; // [M,C], [M]
-    void *n;                     // [M,C] normalised input of a product; on the way back its gradient
-    void *delta;                 // [M,C]
-    void *h;                     // [M,F]
-    float *dx;                   // [M,C]
-    void *dx_act;                // [M,C]: dx itself in f32
-    void *dqkv;                  // [M,W]
-    void *dattended;             // [M,H*D]
-    float *logits;               // [R,V]
-    void *dlogits;               // [R,V]: logits itself in f32
-    float *losses;               // [M]
-    float *cos, *sin;            // [T,D/2]
-    int32_t *ids, *targets;      // [M]
-    struct gang_attention attention;
-    int64_t past; // inference: positions in the cache
-};
 
 // ---- Memory: one pass counts, the same pass again places -----------------------------------------------------------
 
@@ -73,6 +34,10 @@ static void *place(struct placer *p, size_t *kind, size_t bytes) {
 
 static float *place_f32(struct placer *p, size_t *kind, int64_t count) { return place(p, kind, (size_t)count * sizeof(float)); }
 
+static void *place_act(struct gang_net *net, struct placer *p, size_t *kind, int64_t count) {
+    return place(p, kind, (size_t)count * gang_device_act_bytes(net->device));
+}
+
 static void place_linear(struct gang_net *net, struct placer *p, struct gang_linear **to, int64_t out, int64_t in) {
     enum gang_linear_use use = net->shape.inference ? GANG_LINEAR_INFER : GANG_LINEAR_TRAIN;
     const struct gang_kernels *k = net->device->k;
@@ -80,34 +45,66 @@ static void place_linear(struct gang_net *net, struct placer *p, struct gang_lin
     if (p->base) *to = k->linear_new(net->device, use, out, in, memory, &net->arena);
 }
 
-static void place_layer(struct gang_net *net, struct placer *p, int index, struct layer *l) {
-    const struct gang_config *c = &net->model->config;
-    size_t act = gang_device_act_bytes(net->device), *kind = &net->memory.activations;
-    int64_t M = net->shape.batch * net->shape.length, C = c->hidden_size, F = c->intermediate_size, O = (int64_t)c->heads * c->head_dim;
-    int64_t KD = (int64_t)c->kv_heads * c->head_dim, W = O + 2 * KD;
-    place_linear(net, p, &l->qkv, W, C);
-    place_linear(net, p, &l->o, C, O);
-    place_linear(net, p, &l->gate_up, 2 * F, C);
-    place_linear(net, p, &l->down, C, F);
-    if (net->shape.inference) {
-        l->k_cache = place(p, kind, (size_t)(M * KD) * act);
-        l->v_cache = place(p, kind, (size_t)(M * KD) * act);
-        if (index) { // layers share what need not be kept
-            const struct layer *first = &net->layers[0];
-            l->x1 = first->x1, l->x2 = first->x2, l->rstd1 = first->rstd1, l->rstd2 = first->rstd2, l->lse = first->lse;
-            l->qkv_act = first->qkv_act, l->attended = first->attended, l->gu = first->gu;
-            return;
-        }
-        kind = &net->memory.workspace;
+static void place_layer(struct gang_net *net, struct placer *p, struct layer *l) {
+    place_linear(net, p, &l->qkv, net->W, net->C);
+    place_linear(net, p, &l->o, net->C, net->O);
+    place_linear(net, p, &l->gate_up, 2 * net->F, net->C);
+    place_linear(net, p, &l->down, net->C, net->F);
+    if (!net->shape.inference) return;
+    int64_t KD = (net->W - net->O) / 2;
+    l->k_cache = place_act(net, p, &net->memory.activations, net->M * KD);
+    l->v_cache = place_act(net, p, &net->memory.activations, net->M * KD);
+}
+
+// The parts of what is kept from forward to backward; each lies either in every layer of every slot or once for all.
+enum { KEPT_INPUT = 1, KEPT_INSIDE = 2, KEPT_PRODUCTS = 4, KEPT_FORWARD = 7 };
+
+static int kept_per_slot(const struct gang_net_shape *shape) {
+    int kept = shape->inference ? 0 : shape->recompute ? KEPT_INPUT : KEPT_FORWARD;
+    return shape->split ? kept | KEPT_PRODUCTS : kept;
+}
+
+// Room for M x C floats holds twice as many elements of two bytes.
+static void *second_half(const struct gang_net *net, float *room) { return room ? (char *)room + net->M * net->C * 2 : NULL; }
+
+// What the weight half multiplies of a layer. When it is made, the layer `above` is through its input half, and so are its
+// stream and its q|k|v. (Its x1 only just not when dy_down is made, so that one takes x2.)
+static void place_backward(struct gang_net *net, struct placer *p, size_t *kind, struct kept *k, const struct kept *above) {
+    int64_t M = net->M, C = net->C;
+    bool narrow = net->device->compute == GANG_COMPUTE_BF16, moves = above && !net->shape.recompute && net->S == M;
+    k->h = place_act(net, p, kind, M * net->F);
+    k->dqkv = moves ? above->qkv : place_act(net, p, kind, M * net->W);
+    k->dy_down = moves ? above->x2 : place_act(net, p, kind, M * C);
+    k->n1 = moves ? narrow ? second_half(net, above->x2) : above->x1 : place_act(net, p, kind, M * C);
+    k->n2 = moves && narrow ? above->x1 : place_act(net, p, kind, M * C);
+    k->dy_o = moves && narrow ? second_half(net, above->x1) : place_act(net, p, kind, M * C);
+}
+
+static void place_kept(struct gang_net *net, struct placer *p, size_t *kind, struct kept *k, int parts) {
+    int64_t M = net->M, S = net->S, C = net->C;
+    if (parts & KEPT_INPUT) k->x1 = place_f32(p, kind, S * C);
+    if (parts & KEPT_INSIDE) {
+        k->x2 = place_f32(p, kind, S * C);
+        k->rstd1 = place_f32(p, kind, S);
+        k->rstd2 = place_f32(p, kind, S);
+        k->lse = place_f32(p, kind, M * net->attention.heads);
+        k->qkv = place_act(net, p, kind, M * net->W);
     }
-    l->x1 = place_f32(p, kind, M * C);
-    l->x2 = place_f32(p, kind, M * C);
-    l->rstd1 = place_f32(p, kind, M);
-    l->rstd2 = place_f32(p, kind, M);
-    l->lse = place_f32(p, kind, M * c->heads);
-    l->qkv_act = place(p, kind, (size_t)(M * W) * act);
-    l->attended = place(p, kind, (size_t)(M * O) * act);
-    l->gu = place(p, kind, (size_t)(M * 2 * F) * act);
+    if (parts & KEPT_PRODUCTS) {
+        k->attended = place_act(net, p, kind, M * net->O);
+        k->gu = place_act(net, p, kind, M * 2 * net->F);
+    }
+}
+
+// What a pass uses up before the next layer begins, so that no layer needs its own.
+static void place_passing(struct gang_net *net, struct placer *p, size_t *kind) {
+    bool apart = net->device->compute != GANG_COMPUTE_F32 || net->S < net->M;
+    struct kept *k = &net->shared;
+    k->n1 = k->n2 = net->n;
+    k->h = place_act(net, p, kind, net->M * net->F);
+    if (net->shape.inference) return;
+    k->dy_down = k->dy_o = apart ? place_act(net, p, kind, net->M * net->C) : net->dx;
+    k->dqkv = place_act(net, p, kind, net->M * net->W);
 }
 
 // Rows of a chunk of logits: enough that products run at full speed, few enough that the chunk stays near the caches.
@@ -118,75 +115,178 @@ static int64_t logits_rows(int64_t M, int64_t V) {
     return rows < M ? rows : M;
 }
 
-static void place_workspace(struct gang_net *net, struct placer *p) {
-    const struct gang_config *c = &net->model->config;
+static void place_head(struct gang_net *net, struct placer *p, size_t *kind) {
     bool train = !net->shape.inference, rounded = net->device->compute != GANG_COMPUTE_F32;
-    size_t act = gang_device_act_bytes(net->device), *kind = &net->memory.workspace;
-    int64_t M = net->shape.batch * net->shape.length, C = c->hidden_size, F = c->intermediate_size, V = c->vocab_size;
-    int64_t O = (int64_t)c->heads * c->head_dim, W = O + 2 * (int64_t)c->kv_heads * c->head_dim;
-    net->x_final = place_f32(p, kind, M * C);
-    net->rstd_final = place_f32(p, kind, M);
-    net->n = place(p, kind, (size_t)(M * C) * act);
-    net->delta = place(p, kind, (size_t)(M * C) * act);
-    net->h = place(p, kind, (size_t)(M * F) * act);
-    net->R = train ? logits_rows(M, V) : 1;
-    net->logits = place_f32(p, kind, net->R * V);
-    net->ids = place(p, kind, (size_t)M * sizeof *net->ids);
-    net->cos = place_f32(p, kind, net->shape.length * (c->head_dim / 2));
-    net->sin = place_f32(p, kind, net->shape.length * (c->head_dim / 2));
-    void *scratch = place(p, kind, gang_device_scratch_bytes(net->device, &net->attention, C));
-    if (p->base) net->device->scratch = scratch;
+    place_linear(net, p, &net->head, net->V, net->C);
+    net->R = train ? logits_rows(net->S, net->V) : 1;
+    net->rstd_final = place_f32(p, kind, net->S);
+    net->logits = place_f32(p, kind, net->R * net->V);
     if (!train) return;
-    net->dlogits = rounded ? place(p, kind, (size_t)(net->R * V) * act) : net->logits;
-    net->dx = place_f32(p, kind, M * C);
-    net->dx_act = rounded ? place(p, kind, (size_t)(M * C) * act) : net->dx;
-    net->dqkv = place(p, kind, (size_t)(M * W) * act);
-    net->dattended = place(p, kind, (size_t)(M * O) * act);
-    net->losses = place_f32(p, kind, M);
-    net->targets = place(p, kind, (size_t)M * sizeof *net->targets);
+    net->dlogits = rounded ? place_act(net, p, kind, net->R * net->V) : net->logits;
+    net->losses = place_f32(p, kind, net->S);
+}
+
+static void place_workspace(struct gang_net *net, struct placer *p) {
+    size_t *kind = &net->memory.workspace;
+    int64_t M = net->M, half = net->attention.dim / 2;
+    net->n = place_act(net, p, kind, M * net->C);
+    net->delta = place_act(net, p, kind, M * net->C);
+    net->cos = place_f32(p, kind, net->shape.length * half);
+    net->sin = place_f32(p, kind, net->shape.length * half);
+    void *scratch = place(p, kind, gang_device_scratch_bytes(net->device, &net->attention, net->C));
+    if (p->base) net->device->scratch = scratch;
+    if (net->head_tensor) place_head(net, p, kind);
+    if (!net->shape.inference) {
+        net->dx = place_f32(p, kind, net->S * net->C);
+        net->dattended = place_act(net, p, kind, M * net->O);
+    }
+    place_kept(net, p, kind, &net->shared, KEPT_FORWARD & ~kept_per_slot(&net->shape));
+    if (!net->shape.split) place_passing(net, p, kind);
+}
+
+static void place_slot(struct gang_net *net, struct placer *p, const struct chunk *c, struct slot *slot) {
+    bool train = !net->shape.inference;
+    size_t *kind = train ? &net->memory.activations : &net->memory.workspace;
+    if (c->first && train) slot->ids = place(p, kind, (size_t)net->S * sizeof *slot->ids);
+    if (c->last && train) slot->targets = place(p, kind, (size_t)net->S * sizeof *slot->targets);
+    if (c->last) slot->x_final = place_f32(p, kind, (train ? net->S : 1) * net->C);
+    for (int i = c->to - c->from - 1; i >= 0; i--) {
+        struct kept *k = &slot->layers[i];
+        *k = net->shared;
+        place_kept(net, p, kind, k, kept_per_slot(&net->shape));
+        if (net->shape.split) place_backward(net, p, kind, k, i < c->to - c->from - 1 ? k + 1 : NULL);
+    }
+}
+
+static int64_t owned_elements(const struct gang_net *net) {
+    int64_t sum = 0;
+    for (int i = 0; i < net->shape.owned_count; i++) sum += net->shape.owned[i].elements;
+    return sum;
 }
 
 static void place_all(struct gang_net *net, char *base) {
     struct placer p = {.base = base};
-    const struct gang_config *c = &net->model->config;
-    bool train = !net->shape.inference;
     net->memory = (struct gang_memory){0};
     net->parameters = place_f32(&p, &net->memory.parameters, net->model->elements);
-    if (train) {
+    if (!net->shape.inference) {
         net->gradients = place_f32(&p, &net->memory.gradients, net->model->elements);
-        for (int i = 0; i < 2; i++) net->moments[i] = place_f32(&p, &net->memory.optimizer, net->model->elements);
+        for (int i = 0; i < 2; i++) net->moments[i] = place_f32(&p, &net->memory.optimizer, owned_elements(net));
     }
-    for (int i = 0; i < c->layers; i++) place_layer(net, &p, i, &net->layers[i]);
-    place_linear(net, &p, &net->head, c->vocab_size, c->hidden_size);
+    for (int c = 0; c < net->shape.chunk_count; c++)
+        for (int i = net->chunks[c].from; i < net->chunks[c].to; i++) place_layer(net, &p, &net->layers[i]);
     place_workspace(net, &p);
+    for (int c = 0; c < net->shape.chunk_count; c++)
+        for (int i = 0; i < net->chunks[c].slot_count; i++) place_slot(net, &p, &net->chunks[c], &net->chunks[c].slots[i]);
     net->memory.total = p.used;
 }
 
-static void find_tensors(struct gang_net *net) {
+// ---- Buckets -------------------------------------------------------------------------------------------------------
+
+// From one tensor to the end of another and of the gap behind it.
+static struct gang_net_bucket span(const struct gang_model *model, const struct gang_tensor *from, const struct gang_tensor *through, int chunk,
+                                   int layer) {
+    assert(from && through && "the model's part holds what the chunks hold");
+    const struct gang_tensor *next = through + 1;
+    int64_t end = next < model->tensors + model->count ? next->offset : model->elements;
+    return (struct gang_net_bucket){.offset = from->offset, .elements = end - from->offset, .chunk = chunk, .layer = layer};
+}
+
+int gang_net_buckets(const struct gang_model *model, const struct gang_net_shape *shape, struct gang_net_bucket *out) {
+    const struct gang_net_chunk whole = {0, model->config.layers, 1}, *chunks = shape->chunk_count ? shape->chunks : &whole;
+    int count = 0;
+    for (int c = shape->chunk_count ? shape->chunk_count - 1 : 0; c >= 0; c--) {
+        if (chunks[c].to == model->config.layers) {
+            const struct gang_tensor *norm = gang_model_find(model, GANG_ROLE_NORM_FINAL, -1);
+            if (out) out[count] = span(model, norm, &model->tensors[model->count - 1], c, -1);
+            count++;
+        }
+        for (int i = chunks[c].to - 1; i >= chunks[c].from; i--, count++)
+            if (out) out[count] = span(model, gang_model_find(model, GANG_ROLE_NORM_ATTENTION, i), gang_model_find(model, GANG_ROLE_DOWN, i), c, i);
+        if (chunks[c].from == 0) {
+            const struct gang_tensor *embed = gang_model_find(model, GANG_ROLE_EMBED, -1);
+            if (out) out[count] = span(model, embed, embed, c, -1);
+            count++;
+        }
+    }
+    return count;
+}
+
+static void find_buckets(struct gang_net *net) {
+    net->bucket_count = gang_net_buckets(net->model, &net->shape, NULL);
+    net->buckets = gang_arena_alloc(&net->arena, (size_t)net->bucket_count * sizeof *net->buckets);
+    gang_net_buckets(net->model, &net->shape, net->buckets);
+    int64_t covered = 0;
+    for (int i = net->bucket_count - 1; i >= 0; i--) {
+        covered += net->buckets[i].elements;
+        net->chunks[net->buckets[i].chunk].bucket = i;
+    }
+    assert(covered == net->model->elements && "the chunks hold what the model's part holds");
+}
+
+// ---- Set-up --------------------------------------------------------------------------------------------------------
+
+static void *copy(struct gang_arena *arena, const void *from, size_t bytes) { return memcpy(gang_arena_alloc(arena, bytes), from, bytes); }
+
+static void settle_shape(struct gang_net *net, const struct gang_net_shape *shape) {
+    const struct gang_net_chunk whole = {0, net->model->config.layers, 1};
+    const struct gang_range all = {0, net->model->elements};
+    struct gang_net_shape *s = &net->shape;
+    *s = *shape;
+    if (!s->chunk_count) s->chunk_count = 1, s->chunks = &whole;
+    if (!s->owned) s->owned_count = 1, s->owned = &all;
+    s->chunks = copy(&net->arena, s->chunks, (size_t)s->chunk_count * sizeof *s->chunks);
+    s->owned = copy(&net->arena, s->owned, (size_t)s->owned_count * sizeof *s->owned);
+    assert(!s->inference || (s->batch == 1 && s->chunk_count == 1 && !s->split && !s->recompute));
+}
+
+static void find_layer(struct gang_net *net, int i) {
     const struct gang_model *m = net->model;
-    for (int i = 0; i < m->config.layers; i++)
-        net->layers[i] = (struct layer){
-            .norm1 = gang_model_find(m, GANG_ROLE_NORM_ATTENTION, i),
-            .q = gang_model_find(m, GANG_ROLE_Q, i),
-            .o_tensor = gang_model_find(m, GANG_ROLE_O, i),
-            .norm2 = gang_model_find(m, GANG_ROLE_NORM_FFN, i),
-            .gate = gang_model_find(m, GANG_ROLE_GATE, i),
-            .down_tensor = gang_model_find(m, GANG_ROLE_DOWN, i),
-        };
-    net->embed = gang_model_find(m, GANG_ROLE_EMBED, -1);
-    net->norm_final = gang_model_find(m, GANG_ROLE_NORM_FINAL, -1);
-    net->head_tensor = m->config.tied ? net->embed : gang_model_find(m, GANG_ROLE_HEAD, -1);
+    net->layers[i] = (struct layer){
+        .norm1 = gang_model_find(m, GANG_ROLE_NORM_ATTENTION, i),
+        .q = gang_model_find(m, GANG_ROLE_Q, i),
+        .o_tensor = gang_model_find(m, GANG_ROLE_O, i),
+        .norm2 = gang_model_find(m, GANG_ROLE_NORM_FFN, i),
+        .gate = gang_model_find(m, GANG_ROLE_GATE, i),
+        .down_tensor = gang_model_find(m, GANG_ROLE_DOWN, i),
+    };
+}
+
+static void make_chunks(struct gang_net *net) {
+    int layers = net->model->config.layers, end = 0; // of the chunk before
+    net->chunks = gang_arena_alloc(&net->arena, (size_t)net->shape.chunk_count * sizeof *net->chunks);
+    net->layers = gang_arena_alloc(&net->arena, (size_t)layers * sizeof *net->layers);
+    for (int i = 0; i < net->shape.chunk_count; i++) {
+        const struct gang_net_chunk *from = &net->shape.chunks[i];
+        struct chunk *c = &net->chunks[i];
+        assert(from->from >= end && from->from < from->to && from->to <= layers && from->slots > 0);
+        end = from->to;
+        *c = (struct chunk){.from = from->from, .to = from->to, .first = from->from == 0, .last = from->to == layers, .slot_count = from->slots};
+        c->slots = gang_arena_alloc(&net->arena, (size_t)c->slot_count * sizeof *c->slots);
+        for (int s = 0; s < c->slot_count; s++)
+            c->slots[s].layers = gang_arena_alloc(&net->arena, (size_t)(c->to - c->from) * sizeof *c->slots[s].layers);
+        for (int layer = c->from; layer < c->to; layer++) find_layer(net, layer);
+    }
 }
 
 static void net_init(struct gang_net *net, const struct gang_model *model, struct gang_device *device, const struct gang_net_shape *shape) {
     const struct gang_config *c = &model->config;
-    assert(!shape->inference || shape->batch == 1);
-    *net = (struct gang_net){.model = model, .device = device, .shape = *shape};
+    *net = (struct gang_net){.model = model, .device = device};
     gang_arena_init(&net->arena);
-    net->layers = gang_arena_alloc(&net->arena, (size_t)c->layers * sizeof *net->layers);
+    settle_shape(net, shape);
+    make_chunks(net);
+    find_buckets(net);
+    net->set = gang_arena_alloc(&net->arena, (size_t)model->count * sizeof *net->set);
     net->attention = (struct gang_attention){
-        .batch = shape->batch, .length = shape->length, .heads = c->heads, .kv_heads = c->kv_heads, .dim = c->head_dim};
-    find_tensors(net);
+        .batch = shape->batch, .length = shape->length, .heads = c->heads / model->tp, .kv_heads = c->kv_heads / model->tp, .dim = c->head_dim};
+    net->M = shape->batch * shape->length, net->C = c->hidden_size, net->F = c->intermediate_size / model->tp, net->V = c->vocab_size;
+    net->O = net->attention.heads * c->head_dim, net->W = net->O + 2 * net->attention.kv_heads * c->head_dim;
+    bool cut = shape->cell && shape->cell->rows;
+    net->S = cut ? net->M / model->tp : net->M;
+    net->row = cut ? model->tp_index * net->S : 0;
+    assert(!cut || net->S * model->tp == net->M);
+    net->embed = gang_model_find(model, GANG_ROLE_EMBED, -1);
+    net->norm_final = gang_model_find(model, GANG_ROLE_NORM_FINAL, -1);
+    if (net->norm_final) net->head_tensor = c->tied ? net->embed : gang_model_find(model, GANG_ROLE_HEAD, -1);
     place_all(net, NULL);
 }
 
@@ -227,6 +327,7 @@ enum gang_status gang_net_new(const struct gang_model *model, struct gang_device
     *out = NULL;
     struct gang_net *net = malloc(sizeof *net);
     assert(net && "out of memory");
+    assert(model->tp == 1 || (shape->cell && !shape->inference));
     net_init(net, model, device, shape);
     enum gang_status status = gang_big_alloc(net->memory.total, &net->block);
     if (status) {
@@ -253,187 +354,6 @@ float *gang_net_parameters(struct gang_net *net) { return net->parameters; }
 float *gang_net_gradients(struct gang_net *net) { return net->gradients; }
 float *gang_net_moments(struct gang_net *net, int which) { return net->moments[which]; }
 
-void gang_net_refresh(struct gang_net *net) {
-    struct gang_device *d = net->device;
-    for (int i = 0; i < net->model->config.layers; i++) {
-        struct layer *l = &net->layers[i];
-        d->k->linear_refresh(d, l->qkv, net->parameters + l->q->offset);
-        d->k->linear_refresh(d, l->o, net->parameters + l->o_tensor->offset);
-        d->k->linear_refresh(d, l->gate_up, net->parameters + l->gate->offset);
-        d->k->linear_refresh(d, l->down, net->parameters + l->down_tensor->offset);
-    }
-    d->k->linear_refresh(d, net->head, net->parameters + net->head_tensor->offset);
-}
-
-// ---- Forward -------------------------------------------------------------------------------------------------------
-
-static void attend(struct gang_net *net, struct layer *l, int64_t M) {
-    struct gang_device *d = net->device;
-    if (!net->shape.inference) {
-        d->k->attention(d, l->attended, l->lse, l->qkv_act, &net->attention);
-    } else if (M == 1) {
-        d->k->attention_decode(d, l->attended, l->k_cache, l->v_cache, l->qkv_act, net->past, &net->attention);
-    } else {
-        struct gang_attention prompt = net->attention;
-        prompt.length = M;
-        d->k->attention(d, l->attended, l->lse, l->qkv_act, &prompt);
-        d->k->cache_fill(d, l->k_cache, l->v_cache, l->qkv_act, M, &prompt);
-    }
-}
-
-// Ids to the normalised output of the last layer, in net->n. M rows.
-static void forward(struct gang_net *net, int64_t M) {
-    struct gang_device *d = net->device;
-    const struct gang_kernels *k = d->k;
-    const struct gang_config *c = &net->model->config;
-    const float *w = net->parameters, eps = (float)c->norm_eps;
-    int64_t C = c->hidden_size, F = c->intermediate_size;
-    k->embed(d, net->layers[0].x1, net->ids, w + net->embed->offset, M, C);
-    const float *x = net->layers[0].x1;
-    const void *delta = NULL;
-    for (int i = 0; i < c->layers; i++) {
-        struct layer *l = &net->layers[i];
-        k->norm(d, l->x1, net->n, l->rstd1, x, delta, w + l->norm1->offset, eps, M, C);
-        k->linear(d, l->qkv, l->qkv_act, false, net->n, M);
-        attend(net, l, M);
-        k->linear(d, l->o, net->delta, false, l->attended, M);
-        k->norm(d, l->x2, net->n, l->rstd2, l->x1, net->delta, w + l->norm2->offset, eps, M, C);
-        k->linear(d, l->gate_up, l->gu, false, net->n, M);
-        k->swiglu(d, net->h, l->gu, M, F);
-        k->linear(d, l->down, net->delta, false, net->h, M);
-        x = l->x2;
-        delta = net->delta;
-    }
-    k->norm(d, net->x_final, net->n, net->rstd_final, x, delta, w + net->norm_final->offset, eps, M, C);
-}
-
-static const void *act_at(const struct gang_net *net, const void *base, int64_t element) {
-    return (const char *)base + (size_t)element * gang_device_act_bytes(net->device);
-}
-
-static void split_tokens(struct gang_net *net, const int32_t *tokens) {
-    int64_t T = net->shape.length;
-    for (int64_t b = 0; b < net->shape.batch; b++) {
-        memcpy(net->ids + b * T, tokens + b * (T + 1), (size_t)T * sizeof *tokens);
-        memcpy(net->targets + b * T, tokens + b * (T + 1) + 1, (size_t)T * sizeof *tokens);
-    }
-}
-
-void gang_net_logits(struct gang_net *net, const int32_t *tokens, float *logits) {
-    int64_t M = net->shape.batch * net->shape.length, C = net->model->config.hidden_size, V = net->model->config.vocab_size;
-    split_tokens(net, tokens);
-    forward(net, M);
-    for (int64_t row = 0; row < M; row += net->R) {
-        int64_t rows = M - row < net->R ? M - row : net->R;
-        net->device->k->linear(net->device, net->head, logits + row * V, true, act_at(net, net->n, row * C), rows);
-    }
-}
-
-// Losses of all rows; with `scale` also the gradients of the head, and the gradient at the final norm's output in net->n.
-static double head_and_loss(struct gang_net *net, const float *scale, bool first) {
-    struct gang_device *d = net->device;
-    const struct gang_kernels *k = d->k;
-    int64_t M = net->shape.batch * net->shape.length, C = net->model->config.hidden_size, V = net->model->config.vocab_size;
-    float *dw = net->gradients + net->head_tensor->offset;
-    for (int64_t row = 0; row < M; row += net->R) {
-        int64_t rows = M - row < net->R ? M - row : net->R;
-        void *n = (void *)act_at(net, net->n, row * C);
-        k->linear(d, net->head, net->logits, true, n, rows);
-        k->cross_entropy(d, net->losses + row, net->dlogits, net->logits, net->targets + row, scale ? *scale : 0, rows, V);
-        if (!scale) continue;
-        k->linear_weight(d, net->head, dw, net->dlogits, n, !first || row > 0, rows);
-        k->linear_input(d, net->head, n, net->dlogits, rows);
-    }
-    double sum = 0;
-    for (int64_t m = 0; m < M; m++) sum += (double)net->losses[m];
-    return sum;
-}
-
-double gang_net_loss(struct gang_net *net, const int32_t *tokens) {
-    split_tokens(net, tokens);
-    forward(net, net->shape.batch * net->shape.length);
-    return head_and_loss(net, NULL, false);
-}
-
-// ---- Backward ------------------------------------------------------------------------------------------------------
-
-// net->dx holds the gradient at the layer's output (and net->dx_act its rounding); afterwards at the layer's input.
-static void backward_layer(struct gang_net *net, struct layer *l, bool add) {
-    struct gang_device *d = net->device;
-    const struct gang_kernels *k = d->k;
-    const struct gang_config *c = &net->model->config;
-    const float *w = net->parameters;
-    float *g = net->gradients;
-    void *rounded = net->dx_act == net->dx ? NULL : net->dx_act;
-    int64_t M = net->shape.batch * net->shape.length, C = c->hidden_size, F = c->intermediate_size;
-
-    k->linear_input(d, l->down, net->h, net->dx_act, M);
-    k->swiglu_backward(d, l->gu, net->h, M, F);
-    k->linear_weight(d, l->down, g + l->down_tensor->offset, net->dx_act, net->h, add, M);
-    k->linear_input(d, l->gate_up, net->n, l->gu, M);
-    k->norm_backward(d, net->dx, net->dx, rounded, net->n, g + l->norm2->offset, add, l->x2, l->rstd2, w + l->norm2->offset, M, C);
-    k->linear_weight(d, l->gate_up, g + l->gate->offset, l->gu, net->n, add, M);
-
-    k->linear_input(d, l->o, net->dattended, net->dx_act, M);
-    k->linear_weight(d, l->o, g + l->o_tensor->offset, net->dx_act, l->attended, add, M);
-    k->attention_backward(d, net->dqkv, net->dattended, l->attended, l->lse, l->qkv_act, &net->attention);
-    k->linear_input(d, l->qkv, net->n, net->dqkv, M);
-    k->norm_backward(d, net->dx, net->dx, rounded, net->n, g + l->norm1->offset, add, l->x1, l->rstd1, w + l->norm1->offset, M, C);
-    k->linear_weight(d, l->qkv, g + l->q->offset, net->dqkv, net->n, add, M);
-}
-
-double gang_net_micro_batch(struct gang_net *net, const int32_t *tokens, float scale, bool first) {
-    struct gang_device *d = net->device;
-    const struct gang_config *c = &net->model->config;
-    int64_t M = net->shape.batch * net->shape.length, C = c->hidden_size;
-    split_tokens(net, tokens);
-    forward(net, M);
-    double loss = head_and_loss(net, &scale, first);
-    void *rounded = net->dx_act == net->dx ? NULL : net->dx_act;
-    d->k->norm_backward(d, net->dx, NULL, rounded, net->n, net->gradients + net->norm_final->offset, !first, net->x_final, net->rstd_final,
-                        net->parameters + net->norm_final->offset, M, C);
-    for (int i = c->layers - 1; i >= 0; i--) backward_layer(net, &net->layers[i], !first);
-    float *dembed = net->gradients + net->embed->offset;
-    if (first && !c->tied) memset(dembed, 0, (size_t)(net->embed->rows * C) * sizeof *dembed);
-    d->k->embed_backward(d, dembed, net->ids, net->dx, M, C);
-    return loss;
-}
-
-// ---- Update --------------------------------------------------------------------------------------------------------
-
-double gang_net_update(struct gang_net *net, const struct gang_update *u) {
-    struct gang_device *d = net->device;
-    const struct gang_model *m = net->model;
-    double norm = sqrt(d->k->sum_squares(d, net->gradients, m->elements));
-    struct gang_adamw o = {
-        .rate = (float)u->rate,
-        .beta1 = (float)u->beta1,
-        .beta2 = (float)u->beta2,
-        .epsilon = (float)u->epsilon,
-        .correct1 = (float)(1 - pow(u->beta1, (double)u->step)),
-        .correct2 = (float)(1 - pow(u->beta2, (double)u->step)),
-        .gradient_scale = u->clip > 0 && norm > u->clip ? (float)(u->clip / norm) : 1,
-    };
-    for (int i = 0; i < m->count;) {
-        // Neighbours with the same decay go in one pass; the gaps between them stay 0.
-        bool is_norm = gang_tensor_is_norm(&m->tensors[i]);
-        int64_t from = m->tensors[i].offset;
-        while (i < m->count && gang_tensor_is_norm(&m->tensors[i]) == is_norm) i++;
-        int64_t n = (i < m->count ? m->tensors[i].offset : m->elements) - from;
-        o.decay = is_norm ? 0 : (float)u->decay;
-        d->k->adamw(d, net->parameters + from, net->moments[0] + from, net->moments[1] + from, net->gradients + from, n, &o);
-    }
-    gang_net_refresh(net);
-    return norm;
-}
-
-// ---- Inference -----------------------------------------------------------------------------------------------------
-
-const float *gang_net_feed(struct gang_net *net, const int32_t *tokens, int64_t count) {
-    assert(net->shape.inference && count > 0 && net->past + count <= net->shape.length && (count == 1 || net->past == 0));
-    memcpy(net->ids, tokens, (size_t)count * sizeof *tokens);
-    forward(net, count);
-    net->device->k->linear(net->device, net->head, net->logits, true, act_at(net, net->n, (count - 1) * net->model->config.hidden_size), 1);
-    net->past += count;
-    return net->logits;
+size_t gang_net_message_bytes(const struct gang_net *net) {
+    return (size_t)(net->S * net->C) * (net->shape.message == GANG_COMPUTE_BF16 ? sizeof(uint16_t) : sizeof(float));
 }

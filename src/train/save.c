@@ -76,14 +76,19 @@ static enum gang_status copy_file(const char *from, const char *to) {
     return status;
 }
 
-static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, struct gang_net *net,
-                             const struct gang_model *model, const char *tokenizer) {
-    const struct gang_st_part weights = {"", gang_net_parameters(net)};
-    const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
+const char *const gang_save_prefixes[GANG_SAVE_PARTS] = {"", "exp_avg.", "exp_avg_sq."};
+
+void gang_save_parts(struct gang_net *net, struct gang_st_part parts[GANG_SAVE_PARTS]) {
+    for (int p = 0; p < GANG_SAVE_PARTS; p++)
+        parts[p] = (struct gang_st_part){.prefix = gang_save_prefixes[p], .values = p ? gang_net_moments(net, p - 1) : gang_net_parameters(net)};
+}
+
+static enum gang_status fill(struct gang_arena *arena, const char *dir, const struct gang_state *state, const struct gang_model *model,
+                             const struct gang_st_part *parts, const char *tokenizer) {
     enum gang_status status = gang_mkdirs(dir);
     if (!status) status = gang_config_write(&model->config, dir);
-    if (!status) status = gang_model_save(model, &weights, 1, in(arena, dir, "model.safetensors"));
-    if (!status) status = gang_model_save(model, moments, 2, in(arena, dir, "optimizer.safetensors"));
+    if (!status) status = gang_model_save(model, parts, 1, in(arena, dir, "model.safetensors"));
+    if (!status) status = gang_model_save(model, parts + 1, 2, in(arena, dir, "optimizer.safetensors"));
     if (!status && tokenizer) status = copy_file(tokenizer, in(arena, dir, "tokenizer.json"));
     if (!status) status = write_state(in(arena, dir, "state.json"), state);
     return status ? status : gang_dir_sync(dir);
@@ -153,11 +158,11 @@ static enum gang_status abandon(enum gang_status status, const char *tmp) {
     return gang_fail(status, "%s", first);
 }
 
-static enum gang_status publish(struct gang_arena *arena, const char *output, const char *name, const struct gang_state *state, struct gang_net *net,
-                                const struct gang_model *model, const char *tokenizer) {
+static enum gang_status publish(struct gang_arena *arena, const char *output, const char *name, const struct gang_state *state,
+                                const struct gang_model *model, const struct gang_st_part *parts, const char *tokenizer) {
     const char *dir = in(arena, output, name), *tmp = gang_arena_printf(arena, "%s%s", dir, unfinished);
     enum gang_status status = gang_dir_remove(tmp);
-    if (!status) status = fill(arena, tmp, state, net, model, tokenizer);
+    if (!status) status = fill(arena, tmp, state, model, parts, tokenizer);
     // A save of this step that `latest` does not name was cut off just before its turn; this one takes its place.
     if (!status) status = gang_dir_remove(dir);
     if (!status && gang_os->rename(tmp, dir)) status = gang_fail_os("%s: cannot rename to %s", tmp, dir);
@@ -166,15 +171,16 @@ static enum gang_status publish(struct gang_arena *arena, const char *output, co
     return status ? abandon(status, tmp) : GANG_OK;
 }
 
-enum gang_status gang_save_write(const char *output, const struct gang_state *state, struct gang_net *net, const struct gang_model *model,
-                                 const char *tokenizer_path, int keep, char *saved, size_t saved_bytes) {
+enum gang_status gang_save_write(const char *output, const struct gang_state *state, const struct gang_model *model,
+                                 const struct gang_st_part parts[GANG_SAVE_PARTS], const char *tokenizer_path, int keep, char *saved,
+                                 size_t saved_bytes) {
     struct gang_arena arena;
     gang_arena_init(&arena);
     const char *name = gang_arena_printf(&arena, "step-%08lld", (long long)state->step);
     // Where `latest` names this step already, a save of it failed at the very last call: what is there is whole, and to take
     // it away for another try would leave `latest` without a save for a while.
     enum gang_status status = is_latest(&arena, output, name) ? gang_dir_sync(output)
-                                                              : publish(&arena, output, name, state, net, model, tokenizer_path);
+                                                              : publish(&arena, output, name, state, model, parts, tokenizer_path);
     if (!status) {
         drop_unfinished(&arena, output);
         drop_old(&arena, output, name, keep);
@@ -187,10 +193,10 @@ enum gang_status gang_save_write(const char *output, const struct gang_state *st
 enum gang_status gang_save_load(const char *dir, struct gang_net *net, const struct gang_model *model) {
     struct gang_arena arena;
     gang_arena_init(&arena);
-    const struct gang_st_part weights = {"", gang_net_parameters(net)};
-    const struct gang_st_part moments[] = {{"exp_avg.", gang_net_moments(net, 0)}, {"exp_avg_sq.", gang_net_moments(net, 1)}};
-    enum gang_status status = gang_model_restore(model, &weights, 1, in(&arena, dir, "model.safetensors"));
-    if (!status) status = gang_model_restore(model, moments, 2, in(&arena, dir, "optimizer.safetensors"));
+    struct gang_st_part parts[GANG_SAVE_PARTS];
+    gang_save_parts(net, parts);
+    enum gang_status status = gang_model_restore(model, parts, 1, in(&arena, dir, "model.safetensors"));
+    if (!status) status = gang_model_restore(model, parts + 1, 2, in(&arena, dir, "optimizer.safetensors"));
     if (!status) gang_net_refresh(net);
     gang_arena_release(&arena);
     return status;

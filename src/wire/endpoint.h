@@ -97,6 +97,7 @@ struct gang_wire {
     struct gang_link_config config;
     char address[GANG_ADDRESS_TEXT];
     int epoll, kick, listener;
+    int notify; // of the options
     enum gang_source listener_source, kick_source;
     struct gang_wire_link *links;
     struct gang_stranger strangers[WIRE_STRANGERS_MAX];

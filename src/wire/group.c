@@ -24,23 +24,23 @@
 #include <string.h>
 
 enum { WINDOW = 8, AHEAD = 4, NOTICE_BYTES = 128 };
-enum { TAG_PARTS, TAG_SUMS, TAG_OTHER, TAG_NOTICE }; // of GANG_GROUP_TAGS
+enum { TAG_PARTS, TAG_SUMS, TAG_OTHER, TAG_NOTICE }; // of GANG_COMM_TAGS
 static const size_t segment_bytes = (size_t)512 << 10, small_bytes = 64 << 10;
 
 struct slot { // a segment under way
-    struct gang_wire_op parts_out[GANG_GROUP_MEMBERS], parts_in[GANG_GROUP_MEMBERS], sums_out[GANG_GROUP_MEMBERS], sums_in[GANG_GROUP_MEMBERS];
+    struct gang_wire_op parts_out[GANG_COMM_MEMBERS], parts_in[GANG_COMM_MEMBERS], sums_out[GANG_COMM_MEMBERS], sums_in[GANG_COMM_MEMBERS];
 };
 
-struct gang_group {
+struct gang_comm {
     struct gang_wire *wire;
-    struct gang_wire_link *links[GANG_GROUP_MEMBERS];
+    struct gang_wire_link *links[GANG_COMM_MEMBERS];
     int members, me;
     uint32_t tag;
     uint8_t *scratch;
     size_t scratch_bytes;
     char error[NOTICE_BYTES]; // why it is broken; "" while it is not
-    char notices[GANG_GROUP_MEMBERS][NOTICE_BYTES];
-    struct gang_wire_op notice_in[GANG_GROUP_MEMBERS], notice_out[GANG_GROUP_MEMBERS];
+    char notices[GANG_COMM_MEMBERS][NOTICE_BYTES];
+    struct gang_wire_op notice_in[GANG_COMM_MEMBERS], notice_out[GANG_COMM_MEMBERS];
     char told[NOTICE_BYTES];
     struct slot slots[WINDOW];
 };
@@ -53,7 +53,7 @@ static void call_off(struct gang_wire_op *ops, int count) {
 }
 
 // Finds out why, tells everybody, and calls off what is under way.
-static enum gang_status break_up(struct gang_group *g) {
+static enum gang_status break_up(struct gang_comm *g) {
     struct gang_wire_report report;
     if (!g->error[0]) {
         for (int i = 0; i < g->members && !g->error[0]; i++)
@@ -81,7 +81,7 @@ static enum gang_status break_up(struct gang_group *g) {
     return gang_fail(GANG_ERR_PEER, "%s", g->error);
 }
 
-static enum gang_status await(struct gang_group *g, struct gang_wire_op *op) {
+static enum gang_status await(struct gang_comm *g, struct gang_wire_op *op) {
     if (!op->link) return GANG_OK;
     gang_wire_wait_any(g->wire, op, g->links, g->notice_in, g->members);
     bool good = gang_wire_done(op) && !op->status;
@@ -89,13 +89,13 @@ static enum gang_status await(struct gang_group *g, struct gang_wire_op *op) {
     return good ? GANG_OK : break_up(g);
 }
 
-static enum gang_status await_all(struct gang_group *g, struct gang_wire_op *ops) {
+static enum gang_status await_all(struct gang_comm *g, struct gang_wire_op *ops) {
     enum gang_status status = GANG_OK;
     for (int i = 0; i < g->members && !status; i++) status = await(g, &ops[i]);
     return status;
 }
 
-static enum gang_status start(struct gang_group *g, bool receive, int member, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op) {
+static enum gang_status start(struct gang_comm *g, bool receive, int member, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op) {
     enum gang_status status = receive ? gang_wire_recv(g->links[member], g->tag + tag, data, bytes, op)
                                       : gang_wire_send(g->links[member], g->tag + tag, 0, data, bytes, op);
     if (!status) return GANG_OK;
@@ -103,18 +103,18 @@ static enum gang_status start(struct gang_group *g, bool receive, int member, ui
     return break_up(g);
 }
 
-static enum gang_status check(const struct gang_group *g) { return g->error[0] ? gang_fail(GANG_ERR_PEER, "%s", g->error) : GANG_OK; }
+static enum gang_status check(const struct gang_comm *g) { return g->error[0] ? gang_fail(GANG_ERR_PEER, "%s", g->error) : GANG_OK; }
 
 // ---- The group -----------------------------------------------------------------------------------------------------
 
-enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
-                                struct gang_group **out) {
+enum gang_status gang_comm_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
+                               struct gang_comm **out) {
     *out = NULL;
-    if (members < 1 || members > GANG_GROUP_MEMBERS || me < 0 || me >= members)
-        return gang_fail(GANG_ERR_INPUT, "group: member %d of %d: at most %d members", me, members, GANG_GROUP_MEMBERS);
-    struct gang_group *g = calloc(1, sizeof *g);
+    if (members < 1 || members > GANG_COMM_MEMBERS || me < 0 || me >= members)
+        return gang_fail(GANG_ERR_INPUT, "group: member %d of %d: at most %d members", me, members, GANG_COMM_MEMBERS);
+    struct gang_comm *g = calloc(1, sizeof *g);
     assert(g && "out of memory");
-    *g = (struct gang_group){.wire = wire, .members = members, .me = me, .tag = tag};
+    *g = (struct gang_comm){.wire = wire, .members = members, .me = me, .tag = tag};
     enum gang_status status = GANG_OK;
     for (int i = 0; i < members && !status; i++) {
         if (i == me) continue;
@@ -124,12 +124,12 @@ enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *c
     }
     *out = g;
     if (!status) return GANG_OK;
-    gang_group_free(g);
+    gang_comm_free(g);
     *out = NULL;
     return status;
 }
 
-void gang_group_free(struct gang_group *g) {
+void gang_comm_free(struct gang_comm *g) {
     if (!g) return;
     call_off(g->notice_in, g->members);
     call_off(g->notice_out, g->members);
@@ -137,13 +137,13 @@ void gang_group_free(struct gang_group *g) {
     free(g);
 }
 
-void gang_group_part(const struct gang_group *g, size_t count, int member, size_t *first, size_t *length) {
+void gang_comm_part(const struct gang_comm *g, size_t count, int member, size_t *first, size_t *length) {
     size_t n = (size_t)g->members, m = (size_t)member, base = count / n, more = count % n;
     *first = m * base + (m < more ? m : more);
     *length = base + (m < more);
 }
 
-static uint8_t *scratch(struct gang_group *g, size_t bytes) {
+static uint8_t *scratch(struct gang_comm *g, size_t bytes) {
     if (bytes > g->scratch_bytes) {
         free(g->scratch);
         g->scratch = aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -153,12 +153,12 @@ static uint8_t *scratch(struct gang_group *g, size_t bytes) {
     return g->scratch;
 }
 
-static size_t element_bytes(enum gang_element type) { return type == GANG_F32 ? sizeof(float) : sizeof(uint16_t); }
+static size_t element_bytes(enum gang_element type) { return type == GANG_ELEMENT_F32 ? sizeof(float) : sizeof(uint16_t); }
 
 // ---- Reductions over parts -----------------------------------------------------------------------------------------
 
 struct reduction {
-    struct gang_group *group;
+    struct gang_comm *group;
     uint8_t *data, *scratch;
     size_t count, size; // elements, bytes of one
     size_t segment;     // elements
@@ -170,7 +170,7 @@ struct reduction {
 // Segment k of a member's part: false when it is empty.
 static bool segment_of(const struct reduction *r, int member, size_t k, uint8_t **at, size_t *elements) {
     size_t first, length, from = k * r->segment;
-    gang_group_part(r->group, r->count, member, &first, &length);
+    gang_comm_part(r->group, r->count, member, &first, &length);
     if (from >= length) return false;
     *elements = length - from < r->segment ? length - from : r->segment;
     *at = r->data + (first + from) * r->size;
@@ -182,7 +182,7 @@ static uint8_t *place_for(const struct reduction *r, size_t k, int member) {
 }
 
 static enum gang_status finish_segment(const struct reduction *r, size_t k) {
-    struct gang_group *g = r->group;
+    struct gang_comm *g = r->group;
     struct slot *slot = &g->slots[k % WINDOW];
     enum gang_status status = await_all(g, slot->parts_out);
     if (!status) status = await_all(g, slot->sums_in);
@@ -190,7 +190,7 @@ static enum gang_status finish_segment(const struct reduction *r, size_t k) {
 }
 
 static enum gang_status start_segment(const struct reduction *r, size_t k) {
-    struct gang_group *g = r->group;
+    struct gang_comm *g = r->group;
     struct slot *slot = &g->slots[k % WINDOW];
     uint8_t *mine, *theirs;
     size_t n = 0, m;
@@ -207,14 +207,14 @@ static enum gang_status start_segment(const struct reduction *r, size_t k) {
 }
 
 static enum gang_status sum_segment(const struct reduction *r, size_t k) {
-    struct gang_group *g = r->group;
+    struct gang_comm *g = r->group;
     struct slot *slot = &g->slots[k % WINDOW];
     uint8_t *mine;
     size_t n;
     if (!segment_of(r, g->me, k, &mine, &n)) return GANG_OK;
     enum gang_status status = await_all(g, slot->parts_in);
     if (status) return status;
-    const void *parts[GANG_GROUP_MEMBERS];
+    const void *parts[GANG_COMM_MEMBERS];
     for (int i = 0; i < g->members; i++) parts[i] = i == g->me ? mine : place_for(r, k, i);
     if (r->scatter) gang_sum(mine, parts, g->members, n, r->type);
     for (int i = 0; i < g->members && !status && r->gather; i++)
@@ -223,12 +223,12 @@ static enum gang_status sum_segment(const struct reduction *r, size_t k) {
 }
 
 static enum gang_status run_reduction(struct reduction *r) {
-    struct gang_group *g = r->group;
+    struct gang_comm *g = r->group;
     enum gang_status status = check(g);
     r->size = element_bytes(r->type);
     r->segment = segment_bytes / r->size;
     size_t first, longest;
-    gang_group_part(g, r->count, 0, &first, &longest);
+    gang_comm_part(g, r->count, 0, &first, &longest);
     r->segments = (longest + r->segment - 1) / r->segment;
     if (r->segments == 1) r->segment = longest;
     if (r->scatter) r->scratch = scratch(g, (r->segments < WINDOW ? r->segments : WINDOW) * (size_t)g->members * r->segment * r->size);
@@ -244,12 +244,12 @@ static enum gang_status run_reduction(struct reduction *r) {
 }
 
 // Everybody sends everything to everybody and sums by itself.
-static enum gang_status reduce_small(struct gang_group *g, void *data, size_t count, enum gang_element type) {
+static enum gang_status reduce_small(struct gang_comm *g, void *data, size_t count, enum gang_element type) {
     enum gang_status status = check(g);
     size_t bytes = count * element_bytes(type);
     uint8_t *place = scratch(g, (size_t)g->members * bytes);
     struct slot *slot = &g->slots[0];
-    const void *parts[GANG_GROUP_MEMBERS];
+    const void *parts[GANG_COMM_MEMBERS];
     for (int i = 0; i < g->members && !status; i++) {
         parts[i] = i == g->me ? data : place + (size_t)i * bytes;
         if (i != g->me) status = start(g, true, i, TAG_PARTS, place + (size_t)i * bytes, bytes, &slot->parts_in[i]);
@@ -262,23 +262,23 @@ static enum gang_status reduce_small(struct gang_group *g, void *data, size_t co
     return status;
 }
 
-enum gang_status gang_all_reduce(struct gang_group *g, void *data, size_t count, enum gang_element type) {
+enum gang_status gang_all_reduce(struct gang_comm *g, void *data, size_t count, enum gang_element type) {
     if (count * element_bytes(type) * (size_t)(g->members - 1) <= small_bytes) return reduce_small(g, data, count, type);
     return run_reduction(&(struct reduction){.group = g, .data = data, .count = count, .type = type, .scatter = true, .gather = true});
 }
 
-enum gang_status gang_reduce_scatter(struct gang_group *g, void *data, size_t count, enum gang_element type) {
+enum gang_status gang_reduce_scatter(struct gang_comm *g, void *data, size_t count, enum gang_element type) {
     return run_reduction(&(struct reduction){.group = g, .data = data, .count = count, .type = type, .scatter = true});
 }
 
-enum gang_status gang_all_gather(struct gang_group *g, void *data, size_t count, enum gang_element type) {
+enum gang_status gang_all_gather(struct gang_comm *g, void *data, size_t count, enum gang_element type) {
     return run_reduction(&(struct reduction){.group = g, .data = data, .count = count, .type = type, .gather = true});
 }
 
 // ---- The others ----------------------------------------------------------------------------------------------------
 
 // A binomial tree from the root; long data in segments, so that all levels are busy at once.
-enum gang_status gang_broadcast(struct gang_group *g, int root, void *data, size_t bytes) {
+enum gang_status gang_broadcast(struct gang_comm *g, int root, void *data, size_t bytes) {
     enum gang_status status = check(g);
     int rank = (g->me - root + g->members) % g->members, lowest = 1;
     while (lowest < g->members && !(rank & lowest)) lowest <<= 1; // the root's reaches beyond everybody
@@ -303,7 +303,7 @@ enum gang_status gang_broadcast(struct gang_group *g, int root, void *data, size
     return status;
 }
 
-enum gang_status gang_all_to_all(struct gang_group *g, const void *out, void *in, size_t bytes) {
+enum gang_status gang_all_to_all(struct gang_comm *g, const void *out, void *in, size_t bytes) {
     enum gang_status status = check(g);
     struct slot *slot = &g->slots[0];
     for (int i = 0; i < g->members && !status; i++)
@@ -319,7 +319,7 @@ enum gang_status gang_all_to_all(struct gang_group *g, const void *out, void *in
 }
 
 // In round j everybody tells who is 2^j further; after the last all have heard of all.
-enum gang_status gang_barrier(struct gang_group *g) {
+enum gang_status gang_barrier(struct gang_comm *g) {
     enum gang_status status = check(g);
     for (int step = 1; step < g->members && !status; step <<= 1) {
         struct slot *slot = &g->slots[0];

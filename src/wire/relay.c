@@ -3,7 +3,9 @@
 // What is read goes into a ring and is stamped, piece by piece, with the time at which it may leave: when the line is
 // free, plus the time it takes at the rate, plus the delay. Pieces are small, so that time is fine: 50 us of the rate. The
 // line takes no more than a short queue ahead; beyond that the sender feels the rate by back-pressure, as it would from a
-// router with a small buffer.
+// router with a small buffer. Of several connections that have data each gives a piece in turn, so that none has the line
+// to itself. A ring that has run empty begins anew at its start: memory is what was ever on the way at a time, not PAIRS_MAX
+// whole rings.
 #include "wire/wire.h"
 
 #include <assert.h>
@@ -19,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAIRS_MAX = 64, PIECES_MAX = 1 << 15, READ_BYTES = 64 << 10, PIECE_LEAST = 1500, EVENTS = 64 };
+enum { PAIRS_MAX = 256, ROUTES_MAX = 256, PIECES_MAX = 1 << 15, READ_BYTES = 64 << 10, PIECE_LEAST = 1500, EVENTS = 64 };
 static const int64_t second_ns = 1000000000, queue_ns = 2000000, step_ns = 20000, never_ns = INT64_MAX;
 static const double piece_s = 50e-6, slack_bytes = 1 << 20, unlimited_bytes = 64 << 20, most_bytes = (double)((uint64_t)1 << 30);
 
@@ -44,18 +46,28 @@ struct pair {
     struct direction ways[2];
 };
 
-struct relay_end { // what epoll points to
+enum source { SOURCE_KICK, SOURCE_ROUTE, SOURCE_PAIR }; // first member of what epoll points to
+
+struct relay_end {
+    enum source source;
     struct pair *pair;
     int end;
 };
 
+struct route { // what comes in at `listener` goes to `to`
+    enum source source;
+    int listener;
+    struct gang_address to;
+};
+
 struct gang_relay {
     struct gang_relay_options options;
-    struct gang_address to;
+    struct gang_address host; // routes listen here, port 0
     char address[GANG_ADDRESS_TEXT];
-    int epoll, kick, listener;
+    enum source kick_source;
+    int epoll, kick;
     pthread_t thread;
-    pthread_mutex_t lock; // of `report`
+    pthread_mutex_t lock; // of all but `stop` and `cut`
     struct gang_relay_report report;
     bool started;
     int stop, cut; // atomic
@@ -64,6 +76,10 @@ struct gang_relay {
     int64_t start_ns, delay_ns, line_free_ns[2], blocked_since_ns;
     uint64_t draws, until_flip; // bits until the next one is flipped
     double late_s, pieces;
+    struct route routes[ROUTES_MAX];
+    int route_count;
+    int top;        // no pair from here on was ever used
+    unsigned first; // the pair that begins the next round
     struct pair pairs[PAIRS_MAX];
     struct relay_end ends[PAIRS_MAX][2];
 };
@@ -129,7 +145,7 @@ static bool watch(struct gang_relay *relay, int fd, uint32_t events, void *sourc
     return epoll_ctl(relay->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-static void open_pair(struct gang_relay *relay, int fd) {
+static void open_pair(struct gang_relay *relay, const struct route *route, int fd) {
     int i = 0;
     while (i < PAIRS_MAX && relay->pairs[i].used) i++;
     if (i == PAIRS_MAX) {
@@ -137,8 +153,9 @@ static void open_pair(struct gang_relay *relay, int fd) {
         return;
     }
     struct pair *pair = &relay->pairs[i];
+    if (i >= relay->top) relay->top = i + 1;
     *pair = (struct pair){.used = true, .fds = {fd, -1}, .connecting = true};
-    bool good = gang_socket_connect(NULL, &relay->to, &pair->fds[1]) == GANG_OK;
+    bool good = gang_socket_connect(NULL, &route->to, &pair->fds[1]) == GANG_OK;
     for (int end = 0; end < 2 && good; end++) {
         struct direction *way = &pair->ways[end];
         void *ring = NULL;
@@ -147,7 +164,7 @@ static void open_pair(struct gang_relay *relay, int fd) {
                watch(relay, pair->fds[end], EPOLLIN | EPOLLOUT | EPOLLET, &relay->ends[i][end]);
         *way = (struct direction){.from = pair->fds[end], .to = pair->fds[!end], .ring = ring, .pieces = calloc(PIECES_MAX, sizeof *way->pieces)};
         assert(way->pieces && "out of memory");
-        relay->ends[i][end] = (struct relay_end){pair, end};
+        relay->ends[i][end] = (struct relay_end){SOURCE_PAIR, pair, end};
     }
     if (!good) close_pair(relay, pair);
     relay->report.connections += good;
@@ -178,10 +195,11 @@ static int ring_iov(const struct gang_relay *relay, const struct direction *way,
     return first < bytes ? 2 : 1;
 }
 
-// Reads while the line has room. False: the pair is broken.
-static bool take_in(struct gang_relay *relay, struct pair *pair, int side, int64_t now_ns) {
+// One read, if the line has room; *some when something came. False: the pair is broken.
+static bool take_in(struct gang_relay *relay, struct pair *pair, int side, int64_t now_ns, bool *some) {
     struct direction *way = &pair->ways[side];
     while (pair->readable[side] && !way->ended && relay->line_free_ns[side] - now_ns < queue_ns) {
+        if (way->put == way->taken) way->put = way->taken = 0;
         size_t room = relay->ring_bytes - (size_t)(way->put - way->taken);
         size_t most = room < READ_BYTES ? room : READ_BYTES;
         if (!most || way->count + READ_BYTES / PIECE_LEAST + 1 >= PIECES_MAX) return true;
@@ -202,6 +220,8 @@ static bool take_in(struct gang_relay *relay, struct pair *pair, int side, int64
         }
         way->put += (uint64_t)n;
         stamp(relay, way, side, (size_t)n, now_ns);
+        *some = true;
+        return true;
     }
     return true;
 }
@@ -260,11 +280,12 @@ static int64_t due_at(const struct gang_relay *relay, const struct pair *pair, i
 // ---- The loop ------------------------------------------------------------------------------------------------------
 
 static void note_event(struct gang_relay *relay, void *source, uint32_t events) {
-    if (source == &relay->listener) {
-        for (int fd; (fd = gang_socket_accept(relay->listener)) >= 0;) open_pair(relay, fd);
+    if (*(enum source *)source == SOURCE_ROUTE) {
+        struct route *route = source;
+        for (int fd; (fd = gang_socket_accept(route->listener)) >= 0;) open_pair(relay, route, fd);
         return;
     }
-    if (source == &relay->kick) return;
+    if (*(enum source *)source == SOURCE_KICK) return;
     struct relay_end *end = source;
     struct pair *pair = end->pair;
     if (!pair->used) return;
@@ -281,7 +302,7 @@ static void note_event(struct gang_relay *relay, void *source, uint32_t events) 
 
 // After a time in which nothing passed everything is later by as much.
 static void shift(struct gang_relay *relay, int64_t by_ns) {
-    for (int i = 0; i < PAIRS_MAX; i++)
+    for (int i = 0; i < relay->top; i++)
         for (int side = 0; side < 2 && relay->pairs[i].used; side++) {
             struct direction *way = &relay->pairs[i].ways[side];
             way->last_at_ns += by_ns;
@@ -289,6 +310,19 @@ static void shift(struct gang_relay *relay, int64_t by_ns) {
         }
     relay->line_free_ns[0] += by_ns;
     relay->line_free_ns[1] += by_ns;
+}
+
+// Rounds over the pairs, beginning where the last turn ended, while the line takes more.
+static void take_all_in(struct gang_relay *relay, int64_t now_ns) {
+    for (bool some = true; some;) {
+        some = false;
+        for (int k = 0; k < relay->top; k++) {
+            struct pair *pair = &relay->pairs[(relay->first + (unsigned)k) % (unsigned)relay->top];
+            if (!pair->used || pair->connecting) continue;
+            if (!take_in(relay, pair, 0, now_ns, &some) || !take_in(relay, pair, 1, now_ns, &some)) close_pair(relay, pair);
+        }
+    }
+    relay->first++;
 }
 
 static int64_t turn(struct gang_relay *relay, int64_t now_ns) {
@@ -299,11 +333,11 @@ static int64_t turn(struct gang_relay *relay, int64_t now_ns) {
     }
     if (relay->blocked_since_ns) shift(relay, now_ns - relay->blocked_since_ns);
     relay->blocked_since_ns = 0;
-    for (int i = 0; i < PAIRS_MAX; i++) {
+    take_all_in(relay, now_ns);
+    for (int i = 0; i < relay->top; i++) {
         struct pair *pair = &relay->pairs[i];
         if (!pair->used || pair->connecting) continue;
-        bool good = true;
-        for (int side = 0; side < 2 && good; side++) good = take_in(relay, pair, side, now_ns) && let_out(relay, pair, side, now_ns);
+        bool good = let_out(relay, pair, 0, now_ns) && let_out(relay, pair, 1, now_ns);
         if (!good || (pair->ways[0].passed_on && pair->ways[1].passed_on)) {
             close_pair(relay, pair);
             continue;
@@ -335,19 +369,41 @@ static void *run(void *context) {
     return NULL;
 }
 
+static enum gang_status listen_for(struct gang_relay *relay, const struct gang_address *at, const char *to, char address[GANG_ADDRESS_TEXT]) {
+    struct route *route = &relay->routes[relay->route_count];
+    struct gang_address bound;
+    if (relay->route_count == ROUTES_MAX) return gang_fail(GANG_ERR_INPUT, "relay: to %s: at most %d routes: open another relay", to, ROUTES_MAX);
+    *route = (struct route){.source = SOURCE_ROUTE, .listener = -1};
+    enum gang_status status = gang_address_resolve("relay: to", to, &route->to);
+    if (!status) status = gang_socket_listen(at, &route->listener);
+    if (!status) status = gang_socket_address(route->listener, &bound);
+    if (!status && !watch(relay, route->listener, EPOLLIN, &route->source)) status = gang_fail_os("relay: cannot watch a listening socket");
+    if (!status) {
+        gang_address_text(&bound, address);
+        relay->route_count++;
+    } else if (route->listener >= 0) {
+        close(route->listener);
+    }
+    return status;
+}
+
+enum gang_status gang_relay_add(struct gang_relay *relay, const char *to, char address[GANG_ADDRESS_TEXT]) {
+    pthread_mutex_lock(&relay->lock);
+    enum gang_status status = listen_for(relay, &relay->host, to, address);
+    pthread_mutex_unlock(&relay->lock);
+    return status;
+}
+
 static enum gang_status start(struct gang_relay *relay) {
     struct gang_address address;
-    enum gang_status status = gang_address_resolve("relay: to", relay->options.to, &relay->to);
-    if (!status) status = gang_address_resolve("relay: listen", relay->options.listen, &address);
-    if (!status) status = gang_socket_listen(&address, &relay->listener);
-    if (!status) status = gang_socket_address(relay->listener, &address);
-    if (status) return status;
-    gang_address_text(&address, relay->address);
     relay->epoll = epoll_create1(EPOLL_CLOEXEC);
     relay->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (relay->epoll < 0 || relay->kick < 0 || !watch(relay, relay->listener, EPOLLIN, &relay->listener) ||
-        !watch(relay, relay->kick, EPOLLIN | EPOLLET, &relay->kick))
+    if (relay->epoll < 0 || relay->kick < 0 || !watch(relay, relay->kick, EPOLLIN | EPOLLET, &relay->kick_source))
         return gang_fail_os("relay: cannot make an event queue");
+    enum gang_status status = gang_address_resolve("relay: listen", relay->options.listen, &address);
+    if (!status && relay->options.to) status = listen_for(relay, &address, relay->options.to, relay->address);
+    if (status) return status;
+    relay->host = gang_address_with_port(&address, 0);
     relay->started = pthread_create(&relay->thread, NULL, run, relay) == 0;
     return relay->started ? GANG_OK : gang_fail_os("relay: cannot start a thread");
 }
@@ -356,7 +412,8 @@ enum gang_status gang_relay_open(const struct gang_relay_options *options, struc
     struct gang_relay *relay = calloc(1, sizeof *relay);
     assert(relay && "out of memory");
     relay->options = *options;
-    relay->epoll = relay->kick = relay->listener = -1;
+    relay->epoll = relay->kick = -1;
+    relay->kick_source = SOURCE_KICK;
     for (int i = 0; i < PAIRS_MAX; i++) relay->pairs[i] = (struct pair){.fds = {-1, -1}};
     pthread_mutex_init(&relay->lock, NULL);
     relay->start_ns = gang_os->now_ns();
@@ -398,7 +455,7 @@ void gang_relay_close(struct gang_relay *relay) {
     }
     for (int i = 0; i < PAIRS_MAX; i++)
         if (relay->pairs[i].used) close_pair(relay, &relay->pairs[i]);
-    if (relay->listener >= 0) close(relay->listener);
+    for (int i = 0; i < relay->route_count; i++) close(relay->routes[i].listener);
     if (relay->kick >= 0) close(relay->kick);
     if (relay->epoll >= 0) close(relay->epoll);
     pthread_mutex_destroy(&relay->lock);

@@ -35,10 +35,10 @@ void gang_sum_reference(void *to, const void *const *parts, int count, size_t el
     for (size_t i = 0; i < elements; i++) {
         float sum = 0;
         for (int p = 0; p < count; p++) {
-            float value = type == GANG_F32 ? ((const float *)parts[p])[i] : from_bf16(((const uint16_t *)parts[p])[i]);
+            float value = type == GANG_ELEMENT_F32 ? ((const float *)parts[p])[i] : from_bf16(((const uint16_t *)parts[p])[i]);
             sum = p ? sum + value : value;
         }
-        if (type == GANG_F32) {
+        if (type == GANG_ELEMENT_F32) {
             put_f32((float *)to + i, sum);
         } else {
             ((uint16_t *)to)[i] = to_bf16(sum);
@@ -74,7 +74,7 @@ static void sum_bf16(uint16_t *to, const uint16_t *const *parts, int count, size
 void gang_sum(void *to, const void *const *parts, int count, size_t elements, enum gang_element type) {
     for (size_t at = 0; at < elements; at += BLOCK) {
         size_t n = elements - at < BLOCK ? elements - at : BLOCK;
-        if (type == GANG_F32) {
+        if (type == GANG_ELEMENT_F32) {
             sum_f32(to, (const float *const *)parts, count, at, n);
         } else {
             sum_bf16(to, (const uint16_t *const *)parts, count, at, n);

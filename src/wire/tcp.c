@@ -152,7 +152,6 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
     conn->state = CONN_UP;
     conn->pause_ns = pause_least_ns;
     conn->refused = false;
-    gang_socket_no_delay(conn->pipe.fd);
     if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt >= long_way_us)
         gang_socket_congestion(conn->pipe.fd, "bbr");
     gang_stream_up(stream_of(conn), conn->epoch, now_ns);
@@ -210,6 +209,7 @@ static void hear_answer(struct gang_conn *conn, int64_t now_ns) {
 static void connected(struct gang_conn *conn, int64_t now_ns) {
     int code = gang_socket_error(conn->pipe.fd);
     conn->refused = code == ECONNREFUSED;
+    gang_socket_no_delay(conn->pipe.fd); // the handshake's frames are small too
     if (code || !conn->link->wire->carrier->open(conn->link->wire, &conn->pipe, false)) {
         drop(conn, now_ns);
         return;
@@ -368,6 +368,7 @@ static void accept_strangers(struct gang_wire *wire, int64_t now_ns) {
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
         int fd = gang_socket_accept(wire->listener);
         if (fd < 0) return; // none left, or none to be had now: the listener stays level-triggered
+        gang_socket_no_delay(fd);
         struct gang_stranger *stranger = place_for_stranger(wire);
         *stranger = (struct gang_stranger){.source = SOURCE_STRANGER, .pipe = {.fd = fd}, .deadline_ns = now_ns + greeting_ns};
         if (!wire->carrier->open(wire, &stranger->pipe, true) || !gang_epoll_add(wire, fd, EPOLLIN | EPOLLET, stranger))

@@ -135,12 +135,14 @@ static void on_complete(void *context, void *user, enum gang_status status) {
     link->outstanding--;
     // A caller that sleeps without a limit may be waiting for this.
     if (link->wire->timeless) (void)eventfd_write(link->wire->kick, 1);
+    if (link->wire->notify) (void)eventfd_write(link->wire->notify, 1);
 }
 
 static void on_state(void *context, enum gang_link_state state) {
     struct gang_wire_link *link = context;
-    if (state == LINK_SUSPECT) gang_log(GANG_LOG_WARNING, "rank %d: rank %d is silent on all %d planes", link->wire->rank, link->peer, link->planes);
     if (link->wire->timeless) (void)eventfd_write(link->wire->kick, 1);
+    if (link->wire->notify) return;
+    if (state == LINK_SUSPECT) gang_log(GANG_LOG_WARNING, "rank %d: rank %d is silent on all %d planes", link->wire->rank, link->peer, link->planes);
     // A peer that leaves when nothing is under way is no news.
     bool news = !link->wire->stop && !(link->core->peer_left && !link->outstanding);
     if (state == LINK_DEAD && news) gang_log(GANG_LOG_WARNING, "%s", link->core->error);
@@ -187,6 +189,7 @@ enum gang_status gang_wire_open(const struct gang_wire_options *options, struct 
     assert(wire && "out of memory");
     wire->rank = options->rank;
     wire->cluster = options->cluster;
+    wire->notify = options->notify;
     wire->epoll = wire->kick = wire->listener = -1;
     wire->listener_source = SOURCE_LISTENER;
     wire->kick_source = SOURCE_KICK;

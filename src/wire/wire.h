@@ -26,6 +26,8 @@ struct gang_wire_options {
     int64_t hold_ms;         // 0: 100; silence on all planes after which the link is suspect
     int64_t dead_ms;         // 0: 1000; and lost
     int64_t connect_ms;      // 0: 10000; to come up the first time
+    int notify;              // an eventfd that is written whenever an operation ends, for callers that poll; 0: none. Who polls
+                             // hears of a dead link by its operations: the wire logs nothing then
 };
 
 // Opens the listening port and starts the progress thread.
@@ -90,40 +92,40 @@ void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out)
 // When a member dies, or another member says so, the call ends with GANG_ERR_PEER and a text that names it, on all members;
 // the group is broken then and every further call says so. The living make a new group, with other tags.
 
-struct gang_group;
+struct gang_comm;
 
-enum { GANG_GROUP_MEMBERS = 64, GANG_GROUP_TAGS = 8 };
-enum gang_element { GANG_F32, GANG_BF16 };
+enum { GANG_COMM_MEMBERS = 64, GANG_COMM_TAGS = 8 };
+enum gang_element { GANG_ELEMENT_F32, GANG_ELEMENT_BF16 };
 
-// `links[i]` leads to member i; links[me] is NULL. Uses the tags from `tag` to tag + GANG_GROUP_TAGS - 1 of these links, alone
+// `links[i]` leads to member i; links[me] is NULL. Uses the tags from `tag` to tag + GANG_COMM_TAGS - 1 of these links, alone
 // and for ever. Free before the wire is closed.
-GANG_CHECK_RESULT enum gang_status gang_group_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
-                                                  struct gang_group **out);
-void gang_group_free(struct gang_group *group);
+GANG_CHECK_RESULT enum gang_status gang_comm_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
+                                                 struct gang_comm **out);
+void gang_comm_free(struct gang_comm *group);
 
 // Sums `data` of all members; everybody gets the sum.
-GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_group *group, void *data, size_t count, enum gang_element type);
-// `data` holds `count` elements, cut into parts as gang_group_part says; member i gets the sum of part i in its place. The
+GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_comm *group, void *data, size_t count, enum gang_element type);
+// `data` holds `count` elements, cut into parts as gang_comm_part says; member i gets the sum of part i in its place. The
 // other parts are left as they were.
-GANG_CHECK_RESULT enum gang_status gang_reduce_scatter(struct gang_group *group, void *data, size_t count, enum gang_element type);
+GANG_CHECK_RESULT enum gang_status gang_reduce_scatter(struct gang_comm *group, void *data, size_t count, enum gang_element type);
 // The other way round: member i gives part i, everybody gets all parts.
-GANG_CHECK_RESULT enum gang_status gang_all_gather(struct gang_group *group, void *data, size_t count, enum gang_element type);
-void gang_group_part(const struct gang_group *group, size_t count, int member, size_t *first, size_t *length);
-GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_group *group, int root, void *data, size_t bytes);
+GANG_CHECK_RESULT enum gang_status gang_all_gather(struct gang_comm *group, void *data, size_t count, enum gang_element type);
+void gang_comm_part(const struct gang_comm *group, size_t count, int member, size_t *first, size_t *length);
+GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_comm *group, int root, void *data, size_t bytes);
 // `out` and `in` hold `bytes` per member: what goes to it and what comes from it.
-GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_group *group, const void *out, void *in, size_t bytes);
-GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_group *group);
+GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_comm *group, const void *out, void *in, size_t bytes);
+GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_comm *group);
 
 // ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
 //
-// It accepts TCP connections, connects each to `to`, and passes the bytes on late, at a rate, with outages. It works on
+// It accepts TCP connections, connects each to where its route leads, and passes the bytes on late, at a rate, with outages. It works on
 // streams, not on packets: what it delays is data, not the set-up of a connection; a loss or a reordering is nothing it
 // can show. The rate is shared by all connections, each way its own. An outage or a cut holds everything back in silence.
 
 struct gang_relay;
 
 struct gang_relay_options {
-    const char *listen, *to;         // "host:port"
+    const char *listen, *to;         // "host:port"; `to` may be NULL: no route yet
     double rtt_s;                    // half of it each way
     double jitter_s;                 // up to so much more each way, drawn anew every so often; order is kept
     double bytes_per_s;              // 0: as fast as it goes
@@ -134,12 +136,15 @@ struct gang_relay_options {
 };
 
 GANG_CHECK_RESULT enum gang_status gang_relay_open(const struct gang_relay_options *options, struct gang_relay **out); // starts its thread
-const char *gang_relay_address(const struct gang_relay *relay);
+const char *gang_relay_address(const struct gang_relay *relay); // of the first route; "" when `to` was NULL
+// One more route, from a port that the kernel picks on the host of `listen`: `address` is where to connect. Rate, delay and
+// faults are those of the whole: a long link between two sites carries the connections of many pairs of ranks.
+GANG_CHECK_RESULT enum gang_status gang_relay_add(struct gang_relay *relay, const char *to, char address[GANG_ADDRESS_TEXT]);
 void gang_relay_cut(struct gang_relay *relay, bool cut); // now, until healed; at any time, from any thread
 void gang_relay_close(struct gang_relay *relay);
 
 struct gang_relay_report {
-    uint64_t bytes[2]; // towards `to`, and back
+    uint64_t bytes[2]; // towards `to`, and back; of all routes
     double late_s;     // how much later than meant data left, on average by piece
     double late_most_s;
     uint64_t connections, flipped;

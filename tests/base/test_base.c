@@ -47,7 +47,15 @@ static void test_arena(void **state) {
         for (size_t k = 0; k < sizes[i]; k++) assert_int_equal(blocks[i][k], i + 1);
     assert_string_equal(gang_arena_strdup(&arena, "text"), "text");
     assert_string_equal(gang_arena_printf(&arena, "%d-%s", 7, "x"), "7-x");
+    // Reset keeps one block, and what it hands out again is zeroed.
+    const struct gang_arena_block *kept = arena.head;
+    gang_arena_reset(&arena);
+    assert_ptr_equal(arena.head, kept);
+    const char *again = gang_arena_alloc(&arena, 100);
+    for (int i = 0; i < 100; i++) assert_int_equal(again[i], 0);
+    assert_int_equal(arena.used_bytes, 128);
     gang_arena_release(&arena);
+    gang_arena_reset(&arena);
     assert_null(arena.head);
 }
 

@@ -128,7 +128,7 @@ static void test_golden_llamas(void **state) {
         float *parameters = gang_arena_alloc(&arena, (size_t)model.elements * sizeof *parameters);
         assert_true(gang_model_has_weights(dir));
         assert_ok(gang_model_load(&model, dir, parameters));
-        struct gang_st_part part = {"", parameters};
+        struct gang_st_part part = {.prefix = "", .values = parameters};
         assert_ok(gang_model_save(&model, &part, 1, scratch_path("again.safetensors")));
         struct gang_buffer ours = {0}, theirs = {0};
         assert_ok(gang_file_read(scratch_path("again.safetensors"), 1 << 20, &ours));
@@ -267,11 +267,9 @@ struct fixture {
     size_t bytes;
 };
 
-static void fixture_init(struct fixture *f, bool tied) {
-    struct gang_config config = tiny;
-    config.tied = tied;
+static void fixture_of(struct fixture *f, const struct gang_config *config) {
     gang_arena_init(&f->arena);
-    gang_model_init(&f->model, &config, &f->arena);
+    gang_model_init(&f->model, config, &f->arena);
     f->bytes = (size_t)f->model.elements * sizeof(float);
     f->weights = gang_arena_alloc(&f->arena, f->bytes);
     f->loaded = gang_arena_alloc(&f->arena, f->bytes);
@@ -279,6 +277,12 @@ static void fixture_init(struct fixture *f, bool tied) {
     gang_model_randomise(&f->model, 3, f->weights);
     assert_ok(gang_dir_remove(scratch_path("model")));
     assert_ok(gang_mkdirs(scratch_path("model")));
+}
+
+static void fixture_init(struct fixture *f, bool tied) {
+    struct gang_config config = tiny;
+    config.tied = tied;
+    fixture_of(f, &config);
 }
 
 // Writes tensors [from, to) of the fixture into a file, then `extra` of the header with its data.
@@ -439,24 +443,100 @@ static void test_save_restore(void **state) {
     memset(a, 0xee, f.bytes);
     memset(b, 0xee, f.bytes);
     const char *path = scratch_path("state.safetensors");
-    const struct gang_st_part out[] = {{"exp_avg.", f.weights}, {"exp_avg_sq.", f.loaded}}, in[] = {{"exp_avg_sq.", b}, {"exp_avg.", a}};
+    const struct gang_st_part out[] = {{.prefix = "exp_avg.", .values = f.weights}, {.prefix = "exp_avg_sq.", .values = f.loaded}},
+                              in[] = {{.prefix = "exp_avg_sq.", .values = b}, {.prefix = "exp_avg.", .values = a}};
     assert_ok(gang_model_save(&f.model, out, 2, path));
     assert_ok(gang_model_restore(&f.model, in, 2, path));
     assert_memory_equal(a, f.weights, f.bytes);
     assert_memory_equal(b, f.loaded, f.bytes);
 
     assert_fails(GANG_ERR_FORMAT, "holds 42 tensors: expected 1 arrays of 21", gang_model_restore(&f.model, in, 1, path));
-    const struct gang_st_part wrong[] = {{"exp_avg.", a}, {"step.", b}};
+    const struct gang_st_part wrong[] = {{.prefix = "exp_avg.", .values = a}, {.prefix = "step.", .values = b}};
     assert_fails(GANG_ERR_FORMAT, "lacks step.model.embed_tokens.weight", gang_model_restore(&f.model, wrong, 2, path));
     struct gang_config config = tiny;
     config.intermediate_size = 8;
     struct gang_model other;
     gang_model_init(&other, &config, &f.arena);
     float *room = gang_arena_alloc(&f.arena, (size_t)other.elements * sizeof *room);
-    const struct gang_st_part into[] = {{"exp_avg.", room}, {"exp_avg_sq.", room}};
+    const struct gang_st_part into[] = {{.prefix = "exp_avg.", .values = room}, {.prefix = "exp_avg_sq.", .values = room}};
     assert_fails(GANG_ERR_INPUT, "gate_proj.weight: its shape [7, 6] contradicts the model's configuration, which asks for [8, 6]",
                  gang_model_restore(&other, into, 2, path));
     gang_arena_release(&f.arena);
+}
+
+// Every tensor of a part or of slices has the bits that the whole has there.
+static void same_tensors(const struct fixture *f, const struct gang_model *part, const float *values) {
+    for (int i = 0; i < part->count; i++) {
+        const struct gang_tensor *t = &part->tensors[i], *w = gang_model_find(&f->model, t->role, t->layer);
+        for (int64_t r = 0; r < t->rows; r++)
+            assert_memory_equal(values + t->offset + r * t->cols, f->weights + w->offset + (t->row + r) * w->cols + t->col,
+                                (size_t)t->cols * sizeof(float));
+    }
+}
+
+// Parts take their tensors out of files of the whole, and of their own.
+static void test_parts(void **state) {
+    (void)state;
+    static const bool first[] = {true, false}, last[] = {false, true};
+    static const struct gang_model_part parts[] = {{first, true, false, 1, 0}, {last, false, true, 1, 0}, {last, true, false, 1, 0}};
+    for (int i = 0; i < 6; i++) {
+        struct fixture f;
+        struct gang_model part;
+        fixture_init(&f, i >= 3);
+        gang_model_init_part(&part, &f.model.config, &parts[i % 3], &f.arena);
+        const struct gang_st_part whole = {.prefix = "", .values = f.weights},
+                                  in = {.prefix = "", .values = gang_arena_alloc(&f.arena, (size_t)part.elements * sizeof(float))};
+        assert_ok(gang_model_save(&f.model, &whole, 1, scratch_path(single)));
+        assert_ok(gang_model_load(&part, scratch_path("model"), (float *)in.values));
+        same_tensors(&f, &part, in.values);
+        memset((float *)in.values, 0xee, (size_t)part.elements * sizeof(float));
+        assert_ok(gang_model_restore(&part, &in, 1, scratch_path(single)));
+        same_tensors(&f, &part, in.values);
+        const char *own = scratch_path("part.safetensors");
+        assert_ok(gang_model_save(&part, &in, 1, own));
+        memset((float *)in.values, 0xee, (size_t)part.elements * sizeof(float));
+        assert_ok(gang_model_restore(&part, &in, 1, own));
+        same_tensors(&f, &part, in.values);
+        assert_fails(GANG_ERR_FORMAT, "tensors: expected 1 arrays of", gang_model_restore(&f.model, &in, 1, own));
+        gang_arena_release(&f.arena);
+    }
+    // A part is no excuse for files that are not of this model.
+    struct fixture f;
+    struct gang_model part;
+    fixture_init(&f, false);
+    gang_model_init_part(&part, &f.model.config, &parts[0], &f.arena);
+    write_part(&f, single, (struct writing){WHOLE(&f), .extra_name = "model.layers.2.mlp.gate_proj.weight"});
+    assert_fails(GANG_ERR_UNSUPPORTED, "model.layers.2.mlp.gate_proj.weight", gang_model_load(&part, scratch_path("model"), f.loaded));
+    write_part(&f, single, (struct writing){.to = f.model.count - 1, .skip = -1, .reshape = -1});
+    assert_fails(GANG_ERR_INPUT, "lack lm_head.weight", gang_model_load(&part, scratch_path("model"), f.loaded));
+    gang_arena_release(&f.arena);
+}
+
+// Slices come out of files of the whole, and out of saves.
+static void test_slices(void **state) {
+    (void)state;
+    static const bool layers[] = {true, true};
+    struct gang_config config = tiny;
+    config.kv_heads = 2, config.intermediate_size = 10;
+    for (int index = 0; index < 2; index++) {
+        const struct gang_model_part part = {.layers = layers, .embed = true, .head = true, .tp = 2, .tp_index = index};
+        struct fixture f;
+        struct gang_model slice;
+        fixture_of(&f, &config);
+        gang_model_init_part(&slice, &config, &part, &f.arena);
+        const struct gang_st_part whole = {.prefix = "exp_avg.", .values = f.weights}, in = {.prefix = "exp_avg.", .values = f.loaded};
+        write_part(&f, single, (struct writing){WHOLE(&f)});
+        assert_ok(gang_model_load(&slice, scratch_path("model"), f.loaded));
+        same_tensors(&f, &slice, f.loaded);
+        memset(f.loaded, 0xee, f.bytes);
+        assert_ok(gang_model_save(&f.model, &whole, 1, scratch_path("state.safetensors")));
+        assert_ok(gang_model_restore(&slice, &in, 1, scratch_path("state.safetensors")));
+        same_tensors(&f, &slice, f.loaded);
+        write_part(&f, single, (struct writing){.to = f.model.count, .skip = -1, .reshape = 3});
+        assert_fails(GANG_ERR_INPUT, "contradicts the model's configuration, which asks for [4, 6]",
+                     gang_model_load(&slice, scratch_path("model"), f.loaded));
+        gang_arena_release(&f.arena);
+    }
 }
 
 static int writes_left;
@@ -470,7 +550,8 @@ static void test_full_disk(void **state) {
     (void)state;
     struct fixture f;
     fixture_init(&f, false);
-    const struct gang_st_part old = {"", f.weights}, new = {"", f.loaded}, in = {"", gang_arena_alloc(&f.arena, f.bytes)};
+    const struct gang_st_part old = {.prefix = "", .values = f.weights}, new = {.prefix = "", .values = f.loaded},
+                              in = {.prefix = "", .values = gang_arena_alloc(&f.arena, f.bytes)};
     const char *path = scratch_path("state.safetensors");
     assert_ok(gang_model_save(&f.model, &old, 1, path));
     struct gang_os os = gang_os_real;
@@ -494,6 +575,7 @@ int main(void) {
         cmocka_unit_test(test_bad_headers),     cmocka_unit_test(test_bad_lengths),  cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_load_single),     cmocka_unit_test(test_load_tied),    cmocka_unit_test(test_load_sharded),
         cmocka_unit_test(test_foreign_weights), cmocka_unit_test(test_save_restore), cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_parts),           cmocka_unit_test(test_slices),
     };
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }

@@ -88,6 +88,86 @@ static void test_tied(void **state) {
     gang_arena_release(&arena);
 }
 
+// Three ways to hold a part: what is there, in which order, with the whole's weights.
+static void test_parts(void **state) {
+    (void)state;
+    static const bool ends[] = {true, false, true}, middle[] = {false, true, false}, none[] = {false, false, false};
+    static const struct {
+        struct gang_model_part part;
+        bool tied;
+        int count;
+    } cases[] = {{{ends, true, false, 1, 0}, false, 19},  {{middle, false, false, 1, 0}, true, 9}, {{middle, false, true, 1, 0}, false, 11},
+                 {{middle, false, true, 1, 0}, true, 11}, {{ends, true, true, 1, 0}, true, 20},    {{none, true, true, 1, 0}, false, 3}};
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        struct gang_arena arena;
+        struct gang_model whole, part;
+        struct gang_config config = small;
+        config.tied = cases[c].tied;
+        gang_arena_init(&arena);
+        gang_model_init(&whole, &config, &arena);
+        gang_model_init_part(&part, &config, &cases[c].part, &arena);
+        assert_int_equal(part.count, cases[c].count);
+        assert_true(whole.whole && !part.whole);
+        float *all = gang_arena_alloc(&arena, (size_t)whole.elements * sizeof *all),
+              *some = gang_arena_alloc(&arena, (size_t)part.elements * sizeof *all);
+        gang_model_randomise(&whole, 7, all);
+        gang_model_randomise(&part, 7, some);
+        int64_t end = 0, parameters = 0;
+        for (int i = 0; i < whole.count; i++) {
+            const struct gang_tensor *w = &whole.tensors[i], *p = gang_model_find(&part, w->role, w->layer);
+            bool held = w->layer >= 0 ? cases[c].part.layers[w->layer] : cases[c].part.head;
+            if (w->role == GANG_ROLE_EMBED) held = cases[c].part.embed || (cases[c].part.head && config.tied);
+            assert_int_equal(p != NULL, held);
+            assert_int_equal(w->index, i);
+            if (!p) continue;
+            assert_true(p->index == i && p->rows == w->rows && p->cols == w->cols && !strcmp(p->name, w->name));
+            assert_memory_equal(some + p->offset, all + w->offset, (size_t)size_of(w) * sizeof *all);
+            parameters += size_of(p);
+        }
+        for (int i = 0; i < part.count; end = part.tensors[i].offset + size_of(&part.tensors[i]), i++)
+            assert_true(part.tensors[i].offset >= end && part.tensors[i].offset - end < 16);
+        assert_true(part.parameters == parameters && part.elements >= end && part.elements - end < 16);
+        // A copy of a tied embedding stands where a head would.
+        if (config.tied && cases[c].part.head && !cases[c].part.embed) assert_int_equal(part.tensors[part.count - 1].role, GANG_ROLE_EMBED);
+        gang_arena_release(&arena);
+    }
+}
+
+// The slices of each width tile the whole, bit for bit; widths that make them begin within a pair of drawn numbers.
+static void test_slices(void **state) {
+    (void)state;
+    static const bool layers[] = {true, false, true};
+    struct gang_config config = small;
+    config.kv_heads = 4, config.head_dim = 5, config.intermediate_size = 36;
+    for (int tp = 1; tp <= 4; tp *= 2) {
+        struct gang_arena arena;
+        struct gang_model whole, slice;
+        gang_arena_init(&arena);
+        gang_model_init(&whole, &config, &arena);
+        float *all = gang_arena_alloc(&arena, (size_t)whole.elements * sizeof *all),
+              *some = gang_arena_alloc(&arena, (size_t)whole.elements * sizeof *all);
+        gang_model_randomise(&whole, 7, all);
+        int64_t covered = 0;
+        for (int index = 0; index < tp; index++) {
+            gang_model_init_part(&slice, &config, &(struct gang_model_part){.layers = layers, .embed = true, .tp = tp, .tp_index = index}, &arena);
+            assert_true(slice.tp == tp && !slice.whole && slice.count == 19);
+            gang_model_randomise(&slice, 7, some);
+            for (int i = 0; i < slice.count; i++) {
+                const struct gang_tensor *t = &slice.tensors[i], *w = gang_model_find(&whole, t->role, t->layer);
+                bool cut = t->layer >= 0 && !gang_tensor_is_norm(t) && tp > 1;
+                assert_true(gang_tensor_is_slice(t) == cut && t->whole_rows == w->rows && t->whole_cols == w->cols);
+                assert_true(t->row + t->rows <= w->rows && t->col + t->cols <= w->cols);
+                if (cut) covered += size_of(t);
+                for (int64_t r = 0; r < t->rows; r++)
+                    assert_memory_equal(some + t->offset + r * t->cols, all + w->offset + (t->row + r) * w->cols + t->col,
+                                        (size_t)t->cols * sizeof *all);
+            }
+        }
+        assert_int_equal(covered, tp > 1 ? 2 * (4 * 20 * 20 + 3 * 36 * 20) : 0);
+        gang_arena_release(&arena);
+    }
+}
+
 // The bounds of config.c at once: nothing overflows.
 static void test_largest(void **state) {
     (void)state;
@@ -154,8 +234,8 @@ static void test_randomise(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table),   cmocka_unit_test(test_layout),    cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_largest), cmocka_unit_test(test_randomise),
+        cmocka_unit_test(test_table),     cmocka_unit_test(test_layout), cmocka_unit_test(test_tied),   cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_randomise), cmocka_unit_test(test_parts),  cmocka_unit_test(test_slices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -38,7 +38,7 @@ static void test_round_trip(void **state) {
         struct gang_buffer a = {0}, b = {0};
         make(layouts[i], 8, &m);
         gang_program_print(&m.answer.program, &a);
-        assert_ok(gang_program_parse("text", a.data, a.len, &m.arena, &back));
+        assert_ok(gang_program_parse("text", 1, a.data, a.len, &m.arena, &back));
         gang_program_print(&back, &b);
         assert_string_equal(a.data, b.data);
         assert_ok(gang_program_verify(&back, NULL, &m.arena, &facts));
@@ -60,7 +60,7 @@ static enum gang_status check(const char *text, size_t bytes) {
     struct gang_program program;
     struct gang_program_facts facts;
     gang_arena_init(&arena);
-    enum gang_status status = gang_program_parse("p", text, bytes, &arena, &program);
+    enum gang_status status = gang_program_parse("p", 1, text, bytes, &arena, &program);
     if (!status) status = gang_program_verify(&program, NULL, &arena, &facts);
     gang_arena_release(&arena);
     return status;

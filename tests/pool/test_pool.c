@@ -14,7 +14,7 @@ static void test_builtin(void **state) {
     gang_kinds_builtin(&arena, &kinds);
     static const char *const wanted[] = {"A100-40GB",   "A100-80GB", "H100-80GB", "H200-141GB", "GH200-96GB", "B200",     "L40S",
                                          "L20",         "H20-96GB",  "A10",       "MI250X",     "MI300X",     "RTX-3090", "RTX-4090",
-                                         "Ascend-910B", "BR106M",    "TPU-v5e",   "TPU-v5p",    "cpu-2core"};
+                                         "Ascend-910B", "BR106M",    "TPU-v5e",   "TPU-v5p",    "cpu-2core",  "cpu"};
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         const struct gang_kind *kind = gang_kind_find(&kinds, wanted[i]);
         if (!kind) fail_msg("%s is missing", wanted[i]);
@@ -34,7 +34,7 @@ static void test_builtin(void **state) {
 static const char two_sites[] = "sites:\n"
                                 "  - name: a\n"
                                 "    groups:\n"
-                                "      - {nodes: 2, devices: 8, device: H100-80GB}\n"
+                                "      - {nodes: 2, devices: 8, device: H100-80GB, failure_domain: 2}\n"
                                 "  - name: b\n"
                                 "    groups:\n"
                                 "      - {nodes: 1, devices: 4, device: own}\n"
@@ -42,7 +42,8 @@ static const char two_sites[] = "sites:\n"
                                 "    groups:\n"
                                 "      - {nodes: 1, devices: 4, device: own, nic: 10Gbps}\n"
                                 "links:\n"
-                                "  - {between: [a, b], bandwidth: 1Tbps, distance: 300km}\n"
+                                "  - {between: [a, b], bandwidth: 1Tbps, distance: 300km, planes: 4, price: 0.02,\n"
+                                "     outage_every: 90d, outage_length: 2h}\n"
                                 "  - {between: [c, b], bandwidth: 10Gbps, rtt: 4ms}\n"
                                 "kinds:\n"
                                 "  - {name: own, memory: 10GB, memory_bandwidth: 1TB/s, f16: 100TFLOPS, measured: [f16]}\n";
@@ -57,6 +58,11 @@ static void test_reads(void **state) {
     assert_int_equal(pool.group_count, 3);
     assert_int_equal(pool.groups[0]->fast_domain, 8);
     assert_float_equal(pool.groups[2]->nic_bandwidth, 1.25e9, 1);
+    assert_int_equal(pool.groups[0]->failure_domain, 2);
+    assert_int_equal(pool.groups[1]->failure_domain, 0);
+    const struct gang_link *wide = gang_pool_link(&pool, 0), *plain = gang_pool_link(&pool, 1);
+    assert_true(wide->planes == 4 && wide->price == 0.02 && wide->outage_every == 90 * 86400.0 && wide->outage_length == 7200);
+    assert_true(plain->planes == 1 && plain->price == 0 && plain->outage_every == 0);
     // Light takes 4.9 microseconds a kilometre of fibre.
     assert_float_equal(gang_pool_route(&pool, 0, 1)->delay, 300e3 * 1.468 / 299792458.0, 1e-9);
     const struct gang_route *far = gang_pool_route(&pool, 0, 2), *back = gang_pool_route(&pool, 2, 0);
@@ -107,6 +113,12 @@ static void test_refuses(void **state) {
         {"f16: 100TFLOPS, measured: [f16]", "measured: [power]", "kind 'own': computes nothing"},
         {"measured: [f16]", "measured: [speed]", "'speed' under measured or calibrated is no field"},
         {"devices: 8, device: H100-80GB", "devices: 8, fast_domain: 3, device: H100-80GB", "fast_domain 3 neither divides"},
+        {"planes: 4", "planes: 0", "c.yaml:12:58: planes: '0' is out of range"},
+        {"planes: 4", "plane: 4", "unknown field: did you mean 'planes'?"},
+        {"price: 0.02", "price: -1", "price: '-1' is out of range"},
+        {", outage_length: 2h", "", "c.yaml:12:5: give both outage_every and outage_length, or neither"},
+        {"outage_every: 90d", "outage_every: 90km", "'90km' is not a number with a unit of its kind"},
+        {"failure_domain: 2", "failure_domain: 3", "c.yaml:4:9: failure_domain 3: the group has 2 nodes"},
         {"bandwidth: 1Tbps", "bandwidth: 0bps", "bandwidth: '0bps' is out of range"},
         {"links:", "linsk:", "unknown field: did you mean 'links'?"},
     };

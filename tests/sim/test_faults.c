@@ -50,16 +50,36 @@ static void test_kinds(void **state) {
     assert_float_equal(availability(&g, 512), 1800.0 / 1860, 1e-3); // only checkpoints
     g = f, g.offender_share = 0.05, g.offender_factor = 20;
     assert_true(availability(&g, 512) < base);
-    g = f, g.domain_nodes = 16, g.domain_mtbf = 30 * 86400.0;
-    assert_true(availability(&g, 512) < base);
+    struct gang_fault_domains domains[] = {{16, 16}, {8, 32}};
+    g = f, g.domain_mtbf = 30 * 86400.0, g.domains = domains, g.domain_count = 1;
+    double one = availability(&g, 512);
+    g.domain_count = 2;
+    assert_true(availability(&g, 512) < one && one < base);
     g = f, g.slow_mtbf = 500 * 86400.0, g.slow_speed = 0.5, g.slow_detect = 3600;
     assert_true(availability(&g, 512) < base);
-    g = f, g.link_mtbf = 86400, g.link_outage = 600;
-    assert_float_equal(availability(&g, 512), base * (1 - 600.0 / 87000), 0.01);
     g = f, g.spare_nodes = 0;
     assert_true(availability(&g, 512) < base / 2); // every failure waits a day
     g = f, g.weibull_shape = 0.6;
     assert_true(availability(&g, 512) < base); // fresh nodes fail more: bursts at the start
+}
+
+static void test_planes(void **state) {
+    (void)state;
+    // Only links fail: the share of time with k of n planes out is binomial, and each has its speed.
+    for (int64_t planes = 1; planes <= 4; planes++) {
+        double speed[5] = {1, 0.9, 0.6, 0.3, 0}, expected = 0, out = 3600.0 / (86400 + 3600), choose = 1;
+        struct gang_fault_link link = {.planes = planes, .every = 86400, .length = 3600, .speed = speed};
+        struct gang_faults f = plain();
+        speed[planes] = 0;
+        f.node_mtbf = 0, f.checkpoint_cost = 0, f.links = &link, f.link_count = 1;
+        for (int64_t k = 0; k <= planes; k++) {
+            expected += choose * pow(out, (double)k) * pow(1 - out, (double)(planes - k)) * speed[k];
+            choose = choose * (double)(planes - k) / (double)(k + 1);
+        }
+        assert_float_equal(availability(&f, 16), expected, 0.002);
+        f.node_mtbf = 200 * 86400.0;
+        assert_true(availability(&f, 512) < expected);
+    }
 }
 
 static void test_best_interval(void **state) {
@@ -84,14 +104,15 @@ static void test_file(void **state) {
     assert_ok(gang_faults_read(scratch_text("f.yaml", "node_mtbf: 264d\n"), &arena, &f));
     assert_float_equal(f.node_mtbf, 264 * 86400.0, 1);
     assert_fails(GANG_ERR_INPUT, "node_mtbf: missing", gang_faults_read(scratch_text("f.yaml", "trials: 3\n"), &arena, &f));
-    assert_fails(GANG_ERR_INPUT, "give both", gang_faults_read(scratch_text("f.yaml", "node_mtbf: 1d\ndomain_nodes: 3\n"), &arena, &f));
+    assert_fails(GANG_ERR_INPUT, "domain_nodes without domain_mtbf",
+                 gang_faults_read(scratch_text("f.yaml", "node_mtbf: 1d\ndomain_nodes: 3\n"), &arena, &f));
     assert_fails(GANG_ERR_INPUT, "f.yaml:1:1: node_mtbf: '264' is not a number with a unit",
                  gang_faults_read(scratch_text("f.yaml", "node_mtbf: 264\n"), &arena, &f));
     gang_arena_release(&arena);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_daly), cmocka_unit_test(test_kinds), cmocka_unit_test(test_best_interval),
-                                       cmocka_unit_test(test_file)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_daly), cmocka_unit_test(test_kinds), cmocka_unit_test(test_planes),
+                                       cmocka_unit_test(test_best_interval), cmocka_unit_test(test_file)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }

@@ -85,6 +85,7 @@ static void make(uint64_t seed, bool like, struct made *out) {
     out->task.shape.qk_dim = out->task.shape.v_dim = out->task.shape.hidden / 8;
     out->task.shape.ffn = out->task.shape.hidden * 4;
     if (DRAW(4) == 0) out->task.shape.experts = 8, out->task.shape.experts_per_token = 2, out->task.shape.expert_ffn = out->task.shape.hidden;
+    out->task.shape.tied = DRAW(2);
 }
 
 static void draw_layout(uint64_t seed, struct gang_layout *out) {
@@ -188,6 +189,62 @@ static void test_closed_form(void **state) {
     gang_arena_release(&m.arena);
 }
 
+// A tied head far from its embedding: a copy in memory without optimizer, its gradient and its weights over the link, and no word of it
+// on one stage.
+static void test_tied(void **state) {
+    (void)state;
+    struct made m;
+    struct gang_layout layout;
+    struct gang_answer tied, plain, slow;
+    make(1, true, &m);
+    m.task.shape.experts = 0;
+    double head = (double)(m.task.shape.vocab * m.task.shape.hidden);
+    assert_ok(gang_layout_parse("tp=2,pp=2", &layout));
+    m.task.shape.tied = false;
+    assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &plain));
+    m.task.shape.tied = true;
+    assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &tied));
+    assert_float_equal(tied.memory[1].weights, plain.memory[1].weights, 1);
+    assert_float_equal(tied.memory[1].gradients, plain.memory[1].gradients, 1);
+    assert_float_equal(tied.memory[1].optimizer, plain.memory[1].optimizer - 12 * head / 2 / 8, 1); // shared by tp and, sharded, by dp
+    assert_float_equal(tied.memory[0].total, plain.memory[0].total, 1);
+    assert_float_equal(tied.sim.link_carried[0] - plain.sim.link_carried[0], 2 * 4 * head * 8, 1); // there and back for each replica
+    ((struct gang_link *)m.pool.links.items)->bandwidth = 1e7;
+    assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &slow));
+    m.task.shape.tied = false;
+    assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &plain));
+    // Eight replicas' copies come in before the first head and go out behind the last; the pipeline may use what it waited for.
+    assert_true(slow.sim.step_seconds - plain.sim.step_seconds > 8 * 4 * head / 1e7);
+    assert_true(slow.sim.step_seconds - plain.sim.step_seconds < 2.1 * 8 * 4 * head / 1e7);
+    assert_ok(gang_layout_parse("tp=2", &layout));
+    assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &plain));
+    m.task.shape.tied = true;
+    assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &tied));
+    assert_float_equal(plain.memory[0].weights - tied.memory[0].weights, 2 * head / 2, 1);
+    assert_true(tied.costs.copy_bytes == 0 && tied.sim.sent_bytes == 0);
+    gang_arena_release(&m.arena);
+}
+
+// A stage that holds nothing but the embedding or the head is a stage like any other.
+static void test_no_layers(void **state) {
+    (void)state;
+    static const char *const layouts[] = {"pp=2,dp=8,layers=0/8", "pp=2,dp=8,layers=8/0,dp_overlap=0",
+                                          "pp=4,dp=4,layers=0/4/4/0,zero=3,schedule=list"};
+    for (int i = 0; i < 6; i++) {
+        struct made m;
+        struct gang_layout layout;
+        struct gang_answer a;
+        make(1, true, &m);
+        m.task.shape.experts = 0;
+        m.task.shape.layers = 8;
+        m.task.shape.tied = i >= 3;
+        assert_ok(gang_layout_parse(layouts[i % 3], &layout));
+        assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &a));
+        assert_true(isfinite(a.sim.step_seconds) && a.sim.step_seconds > 0);
+        gang_arena_release(&m.arena);
+    }
+}
+
 // Gradients of d replicas over one link: the closed form of the exchange is what the simulator books.
 static void test_data_parallel(void **state) {
     (void)state;
@@ -208,7 +265,7 @@ static void test_data_parallel(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_max_min), cmocka_unit_test(test_random), cmocka_unit_test(test_closed_form),
-                                       cmocka_unit_test(test_data_parallel)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_max_min), cmocka_unit_test(test_random),    cmocka_unit_test(test_closed_form),
+                                       cmocka_unit_test(test_tied),    cmocka_unit_test(test_no_layers), cmocka_unit_test(test_data_parallel)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

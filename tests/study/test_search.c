@@ -1,8 +1,10 @@
 // The search against exhaustive simulation on small pools, its closed form against the simulator, its bound, its refusals.
 #include "../test.h"
+#include "../scratch.h"
 
 #include <math.h>
 
+#include "../plan/random.h"
 #include "study/study.h"
 
 struct made {
@@ -68,7 +70,7 @@ static void test_exhaustive(void **state) {
     (void)state;
     uint64_t seed = test_seed();
     int agree = 0, all = 0;
-    for (uint64_t i = 0; i < 6; i++) {
+    for (uint64_t i = 0; i < 16; i++) {
         struct made m;
         struct gang_search search;
         make(gang_random_at(seed, 0, i), i % 2, &m);
@@ -103,6 +105,83 @@ static void test_objectives(void **state) {
     }
 }
 
+static const char two_sites[] = "sites:\n"
+                                "  - {name: a, groups: [{nodes: 2, devices: 4, device: A100-40GB, price: 2, failure_domain: 2}]}\n"
+                                "  - {name: b, groups: [{nodes: 2, devices: 4, device: H100-80GB, price: 3}]}\n"
+                                "links: [{between: [a, b], bandwidth: 100Gbps, distance: 100km, planes: 4, price: %s, outage_every: 30d,\n"
+                                "    outage_length: 1h}]\n";
+
+static void read_two_sites(const char *price, struct made *out) {
+    char text[1024];
+    make(3, false, out);
+    snprintf(text, sizeof text, two_sites, price);
+    assert_ok(gang_pool_read(scratch_text("c.yaml", text), &out->arena, &out->pool));
+}
+
+// What is carried costs: the closed form that the search sorts by says the same as the simulator, and dear bytes stay at home.
+static void test_carried(void **state) {
+    (void)state;
+    static const char *const layouts[] = {"pp=2", "pp=4,vpp=2,mb=2", "tp=2,pp=2,place=replicas", "pp=2,place=replicas,zero=0"};
+    for (int i = 0; i < 4; i++) {
+        struct made m;
+        struct gang_layout layout;
+        struct gang_answer answer;
+        read_two_sites("10", &m);
+        m.task.shape.tied = i % 2;
+        assert_ok(gang_layout_parse(layouts[i], &layout));
+        assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &answer));
+        double devices = answer.sim.step_seconds / 3600 * (8 * 2 + 8 * 3), carried = answer.sim.link_carried[0] * 1e-9 * 10;
+        assert_true(answer.sim.link_bytes[0] > 0 && carried > 0);
+        assert_float_equal(answer.summary.price_of_step, devices + carried, 1e-9 * (devices + carried));
+        gang_arena_release(&m.arena);
+    }
+    struct made cheap, dear;
+    struct gang_search a, b;
+    read_two_sites("0", &cheap);
+    read_two_sites("1000", &dear);
+    cheap.task.shape.tied = dear.task.shape.tied = true;
+    assert_ok(gang_search_run(&cheap.task, &cheap.pool, GANG_OBJECTIVE_PRICE, 1, &cheap.arena, &a));
+    assert_ok(gang_search_run(&dear.task, &dear.pool, GANG_OBJECTIVE_PRICE, 1, &dear.arena, &b));
+    assert_float_equal(a.found[0].score, a.found[0].summary.price_of_step, 1e-6 * a.found[0].score);
+    assert_float_equal(b.found[0].score, b.found[0].summary.price_of_step, 1e-6 * b.found[0].score);
+    assert_true(b.found[0].summary.long_link_bytes < a.found[0].summary.long_link_bytes || a.found[0].summary.long_link_bytes == 0);
+    gang_arena_release(&cheap.arena);
+    gang_arena_release(&dear.arena);
+}
+
+static void test_outages(void **state) {
+    (void)state;
+    struct made m;
+    struct gang_layout layout;
+    struct gang_answer answer;
+    struct gang_faults f = {.domain_mtbf = 1e6};
+    read_two_sites("0", &m);
+    assert_ok(gang_layout_parse("pp=2,place=replicas,zero=0", &layout));
+    assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &answer));
+    assert_ok(gang_faults_complete(&m.task, &m.pool, &answer, &m.arena, &f));
+    assert_int_equal(f.domain_count, 1); // only one group says what falls together
+    assert_true(f.domains[0].count == 1 && f.domains[0].nodes == 2);
+    assert_int_equal(f.link_count, 1);
+    const struct gang_fault_link *link = &f.links[0];
+    assert_true(link->planes == 4 && link->every == 30 * 86400.0 && link->length == 3600);
+    assert_true(link->speed[0] == 1 && link->speed[1] < 1 && link->speed[2] < link->speed[1] && link->speed[3] < link->speed[2] &&
+                link->speed[3] > 0 && link->speed[4] == 0);
+    // The file's own figures count before the pool's.
+    struct gang_faults own = {.domain_mtbf = 1e6, .domain_nodes = 4, .link_mtbf = 86400, .link_outage = 60};
+    assert_ok(gang_faults_complete(&m.task, &m.pool, &answer, &m.arena, &own));
+    assert_true(own.links[0].every == 4 * 86400.0 && own.links[0].length == 60 && own.domains[0].count == 1 && own.domains[0].nodes == 4);
+    // On one site nothing crosses, and nobody misses the link.
+    assert_ok(gang_layout_parse("pp=2,dp=2", &layout));
+    assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &answer));
+    f = (struct gang_faults){0};
+    assert_ok(gang_faults_complete(&m.task, &m.pool, &answer, &m.arena, &f));
+    assert_int_equal(f.link_count, 0);
+    f = (struct gang_faults){.domain_mtbf = 1e6};
+    m.pool.groups[0]->failure_domain = 0;
+    assert_fails(GANG_ERR_INPUT, "domain_mtbf says how often", gang_faults_complete(&m.task, &m.pool, &answer, &m.arena, &f));
+    gang_arena_release(&m.arena);
+}
+
 static void test_refuses(void **state) {
     (void)state;
     struct made m;
@@ -111,6 +190,56 @@ static void test_refuses(void **state) {
     m.task.shape.layers = 100, m.task.shape.hidden = 16384, m.task.shape.ffn = 65536, m.task.shape.qk_dim = m.task.shape.v_dim = 2048;
     assert_fails(GANG_ERR_MEMORY, "on stage", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
     gang_arena_release(&m.arena);
+}
+
+// What random_layout saw; every one must occur.
+struct seen {
+    int pipeline, replicas, chunks, uneven, unlike, far, tied, full;
+    int schedules[GANG_SCHEDULE_LIST + 1];
+};
+
+static void note(const struct gang_task *task, const struct gang_pool *pool, const struct gang_answer *a, struct seen *seen) {
+    const struct gang_layout *l = &a->layout;
+    seen->pipeline += l->pp > 1, seen->replicas += l->dp > 1, seen->chunks += l->vpp > 1, seen->tied += task->shape.tied && l->pp > 1;
+    for (int c = 1; c < l->layer_count; c++) seen->uneven += l->layers[c] > l->layers[0] + 1;
+    for (int g = 1; g < pool->group_count; g++) seen->unlike += pool->groups[g]->kind != pool->groups[0]->kind;
+    seen->far += a->sim.link_bytes[0] > 0;
+    seen->full += l->recompute == GANG_RECOMPUTE_FULL;
+    seen->schedules[l->schedule]++;
+}
+
+// Every drawn layout is placed, ordered, verified and simulated; folded and not in the same time; nothing is lost on the way.
+static void test_random_layouts(void **state) {
+    (void)state;
+    uint64_t seed = test_seed();
+    struct seen seen = {0};
+    for (uint64_t i = 0; i < 600; i++) {
+        struct gang_arena arena;
+        struct gang_task task;
+        struct gang_pool pool;
+        struct gang_layout layout;
+        struct gang_answer folded, whole;
+        gang_arena_init(&arena);
+        gang_random_task(gang_random_at(seed, i, 0), &task);
+        gang_random_pool(gang_random_at(seed, i, 1), &arena, &pool);
+        gang_random_layout(gang_random_at(seed, i, 2), &task, &pool, &layout);
+        if (gang_evaluate(&task, &pool, &layout, 0, &arena, &folded)) fail_msg("case %d: %s", (int)i, gang_error());
+        assert_ok(gang_evaluate(&task, &pool, &layout, GANG_EVALUATE_UNFOLDED, &arena, &whole));
+        if (fabs(folded.sim.step_seconds / whole.sim.step_seconds - 1) > 1e-6)
+            fail_msg("case %d: folded %.9g, unfolded %.9g", (int)i, folded.sim.step_seconds, whole.sim.step_seconds);
+        assert_int_equal(whole.program.replicas, layout.dp);
+        assert_true(whole.sim.sent_bytes == whole.sim.received_bytes);
+        int64_t sequences = 0, layers = 0;
+        for (int r = 0; r < layout.dp; r++) sequences += whole.program.micro_batches[r] * layout.micro_batch;
+        for (int c = 0; c < folded.layout.layer_count; c++) layers += folded.layout.layers[c];
+        assert_int_equal(sequences, task.global_batch);
+        assert_int_equal(layers, task.shape.layers);
+        note(&task, &pool, &folded, &seen);
+        gang_arena_release(&arena);
+    }
+    const int *counts = (const int *)&seen;
+    for (size_t i = 0; i < sizeof seen / sizeof *counts; i++)
+        if (counts[i] < 5) fail_msg("feature %zu was drawn %d times", i, counts[i]);
 }
 
 static void test_kendall(void **state) {
@@ -122,7 +251,8 @@ static void test_kendall(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_objectives), cmocka_unit_test(test_refuses),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_objectives), cmocka_unit_test(test_carried),
+                                       cmocka_unit_test(test_outages),    cmocka_unit_test(test_refuses),    cmocka_unit_test(test_random_layouts),
                                        cmocka_unit_test(test_kendall)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }

@@ -408,7 +408,7 @@ static void write_broken_model(void) {
     weights[gang_model_find(&model, GANG_ROLE_DOWN, 1)->offset + 5] = NAN;
     assert_ok(gang_mkdirs(scratch_path("broken")));
     assert_ok(gang_config_write(&config, scratch_path("broken")));
-    assert_ok(gang_model_save(&model, &(struct gang_st_part){"", weights}, 1, scratch_path("broken/model.safetensors")));
+    assert_ok(gang_model_save(&model, &(struct gang_st_part){.prefix = "", .values = weights}, 1, scratch_path("broken/model.safetensors")));
     gang_arena_release(&arena);
 }
 

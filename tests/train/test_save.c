@@ -48,7 +48,9 @@ static enum gang_status write_step(const char *output, int64_t step, int keep) {
     char saved[512];
     struct gang_state state = {.step = step, .tokens = 64 * step, .seed = 5, .sequence_length = 16, .global_batch_tokens = 64, .data_tokens = 1000};
     fill_net(step);
-    return gang_save_write(output, &state, tiny.net, &tiny.model, NULL, keep, saved, sizeof saved);
+    struct gang_st_part parts[GANG_SAVE_PARTS];
+    gang_save_parts(tiny.net, parts);
+    return gang_save_write(output, &state, &tiny.model, parts, NULL, keep, saved, sizeof saved);
 }
 
 // `latest` leads to a save that loads, bit for bit that of one of two steps. Returns which.

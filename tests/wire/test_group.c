@@ -16,7 +16,7 @@ struct mesh {
     int members;
     struct gang_wire *wires[MEMBERS_MAX];
     struct gang_wire_link *links[MEMBERS_MAX][MEMBERS_MAX];
-    struct gang_group *groups[MEMBERS_MAX];
+    struct gang_comm *groups[MEMBERS_MAX];
 };
 
 static void open_mesh(struct mesh *mesh, int members, int planes) {
@@ -27,16 +27,16 @@ static void open_mesh(struct mesh *mesh, int members, int planes) {
             mesh->links[j][i] = join_to(mesh->wires[j], i, NULL, planes, 1);
             mesh->links[i][j] = join_directly(mesh->wires[i], j, gang_wire_address(mesh->wires[j]), planes, 1);
         }
-    for (int i = 0; i < members; i++) assert_ok(gang_group_new(mesh->wires[i], mesh->links[i], members, i, 100, &mesh->groups[i]));
+    for (int i = 0; i < members; i++) assert_ok(gang_comm_new(mesh->wires[i], mesh->links[i], members, i, 100, &mesh->groups[i]));
 }
 
 static void close_mesh(struct mesh *mesh) {
-    for (int i = 0; i < mesh->members; i++) gang_group_free(mesh->groups[i]);
+    for (int i = 0; i < mesh->members; i++) gang_comm_free(mesh->groups[i]);
     for (int i = 0; i < mesh->members; i++) gang_wire_close(mesh->wires[i]);
 }
 
 struct job {
-    struct gang_group *group;
+    struct gang_comm *group;
     int member, members, kind, root;
     enum gang_element type;
     size_t count;
@@ -87,12 +87,12 @@ static void draw_numbers(uint8_t *data, size_t bytes, uint64_t seed, bool any_bi
     }
 }
 
-static size_t size_of(enum gang_element type) { return type == GANG_F32 ? 4 : 2; }
+static size_t size_of(enum gang_element type) { return type == GANG_ELEMENT_F32 ? 4 : 2; }
 
 static void check_sum(const struct job *job, const void *const *before, uint8_t *expected) {
     size_t first = 0, length = job->count, size = size_of(job->type);
     gang_sum_reference(expected, before, job->members, job->count, job->type);
-    if (job->kind == REDUCE_SCATTER) gang_group_part(job->group, job->count, job->member, &first, &length);
+    if (job->kind == REDUCE_SCATTER) gang_comm_part(job->group, job->count, job->member, &first, &length);
     assert_true(length == 0 || memcmp(job->data + first * size, expected + first * size, length * size) == 0);
 }
 
@@ -101,7 +101,7 @@ static void check_job(const struct job *job, const uint8_t *const *before, uint8
     if (job->kind == ALL_REDUCE || job->kind == REDUCE_SCATTER) check_sum(job, (const void *const *)before, expected);
     for (int i = 0; i < job->members && job->kind == ALL_GATHER; i++) {
         size_t first, length;
-        gang_group_part(job->group, job->count, i, &first, &length);
+        gang_comm_part(job->group, job->count, i, &first, &length);
         assert_true(!length || memcmp(job->data + first * size, before[i] + first * size, length * size) == 0);
     }
     if (job->kind == BROADCAST) assert_true(!job->count || memcmp(job->data, before[job->root], job->count) == 0);
@@ -115,7 +115,7 @@ static void try_one(struct mesh *mesh, uint64_t seed, int kind) {
     uint64_t r = gang_random_at(seed, 1, 1);
     size_t count = r % 5 == 0 ? r >> 20 & 7 : r % 5 < 3 ? (r >> 20) % 30000 : (r >> 20) % 900000;
     if (kind == ALL_TO_ALL) count /= 4;
-    enum gang_element type = r >> 60 & 1 ? GANG_BF16 : GANG_F32;
+    enum gang_element type = r >> 60 & 1 ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32;
     size_t bytes = kind == ALL_TO_ALL ? count * (size_t)mesh->members : kind == BROADCAST ? count : count * size_of(type);
     for (int i = 0; i < mesh->members; i++) {
         jobs[i] = (struct job){.group = mesh->groups[i],
@@ -168,8 +168,8 @@ static void test_sums_equal_their_reference(void **state) {
         const void *pointers[6];
         for (int i = 0; i < 6; i++) draw_numbers(parts[i], sizeof parts[i], seed + round * 10 + (uint64_t)i, round % 2), pointers[i] = parts[i];
         for (int type = 0; type < 2; type++) {
-            gang_sum_reference(slow, pointers, count, n, type ? GANG_BF16 : GANG_F32);
-            gang_sum(fast, pointers, count, n, type ? GANG_BF16 : GANG_F32);
+            gang_sum_reference(slow, pointers, count, n, type ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32);
+            gang_sum(fast, pointers, count, n, type ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32);
             assert_memory_equal(fast, slow, n * (type ? 2 : 4));
         }
     }
@@ -183,7 +183,7 @@ static void expect_named(struct mesh *mesh, int living, const char *words) {
     double start = gang_seconds();
     for (int i = 0; i < living; i++) {
         jobs[i] = (struct job){
-            .group = mesh->groups[i], .member = i, .members = mesh->members, .kind = ALL_REDUCE, .type = GANG_F32, .count = 700000};
+            .group = mesh->groups[i], .member = i, .members = mesh->members, .kind = ALL_REDUCE, .type = GANG_ELEMENT_F32, .count = 700000};
         jobs[i].data = calloc(jobs[i].count, 4);
     }
     run_all(jobs, living);
@@ -201,13 +201,13 @@ static void test_a_member_that_left_is_named_and_the_rest_goes_on(void **state) 
     struct mesh mesh;
     open_mesh(&mesh, 4, 1);
     try_one(&mesh, 77, ALL_REDUCE);
-    gang_group_free(mesh.groups[3]);
+    gang_comm_free(mesh.groups[3]);
     gang_wire_close(mesh.wires[3]);
     expect_named(&mesh, 3, "rank 3");
     // The living make a new group.
     for (int i = 0; i < 3; i++) {
-        gang_group_free(mesh.groups[i]);
-        assert_ok(gang_group_new(mesh.wires[i], mesh.links[i], 3, i, 200, &mesh.groups[i]));
+        gang_comm_free(mesh.groups[i]);
+        assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], 3, i, 200, &mesh.groups[i]));
     }
     mesh.members = 3;
     for (uint64_t i = 0; i < 6; i++) try_one(&mesh, 78 + i, (int)i % KINDS);
@@ -219,10 +219,10 @@ static int be_silent(const char *first, const char *second) {
     struct gang_wire *wire = open_wire(2);
     const char *addresses[2] = {first, second};
     struct gang_wire_link *links[3] = {NULL};
-    struct gang_group *group;
+    struct gang_comm *group;
     float one = 1;
     for (int i = 0; i < 2; i++) links[i] = join_directly(wire, i, addresses[i], 1, 1);
-    if (gang_group_new(wire, links, 3, 2, 100, &group) || gang_all_reduce(group, &one, 1, GANG_F32)) return 1;
+    if (gang_comm_new(wire, links, 3, 2, 100, &group) || gang_all_reduce(group, &one, 1, GANG_ELEMENT_F32)) return 1;
     raise(SIGSTOP);
     return 1;
 }
@@ -235,7 +235,7 @@ static void test_a_silent_member_is_named(void **state) {
     mesh.links[1][0] = join_directly(mesh.wires[1], 0, gang_wire_address(mesh.wires[0]), 1, 1);
     for (int i = 0; i < 2; i++) {
         mesh.links[i][2] = join_to(mesh.wires[i], 2, NULL, 1, 1);
-        assert_ok(gang_group_new(mesh.wires[i], mesh.links[i], 3, i, 100, &mesh.groups[i]));
+        assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], 3, i, 100, &mesh.groups[i]));
     }
     pid_t child = fork();
     if (!child) {
@@ -251,7 +251,7 @@ static void test_a_silent_member_is_named(void **state) {
     expect_named(&mesh, 2, "rank 2");
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
-    for (int i = 0; i < 2; i++) gang_group_free(mesh.groups[i]);
+    for (int i = 0; i < 2; i++) gang_comm_free(mesh.groups[i]);
     for (int i = 0; i < 2; i++) gang_wire_close(mesh.wires[i]);
 }
 

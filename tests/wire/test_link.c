@@ -309,9 +309,36 @@ static void test_random_networks(void **state) {
     print_message("%lld seeds\n", (long long)runs);
 }
 
+static void no_completion(void *context, void *user, enum gang_status status) { (void)context, (void)user, (void)status; }
+static void no_reset(void *context, int plane, int stream) { (void)context, (void)plane, (void)stream; }
+static void note_state(void *context, enum gang_link_state state) { *(enum gang_link_state *)context = state; }
+
+// A machine so busy that every wake-up comes late: what was slept through does not count as the peer's silence, the rest does.
+static void test_who_wakes_late_still_finds_the_dead(void **state) {
+    (void)state;
+    enum gang_link_state now_is = LINK_CONNECTING;
+    struct gang_link_config config = gang_link_defaults;
+    config.peer = config.planes = config.streams = 1;
+    int64_t now = 1000000000, limit = now + 20 * config.dead_ns;
+    struct gang_link *link = gang_link_new(&config, &(struct gang_link_hooks){&now_is, no_completion, no_reset, note_state}, now);
+    struct gang_stream *stream = link->streams[0][0];
+    gang_stream_up(stream, 1, now);
+    while (now_is != LINK_DEAD && now < limit) {
+        int64_t next = gang_link_tick(link, now);
+        struct iovec iov[WIRE_IOV_MAX];
+        size_t bytes = 0;
+        for (int i = 0, count = stream->up ? gang_stream_gather(stream, now, iov) : 0; i < count; i++) bytes += iov[i].iov_len;
+        if (bytes) gang_stream_gone(stream, bytes, now);
+        now = (next > now ? next : now) + 2 * config.heartbeat_ns;
+    }
+    assert_int_equal(now_is, LINK_DEAD);
+    gang_link_free(link);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_networks),
+        cmocka_unit_test(test_who_wakes_late_still_finds_the_dead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

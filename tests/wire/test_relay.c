@@ -86,6 +86,36 @@ static void test_distance_and_rate(void **state) {
     close_far(&far);
 }
 
+static void test_routes_share_the_rate(void **state) {
+    (void)state;
+    enum { ROUTES = 3 };
+    static const double rate = 40e6;
+    struct gang_relay *relay;
+    struct far far[ROUTES] = {0};
+    struct transfer t[ROUTES];
+    assert_ok(gang_relay_open(&(struct gang_relay_options){.listen = "127.0.0.1:0", .rtt_s = 0.002, .bytes_per_s = rate}, &relay));
+    assert_string_equal(gang_relay_address(relay), "");
+    for (int i = 0; i < ROUTES; i++) {
+        char address[GANG_ADDRESS_TEXT];
+        for (int k = 0; k < 2; k++) far[i].pair.wires[k] = open_wire(k);
+        assert_ok(gang_relay_add(relay, gang_wire_address(far[i].pair.wires[1]), address));
+        far[i].pair.links[1] = join_to(far[i].pair.wires[1], 0, NULL, 1, 1);
+        far[i].pair.links[0] = join_directly(far[i].pair.wires[0], 1, address, 1, 1);
+        assert_true(round_trip(&far[i]) >= 0.002);
+    }
+    double start = gang_seconds();
+    for (int i = 0; i < ROUTES; i++) start_transfer(&t[i], &far[i], 6 << 20, (uint64_t)i);
+    for (int i = 0; i < ROUTES; i++) end_transfer(&t[i]);
+    double got = (double)ROUTES * (6 << 20) / (gang_seconds() - start);
+    print_message("%d routes together %.1f MB/s of %.1f\n", ROUTES, got / 1e6, rate / 1e6);
+    assert_true(got < 1.05 * rate);
+    struct gang_relay_report report;
+    gang_relay_report(relay, &report);
+    assert_int_equal(report.connections, ROUTES);
+    for (int i = 0; i < ROUTES; i++) close_far(&far[i]);
+    gang_relay_close(relay);
+}
+
 static void test_both_planes_are_filled(void **state) {
     (void)state;
     struct far far = open_far(2, 1, (struct gang_relay_options){.rtt_s = 0.002, .bytes_per_s = 40e6});
@@ -174,6 +204,10 @@ static void test_bad_addresses(void **state) {
     struct gang_relay *relay;
     assert_fails(GANG_ERR_INPUT, "relay: to", gang_relay_open(&(struct gang_relay_options){.listen = "127.0.0.1:0", .to = "x"}, &relay));
     assert_null(relay);
+    char address[GANG_ADDRESS_TEXT];
+    assert_ok(gang_relay_open(&(struct gang_relay_options){.listen = "127.0.0.1:0"}, &relay));
+    assert_fails(GANG_ERR_INPUT, "relay: to", gang_relay_add(relay, "x", address));
+    gang_relay_close(relay);
 }
 
 int main(void) {
@@ -181,7 +215,7 @@ int main(void) {
         cmocka_unit_test(test_distance_and_rate),       cmocka_unit_test(test_both_planes_are_filled),
         cmocka_unit_test(test_a_plane_cut_and_healed),  cmocka_unit_test(test_an_outage_of_all_planes_is_only_time),
         cmocka_unit_test(test_flipped_bits_are_mended), cmocka_unit_test(test_all_planes_cut_is_death_once),
-        cmocka_unit_test(test_bad_addresses),
+        cmocka_unit_test(test_routes_share_the_rate),   cmocka_unit_test(test_bad_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,311 @@
+// From devices to a plan, and from the plan to what every rank is told.
+#include "fleet/lead.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// ---- The line of devices -------------------------------------------------------------------------------------------
+
+static bool computes_bf16(const struct gang_lead *l, const struct gang_group *g) {
+    if (g->compute != GANG_GROUP_COMPUTE_JOB) return g->compute == GANG_GROUP_COMPUTE_BF16;
+    return l->options->job && l->options->job->compute == GANG_COMPUTE_BF16;
+}
+
+// Groups get kinds of their own, so that measured times have a place.
+static void copy_pool(struct gang_lead *l) {
+    const struct gang_pool *from = l->options->pool;
+    l->pool = gang_arena_alloc(l->arena, sizeof *l->pool);
+    *l->pool = *from;
+    l->pool->groups = gang_arena_alloc(l->arena, (size_t)from->group_count * sizeof *l->pool->groups);
+    for (int g = 0; g < from->group_count; g++) {
+        struct gang_kind *kind = gang_arena_alloc(l->arena, sizeof *kind);
+        *kind = *from->groups[g]->kind;
+        l->pool->groups[g] = gang_arena_alloc(l->arena, sizeof *l->pool->groups[g]);
+        *l->pool->groups[g] = *from->groups[g];
+        l->pool->groups[g]->kind = kind;
+    }
+}
+
+// By the group's hosts where it names them, else by the group's own name.
+static void name_nodes(struct gang_lead *l) {
+    l->nodes = gang_arena_alloc(l->arena, (size_t)l->node_count * sizeof *l->nodes);
+    for (int i = 0, k = 0; i < l->count; i++) {
+        const struct gang_fleet_member *m = &l->members[i];
+        const struct gang_group *g = m->group;
+        if (i && l->members[i - 1].node == m->node) continue;
+        k = i && l->members[i - 1].group == g ? k + 1 : 0;
+        l->nodes[m->node] = k < g->hosts.count ? g->hosts.items[k] : g->nodes > 1 ? gang_arena_printf(l->arena, "%s-%d", g->name, k + 1) : g->name;
+    }
+}
+
+void gang_lead_line_up(struct gang_lead *l) {
+    copy_pool(l);
+    l->task = *l->options->task;
+    l->count = (int)l->pool->devices;
+    l->members = gang_arena_alloc(l->arena, (size_t)l->count * sizeof *l->members);
+    l->message_f32 = true;
+    for (int i = 0; i < l->count; i++) {
+        struct gang_fleet_member *m = &l->members[i];
+        m->group = gang_fleet_group(l->pool, i, &m->node);
+        m->rank = -1;
+        if (m->node + 1 > l->node_count) l->node_count = m->node + 1;
+        if (computes_bf16(l, m->group)) l->message_f32 = false;
+    }
+    if (l->options->job) l->task.math = l->message_f32 ? GANG_MATH_F32 : GANG_MATH_F16;
+    name_nodes(l);
+}
+
+// Micro-batch sizes that a plan may choose: those that divide the batch, up to 8 samples; or the one that the layout names.
+static int sizes_of(const struct gang_lead *l, int64_t *size) {
+    enum { MOST = 8 };
+    int count = 0;
+    if (l->options->layout) {
+        size[count++] = l->options->layout->micro_batch;
+        return count;
+    }
+    for (int64_t b = 1; b <= MOST && b <= l->task.global_batch; b *= 2)
+        if (l->task.global_batch % b == 0) size[count++] = b;
+    return count;
+}
+
+json_t *gang_lead_setup(const struct gang_lead *l, int worker) {
+    const struct gang_fleet_member *m = &l->members[worker];
+    bool local = l->options->launcher == GANG_LAUNCH_LOCAL;
+    int64_t size[GANG_TIMES_SIZES];
+    int count = sizes_of(l, size), neighbours = 0;
+    json_t *sizes = json_array();
+    struct gang_buffer text = {0};
+    for (int i = 0; i < count; i++) {
+        json_array_append_new(sizes, json_integer(size[i]));
+        gang_buffer_printf(&text, "%s%lld", i ? "/" : "", (long long)size[i]);
+    }
+    for (int i = 0; i < l->count; i++) neighbours += local || l->members[i].node == m->node;
+    json_t *body = json_pack("{s:s, s:i, s:f, s:s, s:s, s:i, s:i, s:o, s:s, s:b}", "job", l->options->job ? l->options->job->path : "", "threads",
+                             (int)m->group->threads, "share", m->group->share, "instructions", m->group->instructions ? m->group->instructions : "",
+                             "compute", computes_bf16(l, m->group) ? "bf16" : "f32", "message", l->message_f32 ? 32 : 16, "neighbours", neighbours,
+                             "sizes", sizes, "sizes_text", text.data, "secret", !local);
+    gang_buffer_release(&text);
+    if (l->options->job)
+        json_object_update_new(
+            body, json_pack("{s:s, s:s, s:i}", "job_sum", l->job_sum, "model_sum", l->model_sum, "job_compute", l->options->job->compute));
+    return body;
+}
+
+// ---- The plan ------------------------------------------------------------------------------------------------------
+
+static double *times_field(struct gang_times *t, int field) {
+    double *const fields[] = {t->forward, t->input, t->weight, t->first_forward, t->first_backward, t->last_forward, t->last_backward};
+    return field < 7 ? fields[field] : NULL;
+}
+
+// The mean of a group's devices; its peak is what its layers reach at their best size, so that nothing here is a data sheet's.
+static void settle_kind(struct gang_lead *l, struct gang_group *group) {
+    struct gang_times *times = gang_arena_alloc(l->arena, sizeof *times);
+    struct gang_kind *kind = (struct gang_kind *)group->kind;
+    int n = 0, on_host = 0;
+    double memory = INFINITY;
+    for (int i = 0; i < l->count; i++) {
+        struct gang_fleet_member *m = &l->members[i];
+        on_host += l->options->launcher == GANG_LAUNCH_LOCAL;
+        if (m->group != group || !m->timed) continue;
+        if (!n++) *times = (struct gang_times){.count = m->times.count};
+        memcpy(times->size, m->times.size, sizeof times->size);
+        for (int f = 0; f < 7; f++)
+            for (int s = 0; s < times->count; s++) times_field(times, f)[s] += times_field(&m->times, f)[s];
+        times->optimizer += m->times.optimizer;
+        memory = fmin(memory, m->memory);
+    }
+    if (!n) return;
+    for (int f = 0; f < 7; f++)
+        for (int s = 0; s < times->count; s++) times_field(times, f)[s] /= n;
+    times->optimizer /= n;
+    double best = 0, flops = gang_shape_layer_flops(&l->task.shape, false, l->task.sequence_length) * (double)l->task.sequence_length;
+    for (int s = 0; s < times->count; s++)
+        best = fmax(best, 3 * flops * (double)times->size[s] / (times->forward[s] + times->input[s] + times->weight[s]));
+    kind->times = times;
+    kind->memory_bytes = memory / (on_host ? on_host : (double)group->devices);
+    for (int m = 0; m < GANG_MATHS; m++) kind->peak[m] = best, kind->reach[m] = 1;
+    kind->attention_reach = 1;
+}
+
+// What runs today of what the planner knows; of what does not, what runs instead.
+static const char *cannot_run(const struct gang_layout *l) {
+    if (l->cp > 1) return "cp above 1 does not run yet: choose cp=1";
+    if (l->ep > 1) return "ep above 1 does not run yet: choose ep=1";
+    if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
+    if (l->gradients != GANG_GRADIENTS_F32) return "gradients other than f32 do not run yet: choose gradients=f32";
+    if (l->recompute == GANG_RECOMPUTE_ALTERNATE) return "recompute=alternate does not run yet: choose recompute=full or none";
+    return NULL;
+}
+
+// The devices of a cell exchange in the middle of every layer: they are neighbours on a node, and each has whole heads.
+static const char *cannot_cut(const struct gang_lead *l, const struct gang_layout *layout) {
+    int64_t tp = layout->tp, cells = (layout->dp ? layout->dp : l->pool->devices / (tp * layout->pp)) * layout->pp;
+    if (l->task.shape.kv_heads % tp) return "tp does not divide the model's key/value heads: choose one that does";
+    for (int64_t c = 0; c < cells && (c + 1) * tp <= l->pool->devices; c++) {
+        int first, last;
+        gang_fleet_group(l->pool, c * tp, &first);
+        gang_fleet_group(l->pool, (c + 1) * tp - 1, &last);
+        if (first != last) return "a rank's tp devices would lie on two nodes: choose a tp that divides the devices of a node";
+    }
+    return NULL;
+}
+
+static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
+    struct gang_search *search = gang_arena_alloc(l->arena, sizeof *search);
+    if (l->options->layout) {
+        *out = *l->options->layout;
+        const char *why = cannot_run(out);
+        if (!why) why = cannot_cut(l, out);
+        return why ? gang_fail(GANG_ERR_UNSUPPORTED, "layout: %s", why) : GANG_OK;
+    }
+    enum gang_status status = gang_search_run(&l->task, l->pool, GANG_OBJECTIVE_TIME, GANG_MAX_FOUND, l->arena, search);
+    if (status) return status;
+    for (int i = 0; i < search->count; i++) {
+        *out = search->found[i].layout;
+        if (!cannot_run(out) && !cannot_cut(l, out)) return GANG_OK;
+    }
+    const char *why = cannot_run(out);
+    return gang_fail(GANG_ERR_UNSUPPORTED, "plan: none of the %d best layouts runs (%s): name one in the job's layout", search->count,
+                     why ? why : cannot_cut(l, out));
+}
+
+// Replicas of a stage on unlike devices would drift apart if each updated everything by itself.
+static enum gang_status check_alike(const struct gang_lead *l) {
+    const struct gang_placement *p = &l->answer.placement;
+    for (int c = 1; c < p->class_count && l->options->job && l->answer.layout.zero == 0; c++)
+        if (memcmp(p->classes[c].groups, p->classes[0].groups, (size_t)l->answer.layout.pp * sizeof *p->classes[c].groups) != 0)
+            return gang_fail(GANG_ERR_INPUT,
+                             "layout: zero=0 with replicas on unlike devices, whose weights would drift apart by rounding: choose zero=1");
+    return GANG_OK;
+}
+
+// The same run once more with what every rank did when, to be compared with what they will do.
+static enum gang_status keep_spans(struct gang_lead *l) {
+    struct gang_answer *a = &l->answer;
+    const struct gang_sim_input input = {
+        .pool = l->pool, .layout = &a->layout, .placement = &a->placement, .costs = &a->costs, .program = &a->program, .spans = true};
+    return gang_sim_run(&input, l->arena, &a->sim);
+}
+
+// Device rank * tp + tp_index of the run.
+static struct gang_fleet_member *device_member(const struct gang_lead *l, int device) {
+    int tp = l->answer.layout.tp;
+    return gang_lead_member(l, device / tp) + device % tp;
+}
+
+enum gang_status gang_lead_plan(struct gang_lead *l) {
+    struct gang_layout layout;
+    for (int g = 0; g < l->pool->group_count; g++) settle_kind(l, l->pool->groups[g]);
+    enum gang_status status = choose(l, &layout);
+    int flags = GANG_EVALUATE_UNFOLDED | (l->options->job ? GANG_EVALUATE_ANY_MEMORY : 0);
+    if (!status) status = gang_evaluate(&l->task, l->pool, &layout, flags, l->arena, &l->answer);
+    if (!status) status = check_alike(l);
+    if (!status) status = keep_spans(l);
+    if (status) return status;
+    l->ranks = l->answer.program.replicas * l->answer.program.stages;
+    l->device = gang_arena_alloc(l->arena, (size_t)l->ranks * sizeof *l->device);
+    l->memory = gang_arena_alloc(l->arena, (size_t)l->ranks * sizeof *l->memory);
+    gang_fleet_devices(l->pool, &l->answer, l->device);
+    for (int i = 0; i < l->ranks * layout.tp; i++) {
+        struct gang_fleet_member *m = device_member(l, i);
+        m->rank = i / layout.tp;
+        m->tp_index = i % layout.tp;
+    }
+    return GANG_OK;
+}
+
+double gang_lead_near_seconds(const struct gang_lead *l) {
+    struct gang_pool near = *l->pool;
+    struct gang_answer *answer = gang_arena_alloc(l->arena, sizeof *answer);
+    if (l->pool->sites.count < 2) return l->answer.sim.step_seconds;
+    near.groups = gang_arena_alloc(l->arena, (size_t)near.group_count * sizeof *near.groups);
+    for (int g = 0; g < near.group_count; g++) {
+        near.groups[g] = gang_arena_alloc(l->arena, sizeof *near.groups[g]);
+        *near.groups[g] = *l->pool->groups[g];
+        near.groups[g]->site = 0;
+    }
+    enum gang_status status = gang_evaluate(&l->task, &near, &l->answer.layout, GANG_EVALUATE_ANY_MEMORY, l->arena, answer);
+    return status ? l->answer.sim.step_seconds : answer->sim.step_seconds;
+}
+
+// ---- Assignments ---------------------------------------------------------------------------------------------------
+
+static int class_of(const struct gang_answer *a, int replica) {
+    int c = 0;
+    for (int64_t end = a->placement.classes[0].replicas; replica >= end; end += a->placement.classes[c].replicas) c++;
+    return c;
+}
+
+// Bytes of a socket's buffers over a route: twice bandwidth times round trip where that is more than the system grows them to by
+// itself (tcp_rmem and tcp_wmem: some MiB); 0 leaves them to the system.
+static double buffers_for(const struct gang_pool *pool, const struct gang_route *route) {
+    enum { SYSTEM_GROWS_TO = 4 << 20 };
+    double bytes = route->count ? 4 * route->delay * gang_route_bandwidth(pool, route) : 0;
+    return bytes > SYSTEM_GROWS_TO ? bytes : 0;
+}
+
+// By which way a device of the run reaches those that it connects to, and how large the sockets' buffers are.
+static enum gang_status add_ways(struct gang_lead *l, int device, json_t *body) {
+    json_t *workers = json_array(), *ways = json_array(), *buffers = json_array();
+    enum gang_status status = GANG_OK;
+    int tp = l->answer.layout.tp;
+    const struct gang_fleet_member *me = device_member(l, device);
+    for (int i = 0; i < l->ranks * tp; i++) {
+        const struct gang_fleet_member *other = device_member(l, i);
+        const struct gang_route *route = gang_pool_route(l->pool, me->group->site, other->group->site);
+        char way[GANG_ADDRESS_TEXT] = "";
+        bool needed = device < i && gang_rank_talks_to(&l->answer.program, tp, device, i);
+        if (needed && !status) status = gang_fleet_relays_way(&l->relays, l->pool, me->group->site, other->group->site, other->address, way);
+        json_array_append_new(workers, json_integer(other - l->members));
+        json_array_append_new(ways, json_string(way));
+        json_array_append_new(buffers, json_real(buffers_for(l->pool, route)));
+    }
+    json_object_set_new(body, "workers", workers);
+    json_object_set_new(body, "ways", ways);
+    json_object_set_new(body, "buffers", buffers);
+    return status;
+}
+
+static void add_stand_in(const struct gang_lead *l, int rank, json_t *body) {
+    const struct gang_answer *a = &l->answer;
+    int chunks = a->costs.chunks, class = class_of(a, rank / a->layout.pp);
+    double *columns = gang_arena_alloc(l->arena, 4 * (size_t)chunks * sizeof *columns);
+    for (int c = 0; c < chunks; c++) {
+        const struct gang_chunk_cost *cost = gang_costs_chunk(&a->costs, class, c);
+        columns[c] = gang_time_sum(&cost->forward);
+        columns[chunks + c] = gang_time_sum(&cost->input);
+        columns[2 * chunks + c] = gang_time_sum(&cost->weight);
+        columns[3 * chunks + c] = a->layout.dp > 1 ? cost->parameters : 0;
+    }
+    static const char *const names[] = {"forward", "input", "weight", "parameters"};
+    for (int i = 0; i < 4; i++) json_object_set_new(body, names[i], gang_fleet_array(chunks, columns + i * chunks));
+    json_object_set_new(body, "optimizer", json_real(a->costs.optimizer_seconds[class * a->costs.stages + rank % a->layout.pp]));
+    json_object_set_new(body, "message_bytes", json_real(a->costs.message_bytes / (a->layout.sequence_parallel ? a->layout.tp : 1)));
+    json_object_set_new(body, "spread", json_real(l->options->spread));
+    json_object_set_new(body, "slow", json_real(l->options->slow));
+}
+
+enum gang_status gang_lead_assignment(struct gang_lead *l, int worker, json_t **out) {
+    const struct gang_layout *layout = &l->answer.layout;
+    int rank = l->members[worker].rank, tp_index = l->members[worker].tp_index;
+    struct gang_buffer program = {0};
+    json_t *layers = json_array();
+    gang_program_print(&l->answer.program, &program);
+    for (int c = 0; c < layout->layer_count; c++) json_array_append_new(layers, json_integer(layout->layers[c]));
+    *out = json_pack("{s:i, s:i, s:i, s:b, s:s, s:o, s:i, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "tp", layout->tp, "tp_index", tp_index,
+                     "sequence_parallel", layout->sequence_parallel && layout->tp > 1, "program", program.data, "layers", layers, "micro_batch",
+                     layout->micro_batch, "length", (json_int_t)l->task.sequence_length, "sharded", layout->zero == 1 && layout->dp > 1, "recompute",
+                     layout->recompute == GANG_RECOMPUTE_FULL, "resume", l->resume ? l->resume : "", "first_step", (json_int_t)l->first_step, "steps",
+                     (json_int_t)l->steps);
+    gang_buffer_release(&program);
+    if (!l->options->job) add_stand_in(l, rank, *out);
+    json_object_set_new(*out, "data_tokens", json_integer(l->state.data_tokens));
+    json_object_set_new(*out, "data_checksum", json_integer(l->state.data_checksum));
+    enum gang_status status = add_ways(l, rank * layout->tp + tp_index, *out);
+    if (status) json_decref(*out);
+    return status;
+}

@@ -1,0 +1,84 @@
+// Messages between stages: slots on both sides, receives posted ahead in the order in which the peer's program sends.
+#include "rank/internal.h"
+
+#include <assert.h>
+#include <string.h>
+
+enum { PRIORITY = 1 };
+
+static int *entry_of(const struct gang_channel *c, int chunk, int micro) { return &c->index[chunk * c->micro_batches + micro]; }
+
+bool gang_channel_init(struct gang_channel *c, const struct gang_program *program, int sender, int receiver, int gradient, bool sends, size_t bytes,
+                       struct gang_arena *arena) {
+    const struct gang_rank_program *from = &program->ranks[sender];
+    int64_t micro_batches = program->micro_batches[sender / program->stages], entries = program->chunks * micro_batches;
+    *c = (struct gang_channel){.sends = sends,
+                               .peer = sends ? receiver : sender,
+                               .gradient = gradient,
+                               .tag = gradient ? TAG_GRADIENT : TAG_ACTIVATION,
+                               .micro_batches = micro_batches,
+                               .bytes = bytes};
+    for (int i = 0; i < from->count; i++) {
+        const struct gang_instruction *in = &from->items[i];
+        if (in->op != GANG_OP_SEND || in->peer != receiver || in->gradient != gradient) continue;
+        if (!c->index) {
+            c->index = gang_arena_alloc(arena, (size_t)entries * sizeof *c->index);
+            memset(c->index, -1, (size_t)entries * sizeof *c->index);
+        }
+        *entry_of(c, in->chunk, in->micro) = c->count++;
+    }
+    if (!c->count) return false;
+    c->slots = program->buffers < c->count ? program->buffers : c->count;
+    c->ops = gang_arena_alloc(arena, (size_t)c->slots * sizeof *c->ops);
+    c->free = gang_arena_alloc(arena, (size_t)c->slots * sizeof *c->free);
+    c->slot_of = gang_arena_alloc(arena, (size_t)c->count * sizeof *c->slot_of);
+    memset(c->slot_of, -1, (size_t)c->count * sizeof *c->slot_of);
+    for (int s = 0; s < c->slots; s++) c->free[c->free_count++] = c->slots - 1 - s;
+    return true;
+}
+
+static int send_slot(const struct gang_channel *c, int64_t step, int chunk, int micro) {
+    return (int)((step * c->count + *entry_of(c, chunk, micro)) % c->slots);
+}
+
+enum gang_status gang_channel_room(struct gang_channel *c, int64_t step, int chunk, int micro, void **out) {
+    int slot = send_slot(c, step, chunk, micro);
+    *out = c->memory + (size_t)slot * c->bytes;
+    if (!c->ops[slot].link) return GANG_OK;
+    enum gang_status status = gang_wire_wait(&c->ops[slot]);
+    if (!status) c->ops[slot] = (struct gang_wire_op){0};
+    return status;
+}
+
+enum gang_status gang_channel_send(struct gang_channel *c, int64_t step, int chunk, int micro) {
+    int slot = send_slot(c, step, chunk, micro);
+    return gang_wire_send(c->link, c->tag, PRIORITY, c->memory + (size_t)slot * c->bytes, c->bytes, &c->ops[slot]);
+}
+
+enum gang_status gang_channel_post(struct gang_channel *c) {
+    while (c->free_count) {
+        int entry = (int)(c->next % c->count);
+        if (c->slot_of[entry] >= 0) break; // of the step before, not taken yet
+        int slot = c->free[--c->free_count];
+        c->ops[slot] = (struct gang_wire_op){0};
+        enum gang_status status = gang_wire_recv(c->link, c->tag, c->memory + (size_t)slot * c->bytes, c->bytes, &c->ops[slot]);
+        if (status) return status;
+        c->slot_of[entry] = slot;
+        c->next++;
+    }
+    return GANG_OK;
+}
+
+enum gang_status gang_channel_take(struct gang_channel *c, int chunk, int micro, const void **out) {
+    int slot = c->slot_of[*entry_of(c, chunk, micro)];
+    assert(slot >= 0 && "the verifier has proved that the program's buffers suffice");
+    *out = c->memory + (size_t)slot * c->bytes;
+    return gang_wire_wait(&c->ops[slot]);
+}
+
+enum gang_status gang_channel_release(struct gang_channel *c, int chunk, int micro) {
+    int *slot = &c->slot_of[*entry_of(c, chunk, micro)];
+    c->free[c->free_count++] = *slot;
+    *slot = -1;
+    return gang_channel_post(c);
+}

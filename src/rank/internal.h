@@ -1,0 +1,149 @@
+// The parts of a rank to one another. Internal to src/rank.
+#ifndef GANG_RANK_INTERNAL_H
+#define GANG_RANK_INTERNAL_H
+
+#include "rank/cell.h"
+
+#include <pthread.h>
+
+enum gang_rank_tag {
+    TAG_ACTIVATION,
+    TAG_GRADIENT,
+    TAG_TIED_GRADIENT,
+    TAG_TIED_WEIGHTS,
+    TAG_SAVE,
+    TAG_STAGE_GROUP = 16,
+    TAG_REPLICA_GROUP = 32,
+    TAG_CELL_GROUP = 48
+};
+
+// ---- Messages: channel.c -------------------------------------------------------------------------------------------
+
+// One way of messages to or from a peer, of one kind. Message n of the run is entry n % count of the sender's order; it
+// lies in slot n % slots on the sending side, and on the receiving side in whatever slot was free when it was posted.
+struct gang_channel {
+    struct gang_wire_link *link;
+    uint32_t tag;
+    bool sends;
+    int peer, gradient, count, slots;
+    int64_t micro_batches;
+    int *index; // [chunks, micro-batches] entry of a message, -1: not of this channel
+    size_t bytes;
+    char *memory; // [slots, bytes]
+    struct gang_wire_op *ops;
+    // Receiving: slot of an entry that is posted, else -1; slots that are free; the next to be posted.
+    int *slot_of, *free;
+    int free_count;
+    int64_t next;
+};
+
+// Finds the channel's messages in the sender's program; false if there are none. Allocates nothing but tables.
+bool gang_channel_init(struct gang_channel *channel, const struct gang_program *program, int sender, int receiver, int gradient, bool sends,
+                       size_t bytes, struct gang_arena *arena);
+static inline size_t gang_channel_memory(const struct gang_channel *channel) { return (size_t)channel->slots * channel->bytes; }
+// Where the message is to be written, once its slot is free; `step` counts from 0.
+GANG_CHECK_RESULT enum gang_status gang_channel_room(struct gang_channel *channel, int64_t step, int chunk, int micro, void **out);
+GANG_CHECK_RESULT enum gang_status gang_channel_send(struct gang_channel *channel, int64_t step, int chunk, int micro);
+// Waits for the message; it stays until it is released.
+GANG_CHECK_RESULT enum gang_status gang_channel_take(struct gang_channel *channel, int chunk, int micro, const void **out);
+GANG_CHECK_RESULT enum gang_status gang_channel_release(struct gang_channel *channel, int chunk, int micro);
+// Posts as many receives as there are free slots.
+GANG_CHECK_RESULT enum gang_status gang_channel_post(struct gang_channel *channel);
+
+// ---- The lane: lane.c ----------------------------------------------------------------------------------------------
+
+// A thread that exchanges buckets with the replicas of the stage. In every step: each bucket's gradients once they are
+// ready, in the order of the buckets; then, if sharded, each bucket's weights, in the opposite order. The order is the same on all
+// members whatever their programs look like, since collectives match by order.
+enum gang_lane_phase { LANE_REDUCE, LANE_GATHER, LANE_PHASES };
+
+struct gang_lane_span {
+    double start, end; // gang_seconds
+};
+
+struct gang_lane {
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool started, end;
+    struct gang_comm *group;
+    const struct gang_cell *cell;
+    bool sharded;
+    int tied;             // the bucket to which the other stage's gradient is added first; -1: none
+    float *tied_gradient; // received by tied_op
+    size_t tied_elements;
+    int64_t tied_offset; // in the flat array
+    struct gang_wire_op *tied_op;
+    int64_t *posted[LANE_PHASES], *done[LANE_PHASES]; // [buckets] how often so far
+    struct gang_lane_span *spans[LANE_PHASES];        // [buckets] of the last time
+    enum gang_status status;
+    char error[GANG_ERROR_BYTES];
+};
+
+void gang_lane_start(struct gang_lane *lane, struct gang_arena *arena);
+void gang_lane_stop(struct gang_lane *lane); // after its group's links are dead or idle
+void gang_lane_post(struct gang_lane *lane, enum gang_lane_phase phase, int bucket);
+// Until every bucket that was posted in this phase is done.
+GANG_CHECK_RESULT enum gang_status gang_lane_wait(struct gang_lane *lane, enum gang_lane_phase phase, int bucket);
+// Adds the other stage's gradient of the tied weights, once it is here.
+GANG_CHECK_RESULT enum gang_status gang_lane_add_tied(struct gang_lane *lane);
+
+// ---- Cells: net_cell.c, stand_in.c ---------------------------------------------------------------------------------
+
+// The network's memory without opening it; then the network. `owned` of the cell is filled in between.
+void gang_net_cell_init(struct gang_cell *cell, struct gang_arena *arena, struct gang_net_shape *shape, const struct gang_net_chunk *chunks);
+GANG_CHECK_RESULT enum gang_status gang_net_cell_open(struct gang_cell *cell, const struct gang_net_shape *shape);
+void gang_stand_in_init(struct gang_cell *cell, struct gang_arena *arena);
+GANG_CHECK_RESULT enum gang_status gang_stand_in_open(struct gang_cell *cell, struct gang_arena *arena);
+
+// ---- The rank ------------------------------------------------------------------------------------------------------
+
+enum { RANK_CHANNELS = 8 };
+
+struct gang_rank {
+    struct gang_rank_options options;
+    struct gang_arena arena;
+    struct gang_cell cell;
+    struct gang_net_shape shape;
+    const struct gang_rank_program *program;
+    int stages, stage, replica, chunks;           // chunks: of the program
+    int64_t micro_batches, first_sample, samples; // of this replica in a step: its number, its first; of all replicas
+    int16_t *slots;                               // [instructions] activation slot of compute instructions
+    int channel_count;
+    struct gang_channel channels[RANK_CHANNELS];
+    void *messages; // all channels' memory
+    size_t message_memory;
+    int32_t *tokens;                                            // [B, T + 1]
+    struct gang_comm *stage_group, *replica_group, *cell_group; // NULL: alone
+    struct gang_net_cell exchange;                              // inside the cell
+    enum gang_status exchange_status;
+    double exchange_seconds; // of the pass that runs
+    struct gang_lane lane;
+    bool gather_due;
+    // The tied embedding between the first stage and the last.
+    bool tied_first, tied_last;
+    int64_t tied_offset; // of the embedding in the flat array
+    size_t tied_elements;
+    int tied_bucket; // that holds it
+    struct gang_wire_op tied_gradient, tied_weights;
+    bool tied_weights_due;  // last stage: a receive is posted, first stage: weights are to be sent
+    int64_t tied_backwards; // last stage: micro-batches of the last chunk that are done
+    // The step that runs.
+    int64_t step; // from 0
+    double loss, began, busy;
+    bool *chunk_fresh; // [chunks of the stage] its weights are here
+    struct gang_span *spans;
+    size_t span_count;
+    bool streaming; // the next backward is its chunk's last
+};
+
+// What a replica of this stage updates, ascending; returns the number of ranges. `out` holds one for each bucket.
+int gang_rank_owned(const struct gang_rank *rank, int replica, struct gang_range *out);
+// Brings the weights that other replicas have updated, so that all hold all.
+GANG_CHECK_RESULT enum gang_status gang_rank_settle(struct gang_rank *rank);
+GANG_CHECK_RESULT enum gang_status gang_rank_restore(struct gang_rank *rank, const char *dir);
+// To the device of another cell with this one's tp_index; to another of this cell.
+struct gang_wire_link *gang_rank_link(const struct gang_rank *rank, int replica, int stage);
+struct gang_wire_link *gang_rank_cell_link(const struct gang_rank *rank, int tp_index);
+
+#endif

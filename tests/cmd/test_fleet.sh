@@ -1,0 +1,372 @@
+#!/usr/bin/env bash
+# A run on several devices, with real processes over the real wire: what it gives, what it refuses, and how it ends.
+. "$(dirname "$0")/shell.sh"
+
+# Every process of a run carries this in its environment, so that what is left of it can be found.
+mark=GANG_TEST_MARK=$$-$RANDOM
+program=$gangline
+gangline=$scratch/marked
+printf '#!/bin/sh\nexec env %s %s "$@"\n' "$mark" "$program" >"$gangline" && chmod +x "$gangline"
+trap 'end_all; rm -rf "$scratch"' EXIT
+
+# processes WORD: the run's processes whose command line has the word ("": all).
+processes() {
+    local pid
+    for pid in $(grep -lsa "$mark" /proc/[0-9]*/environ | cut -d/ -f3); do
+        tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q -- "$1" && echo "$pid"
+    done
+}
+end_all() { for pid in $(processes ""); do kill -KILL "$pid" 2>/dev/null; done; }
+
+nobody_is_left() {
+    local tries=0
+    while [ -n "$(processes "")" ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 200 ] || { ps -o pid,ppid,stat,args -p "$(processes "" | paste -sd,)"; die "processes are left"; }
+        sleep 0.05
+    done
+}
+
+# cluster NAME RTT A B: NAME.yaml, a site with a group of such fields each.
+cluster() {
+    printf 'sites:\n- {name: a, groups: [{name: first, nodes: 1, devices: 1, device: cpu%s}]}\n' "$3" >"$1.yaml"
+    printf -- '- {name: b, groups: [{name: second, nodes: 1, devices: 1, device: cpu%s}]}\n' "$4" >>"$1.yaml"
+    printf 'links:\n- {between: [a, b], bandwidth: 1Gbps, rtt: %s}\n' "$2" >>"$1.yaml"
+}
+
+# job NAME LINE...: NAME.yaml over the tiny model, output in NAME; its rate is constant, so that steps can be added.
+job() {
+    local name=$1
+    shift
+    { printf 'model: model.json\ndata: text.txt\noutput: %s\nsequence_length: 16\nmicro_batch: 1\nglobal_batch_tokens: 128\n' "$name"
+      printf 'threads: 1\ncompute: f32\nlearning_rate: 1e-3\nmin_learning_rate: 1\n'; printf '%s\n' "$@"; } >"$name.yaml"
+}
+steps_of() { sed -i "s/^steps: .*/steps: $2/" "$1.yaml"; }
+
+losses_agree() {
+    python "
+import json
+a, b = ([json.loads(l) for l in open(f)] for f in ('$1/metrics.jsonl', '$2/metrics.jsonl'))
+assert len(a) == len(b) > 0 and [x['step'] for x in a] == [x['step'] for x in b], (len(a), len(b))
+for x, y in zip(a, b):
+    for what in 'loss', 'gradient_norm', 'learning_rate':
+        assert abs(x[what] / y[what] - 1) < 1e-4, (what, x, y)
+"
+}
+
+weights_agree() {
+    python "
+import numpy, safetensors_io
+for file, limit in ('model', 1e-4), ('optimizer', 1e-3):
+    a, b = (safetensors_io.read(f'{run}/latest/{file}.safetensors') for run in ('$1', '$2'))
+    assert a.keys() == b.keys()
+    for name in a:
+        x, y = (numpy.frombuffer(z[name][2], '<f4').astype('f8') for z in (a, b))
+        off = numpy.linalg.norm(x - y) / (numpy.linalg.norm(x) + 1e-30)
+        assert off < limit, (file, name, off)
+"
+}
+
+same_bits() {
+    for file in model.safetensors optimizer.safetensors config.json state.json; do
+        cmp "$1/latest/$file" "$2/latest/$file" || die "$1 and $2 differ in $file"
+    done
+}
+
+# endless NAME: the job in the background.
+endless() {
+    : >steps
+    "$gangline" train "$1.yaml" --json >steps 2>err </dev/null &
+    background=$!
+}
+steps_at_least() { [ "$(wc -l <steps)" -ge "$1" ]; }
+exists() { [ -n "$(processes "$1")" ]; }
+ended() {
+    local status=0
+    wait "$background" 2>/dev/null || status=$?
+    background=
+    [ "$status" = "$1" ] || die "the run ended with $status, expected $1"
+}
+
+# refused NAME WORDS...: ends with status 1 before the first step, in one line that has the words, and leaves nothing.
+refused() {
+    local name=$1 words
+    shift
+    run 1 train "$name.yaml"
+    [ "$(wc -l <err)" = 1 ] && grep -q '^gangline: .*: ' err || die "expected one line 'gangline: what: why'"
+    for words in "$@"; do says err "$words"; done
+    if grep -q 'step 1/' out; then die "a step was done"; fi
+    nobody_is_left
+}
+
+# ---- What it gives ---------------------------------------------------------------------------------------------------
+
+# The plain run on one device, of 6 steps.
+alone() { [ -e alone/latest ] || { job alone "steps: 6" && run 0 train alone.yaml; }; }
+
+test_same_as_alone() {
+    alone
+    job stages "steps: 6" "cluster: near.yaml" "layout: pp=2,mb=1"
+    run 0 train stages.yaml --json --trace trace.json
+    [ ! -s err ] || die "something on stderr"
+    losses_agree alone stages && weights_agree alone stages
+    "$gangline" train stages.yaml --json 2>/dev/null && die "an output directory was used twice"
+    python '
+import json
+trace = json.load(open("trace.json"))
+events = trace["traceEvents"] if isinstance(trace, dict) else trace
+names = [e["args"]["name"] for e in events if e.get("ph") == "M" and e["name"] == "process_name"]
+assert len(names) >= 2, names
+assert len({e["pid"] for e in events if e.get("ph") == "X"}) >= 2
+'
+    job replicas "steps: 6" "cluster: near.yaml" "layout: dp=2,mb=2,zero=1"
+    run 0 train replicas.yaml --explain
+    says out "predicted" && says out "they differ most" && says out "saved"
+    losses_agree alone replicas && weights_agree alone replicas
+    run 0 generate stages "dogs " --tokens 8 --temperature 0 && cp out first
+    run 0 generate replicas "dogs " --tokens 8 --temperature 0 && cmp -s out first || die "two splits, two texts"
+    nobody_is_left
+}
+
+test_json_lines() {
+    job lines "steps: 3" "cluster: near.yaml" "layout: dp=2,mb=1"
+    run 0 train lines.yaml --json && cp out lines.json
+    python '
+import json, math
+*lines, report = [json.loads(l) for l in open("lines.json")]
+assert report == json.load(open("lines/report.json")) and report["layout"].startswith("tp=1,pp=1,dp=2") and len(report["ranks"]) == 2, report
+assert [l["step"] for l in lines] == [1, 2, 3], lines
+for l in lines:
+    assert set(l) == {"step", "loss", "gradient_norm", "seconds", "tokens_per_second", "fraction_of_prediction", "slowest_rank", "slowest_busy"}, l
+    assert all(math.isfinite(v) and v >= 0 for v in l.values()), l
+'
+}
+
+test_plan_is_found() {
+    job found "steps: 2" "cluster: near.yaml"
+    run 0 train found.yaml && says out "predicted from what was measured here"
+}
+
+# Interrupted and resumed equals uninterrupted: bit for bit as it was split, to rounding split otherwise or not at all.
+test_interrupted_and_resumed() {
+    job cut "steps: 99999999" "cluster: near.yaml" "layout: pp=2,mb=1"
+    endless cut
+    until_true steps_at_least 2
+    kill -INT "$background"
+    ended 0
+    nobody_is_left
+    local done_ name
+    done_=$(readlink cut/latest) && done_=$((10#${done_#step-}))
+    [ "$done_" = "$(wc -l <cut/metrics.jsonl)" ] || die "the save is not of the last step"
+    steps_of cut $((done_ + 3))
+    for name in otherwise single; do
+        cp -r cut $name
+        sed "s/^output: .*/output: $name/" cut.yaml >$name.yaml
+    done
+    sed -i 's/^layout: .*/layout: dp=2,mb=2,zero=1/' otherwise.yaml
+    sed -i '/^layout/d; /^cluster/d' single.yaml
+    sed 's/^output: .*/output: whole/' cut.yaml >whole.yaml
+    run 0 train whole.yaml
+    run 0 train cut.yaml --resume && same_bits cut whole
+    run 0 train otherwise.yaml --resume && weights_agree otherwise whole && losses_agree otherwise whole
+    run 0 train single.yaml --resume && weights_agree single whole && losses_agree single whole
+    # And from one device to several.
+    job grown "steps: $done_" && run 0 train grown.yaml
+    steps_of grown $((done_ + 3)) && printf 'cluster: near.yaml\nlayout: pp=2,mb=2\n' >>grown.yaml
+    run 0 train grown.yaml --resume && weights_agree grown whole && losses_agree grown whole
+}
+
+says_measure() { grep -q '  measure ' out; }
+
+test_times_are_kept() {
+    cluster other 1ms ", threads: 2" ", threads: 2"
+    job kept "steps: 2" "cluster: other.yaml" "layout: dp=2,mb=1"
+    run 0 train kept.yaml && says_measure && stat -c '%n %i' cache/gangline/times-*.json >before
+    rm -r kept
+    run 0 train kept.yaml && stat -c '%n %i' cache/gangline/times-*.json >after
+    cmp -s before after || die "measured again"
+    if grep -q '  measure ' out; then die "says that it measures"; fi
+    # What steps took corrects them.
+    steps_of kept 8 && rm -r kept
+    run 0 train kept.yaml && stat -c '%n %i' cache/gangline/times-*.json >after
+    if cmp -s before after; then die "nothing was learnt"; fi
+}
+
+# Paths that are relative to a job that is reached by a link.
+test_paths() {
+    mkdir -p there/deep
+    job there/deep/linked "steps: 1" "cluster: ../../near.yaml" "layout: dp=2,mb=1"
+    sed -i 's|model.json|../../model.json|; s|text.txt|../../text.txt|; s|^output: .*|output: run|' there/deep/linked.yaml
+    (cd there && run 0 train deep/linked.yaml) || exit 1
+    [ -e there/deep/run/latest/model.safetensors ] || die "no save beside the job"
+    ln -s there/deep/linked.yaml link.yaml
+    sed -i 's|\.\./\.\./||' there/deep/linked.yaml
+    sed -i 's|^output: .*|output: via|; s|\.\./\.\./||' there/deep/linked.yaml
+    run 0 train link.yaml
+    [ -e via/latest/model.safetensors ] && [ -e via/metrics.jsonl ] || die "the save and the metrics are not in one place"
+}
+
+# ---- What it refuses -------------------------------------------------------------------------------------------------
+
+test_devices_that_are_not_there() {
+    cluster odd 1ms ", instructions: nonsense" ""
+    job refusal "steps: 2" "cluster: odd.yaml" "layout: dp=2,mb=1"
+    refused refusal "on first" "nonsense"
+    cluster odd 1ms "" ", threads: 1000"
+    refused refusal "on second" "1000"
+    cluster odd 1ms "" "" && sed -i 's/device: cpu/device: H100-80GB/' odd.yaml
+    refused refusal "first" "'H100-80GB' do not train" "rehearse"
+    cluster odd 1ms "" ", compute: f16" && refused refusal "odd.yaml" "compute"
+    [ "$(id -u)" = 0 ] || { cluster odd 1ms "" ", share: 0.5" && refused refusal "second" "root"; }
+    if ! grep -qw avx512f /proc/cpuinfo; then cluster odd 1ms ", instructions: avx512" "" && refused refusal "on first" "avx512"; fi
+}
+
+test_layouts_that_do_not_run() {
+    job refusal "steps: 2" "cluster: near.yaml" "layout: ''"
+    while IFS='|' read -r layout words; do
+        sed -i "s/^layout: .*/layout: '$layout'/" refusal.yaml
+        refused refusal "$words"
+    done <<'LAYOUTS'
+dp=4,mb=1|4 devices
+pp=3,mb=1|3 devices
+pp=5,mb=1|layers
+dp=2,mb=3|mb
+tp=nine|tp
+dp=2,zero=3,mb=1|zero
+LAYOUTS
+    cluster unlike 1ms ", compute: f32" ", compute: bf16"
+    sed -i "s/^layout: .*/layout: 'dp=2,mb=1,zero=0'/; s/near/unlike/" refusal.yaml
+    refused refusal "zero=0" "choose zero=1"
+}
+
+test_jobs_that_make_no_sense() {
+    job refusal "steps: 2" "cluster: near.yaml" "layout: dp=2,mb=1"
+    sed -i 's/^sequence_length: .*/sequence_length: 128/; s/^global_batch_tokens.*/global_batch_tokens: 1024/' refusal.yaml
+    refused refusal "sequence_length 128" "max_position_embeddings 64"
+    # The plan chooses the micro-batch.
+    job free "steps: 1" "cluster: near.yaml" "layout: dp=2,mb=2"
+    sed -i 's/^micro_batch: .*/micro_batch: 3/' free.yaml # of no consequence
+    run 0 train free.yaml
+    sed -i 's/^global_batch_tokens: .*/global_batch_tokens: 100/; s/^output: .*/output: refusal/' free.yaml
+    refused free "global_batch_tokens 100 is not a multiple of sequence_length"
+    job refusal "steps: 2" "cluster: absent.yaml" && refused refusal "absent.yaml: cannot open"
+}
+
+test_too_little_memory() {
+    sed 's/"hidden_size": 16/"hidden_size": 32768/; s/: 24/: 131072/; s/"num_attention_heads": 4/"num_attention_heads": 64/' model.json >huge.json
+    job refusal "steps: 2" "cluster: near.yaml" "layout: pp=2,mb=1" && sed -i 's/model.json/huge.json/' refusal.yaml
+    refused refusal "on first" "needs" "iB"
+}
+
+# Between the coordinator's look and the ranks' the data go, or change: as if one site had none, or others.
+test_what_one_site_lacks() {
+    local length
+    cp text.txt own.txt
+    job lacking "steps: 2" "cluster: near.yaml" "layout: dp=2,mb=1" && sed -i 's/text.txt/own.txt/' lacking.yaml
+    for length in 32 64; do
+        sed -i "s/^sequence_length: .*/sequence_length: $length/" lacking.yaml
+        "$gangline" train lacking.yaml >out 2>err </dev/null &
+        background=$!
+        until_true says_measure
+        if [ $length = 32 ]; then mv own.txt away.txt; else seq -f '%g cats' 300 >own.txt; fi
+        ended 1
+        [ $length = 64 ] || mv away.txt own.txt
+        grep -Eq '^gangline: rank [01] on (first|second): .*own.txt: ' err || die "no word of host and file"
+        [ "$(wc -l <err)" = 1 ] || die "expected one line"
+        nobody_is_left
+        [ ! -e lacking/latest ] || die "a save of nothing"
+    done
+    says err "give all hosts the same"
+}
+
+test_plan_file() {
+    job planned "steps: 2" "cluster: near.yaml"
+    run 0 plan planned.yaml --layout pp=2,mb=2 -o plan
+    run 0 train plan && says out "pp=2" && says out "mb=2"
+    run 0 rehearse plan --steps 1 --json
+    # Others than it was made for.
+    cp near.yaml nearer.yaml && sed -i 's/near.yaml/nearer.yaml/; s/output: planned/output: elsewhere/' planned.yaml
+    run 0 plan planned.yaml --layout pp=2,mb=2 -o plan
+    printf 'sites:\n- {name: a, groups: [{name: first, nodes: 1, devices: 3, device: cpu}]}\n' >nearer.yaml
+    refused_plan train plan && refused_plan rehearse plan
+    tail -c +2 plan >half && run 1 train half
+}
+refused_plan() { run 1 "$@" && one_error && says err "the plan is for 'group 0: 1 nodes of 1 x cpu at a'"; }
+
+# ---- How it ends -----------------------------------------------------------------------------------------------------
+
+# killed ROLE WHEN...: the process of this role is killed when the condition holds: the run fails, its first error names who, nothing is left.
+killed() {
+    local role=$1 victim
+    shift
+    rm -rf killed
+    endless killed
+    until_true "$@"
+    until_true exists "$role"
+    victim=$(processes "$role" | shuf -n 1 --random-source=<(yes "$seed"))
+    kill -KILL "$victim"
+    if [ "$role" = " train " ]; then
+        ended 137
+    else
+        ended 1
+        grep '^gangline: ' err | head -n 1 | grep -Eq "$first_error" || die "the first error does not say who"
+    fi
+    nobody_is_left
+    [ ! -e killed/latest ] || run 0 generate killed "dogs" --tokens 2 --temperature 0
+}
+
+test_killed() {
+    local first_error moment seed=${GANG_TEST_SEED:-$RANDOM}
+    echo "seed $seed"
+    RANDOM=$seed
+    job killed "steps: 99999999" "cluster: near.yaml" "layout: pp=2,mb=1" "save_every: 2"
+    for moment in 0 $((RANDOM % 20 + 1)); do
+        first_error='(rank|device) [01] on (first|second)|node [01] \((first|second)\)'
+        killed " rank" steps_at_least "$moment"
+        first_error='node [01]|node (first|second)'
+        killed " agent" steps_at_least "$moment"
+        killed " train " steps_at_least "$moment"
+    done
+}
+
+test_signals() {
+    job ends "steps: 99999999" "cluster: near.yaml" "layout: dp=2,mb=1"
+    for signal in HUP TERM; do
+        rm -rf ends
+        endless ends
+        until_true steps_at_least 1
+        kill -$signal "$background"
+        ended 0
+        [ -e ends/latest/model.safetensors ] || die "no save after SIG$signal"
+        nobody_is_left
+    done
+    rm -rf ends
+    "$gangline" train ends.yaml --json 2>err | head -n 2 >steps
+    [ -e ends/latest/model.safetensors ] || die "no save when the reader of stdout went away"
+    # Before the first step.
+    rm -rf ends
+    endless ends
+    until_true exists " rank"
+    kill -INT "$background"
+    ended 0
+    nobody_is_left
+}
+
+# ---- Stand-ins -------------------------------------------------------------------------------------------------------
+
+test_rehearse() {
+    run 0 rehearse "$repo/examples/plan/laptops.yaml" --layout pp=2,zero=0 --steps 2 --slow 0.02 --json
+    [ "$(grep -c '"step"' out)" = 2 ] || die "expected two steps"
+    nobody_is_left
+}
+
+# ---- All of them -----------------------------------------------------------------------------------------------------
+
+cat >model.json <<'MODEL'
+{"model_type": "llama", "vocab_size": 256, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4,
+ "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+MODEL
+seq -f '%g dogs of different strength, one pull. ' 300 >text.txt
+cluster near 2ms "" ""
+
+run_all "$0"

@@ -1,0 +1,272 @@
+// Devices of ranks as threads of this process, over real links: every way to split a tiny model gives the weights and losses of one rank.
+#include "../test.h"
+#include "../scratch.h"
+
+#include "rank/rank.h"
+#include "study/study.h"
+
+#include <math.h>
+#include <pthread.h>
+
+enum { LENGTH = 16, BATCH = 8, MAX_DEVICES = 8, MAX_STEPS = 32 };
+
+static const struct gang_config config = {.vocab_size = 256,
+                                          .hidden_size = 16,
+                                          .intermediate_size = 24,
+                                          .layers = 4,
+                                          .heads = 4,
+                                          .kv_heads = 2,
+                                          .head_dim = 4,
+                                          .max_positions = 64,
+                                          .norm_eps = 1e-5,
+                                          .init_range = 0.05,
+                                          .rope_theta = 10000,
+                                          .bos_token = -1,
+                                          .eos_token = -1};
+
+static struct gang_data *data;
+
+// A split and what came out of it.
+struct trial {
+    const char *layout;
+    bool tied;
+    enum gang_compute compute[2]; // of even and odd devices
+    int steps;
+    // Results: of the steps, on all devices alike; the whole model as the first of rank 0 saved it.
+    double losses[MAX_STEPS], norms[MAX_STEPS];
+    char output[256], saved[512];
+};
+
+struct party { // one device of a rank
+    struct trial *trial;
+    struct gang_answer *answer;
+    struct gang_config config;
+    int device, devices;
+    double losses[MAX_STEPS], norms[MAX_STEPS];
+    struct gang_wire *wire;
+    char **addresses;
+    pthread_barrier_t *barrier;
+    pthread_t thread;
+};
+
+static bool all_f32(const struct trial *t) { return t->compute[0] == GANG_COMPUTE_F32 && t->compute[1] == GANG_COMPUTE_F32; }
+
+static void *run_rank(void *context) {
+    struct party *p = context;
+    struct trial *t = p->trial;
+    struct gang_wire_link *links[MAX_DEVICES] = {NULL};
+    const struct gang_program *program = &p->answer->program;
+    struct gang_device *device;
+    struct gang_rank *rank;
+    const struct gang_layout *l = &p->answer->layout;
+    for (int i = 0; i < p->devices; i++) {
+        const struct gang_wire_plane plane = {.remote = p->addresses[i]};
+        struct gang_wire_link_options options = {.peer = i, .planes = 1, .plane = p->device < i ? &plane : NULL};
+        if (gang_rank_talks_to(program, l->tp, p->device, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
+    }
+    assert_ok(gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = t->compute[p->device % 2], .threads = 1}, &device));
+    const struct gang_rank_options options = {.program = program,
+                                              .rank = p->device / l->tp,
+                                              .tp = l->tp,
+                                              .tp_index = p->device % l->tp,
+                                              .sequence_parallel = l->sequence_parallel && l->tp > 1,
+                                              .layers = l->layers,
+                                              .micro_batch = l->micro_batch,
+                                              .length = LENGTH,
+                                              .sharded = l->zero == 1 && l->dp > 1,
+                                              .recompute = l->recompute == GANG_RECOMPUTE_FULL,
+                                              .message = all_f32(t) ? GANG_COMPUTE_F32 : GANG_COMPUTE_BF16,
+                                              .wire = p->wire,
+                                              .links = links,
+                                              .seed = 3,
+                                              .data = data,
+                                              .config = &p->config,
+                                              .device = device};
+    assert_ok(gang_rank_new(&options, &rank));
+    assert_ok(gang_rank_weights(rank, NULL, false));
+    for (int s = 0; s < t->steps; s++) {
+        struct gang_update update = {.rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .decay = 0.1, .clip = 1, .step = s + 1};
+        struct gang_rank_report report;
+        assert_ok(gang_rank_step(rank, &update, false, &report));
+        p->losses[s] = report.loss;
+        p->norms[s] = report.gradient_norm;
+    }
+    const struct gang_state state = {.step = t->steps};
+    assert_ok(gang_rank_save(rank, t->output, &state, NULL, 1, t->saved, sizeof t->saved));
+    pthread_barrier_wait(p->barrier); // nobody's links go before all are done
+    gang_rank_stop(rank);
+    gang_wire_close(p->wire);
+    gang_rank_free(rank);
+    gang_device_close(device);
+    return NULL;
+}
+
+static void run_trial(struct trial *t) {
+    struct gang_arena arena;
+    struct gang_pool pool;
+    struct gang_list kinds;
+    struct gang_layout layout;
+    struct gang_answer answer;
+    struct party parties[MAX_DEVICES];
+    char *addresses[MAX_DEVICES];
+    pthread_barrier_t barrier;
+    gang_arena_init(&arena);
+    gang_kinds_builtin(&arena, &kinds);
+    struct gang_task task = {.sequence_length = LENGTH, .global_batch = BATCH, .math = GANG_MATH_F32};
+    struct gang_config this_config = config;
+    this_config.tied = t->tied;
+    gang_shape_from_config(&this_config, &task.shape);
+    snprintf(t->output, sizeof t->output, "%s", scratch_path(t->layout));
+    assert_ok(gang_layout_parse(t->layout, &layout));
+    int devices = layout.tp * layout.pp * (layout.dp ? layout.dp : 1);
+    assert_in_range(devices, 1, MAX_DEVICES);
+    gang_pool_uniform(gang_kind_find(&kinds, "cpu"), devices, layout.tp, &arena, &pool);
+    assert_ok(gang_evaluate(&task, &pool, &layout, GANG_EVALUATE_UNFOLDED, &arena, &answer));
+    pthread_barrier_init(&barrier, NULL, (unsigned)devices);
+    for (int i = 0; i < devices; i++) {
+        parties[i] = (struct party){
+            .trial = t, .answer = &answer, .config = this_config, .device = i, .devices = devices, .addresses = addresses, .barrier = &barrier};
+        assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0", .cluster = 5, .dead_ms = 20000}, &parties[i].wire));
+        addresses[i] = (char *)gang_wire_address(parties[i].wire);
+    }
+    for (int i = 0; i < devices; i++) assert_int_equal(pthread_create(&parties[i].thread, NULL, run_rank, &parties[i]), 0);
+    for (int i = 0; i < devices; i++) pthread_join(parties[i].thread, NULL);
+    memcpy(t->losses, parties[0].losses, sizeof t->losses);
+    memcpy(t->norms, parties[0].norms, sizeof t->norms);
+    for (int i = 1; i < devices; i++) {
+        assert_memory_equal(parties[i].losses, t->losses, sizeof t->losses);
+        assert_memory_equal(parties[i].norms, t->norms, sizeof t->norms);
+    }
+    pthread_barrier_destroy(&barrier);
+    gang_arena_release(&arena);
+}
+
+// The largest difference of the two saves' tensors, against each tensor's norm.
+static double apart(const char *a, const char *b, const char *file) {
+    char x[600], y[600];
+    struct gang_safetensors s, t;
+    snprintf(x, sizeof x, "%s/%s", a, file);
+    snprintf(y, sizeof y, "%s/%s", b, file);
+    assert_ok(gang_safetensors_open(x, &s));
+    assert_ok(gang_safetensors_open(y, &t));
+    assert_int_equal(s.count, t.count);
+    double worst = 0;
+    for (int i = 0; i < s.count; i++) {
+        const struct gang_st_entry *e = &s.entries[i], *f = gang_safetensors_find(&t, e->name);
+        assert_true(f && f->elements == e->elements);
+        float *v = malloc((size_t)e->elements * sizeof *v), *w = malloc((size_t)e->elements * sizeof *w);
+        gang_st_to_f32(e, 0, e->elements, v);
+        gang_st_to_f32(f, 0, f->elements, w);
+        double off = 0, size = 0;
+        for (int64_t k = 0; k < e->elements; k++) {
+            off += ((double)v[k] - (double)w[k]) * ((double)v[k] - (double)w[k]);
+            size += (double)v[k] * (double)v[k];
+        }
+        worst = fmax(worst, sqrt(off / (size + 1e-30)));
+        free(v);
+        free(w);
+    }
+    gang_safetensors_close(&s);
+    gang_safetensors_close(&t);
+    return worst;
+}
+
+static void same_as_one(const char *layout, bool tied) {
+    // After one step the first moments are a tenth of the (clipped) gradient.
+    struct trial one = {.layout = "mb=2", .tied = tied, .steps = 1}, many = {.layout = layout, .tied = tied, .steps = 1};
+    run_trial(&one);
+    run_trial(&many);
+    double off = apart(one.saved, many.saved, "optimizer.safetensors");
+    if (!(off < 1e-5)) fail_msg("%s: gradients of step 1 off by %g", layout, off);
+    one.steps = many.steps = 20;
+    run_trial(&one);
+    run_trial(&many);
+    for (int s = 0; s < 20; s++) {
+        if (!(fabs(one.losses[s] / many.losses[s] - 1) < 1e-4))
+            fail_msg("%s: loss of step %d %g, alone %g", layout, s + 1, many.losses[s], one.losses[s]);
+        if (!(fabs(one.norms[s] / many.norms[s] - 1) < 1e-4))
+            fail_msg("%s: gradient norm of step %d %g, alone %g", layout, s + 1, many.norms[s], one.norms[s]);
+    }
+    off = apart(one.saved, many.saved, "model.safetensors");
+    if (!(off < 1e-4)) fail_msg("%s: weights after 20 steps off by %g", layout, off);
+}
+
+static void test_pipelines(void **state) {
+    (void)state;
+    same_as_one("pp=2,mb=1,schedule=1f1b", false);
+    same_as_one("pp=3,mb=2,layers=1/2/1", false);
+    same_as_one("pp=4,mb=1,schedule=zero-bubble", false);
+    same_as_one("pp=2,vpp=2,mb=1,schedule=interleaved", false);
+    same_as_one("pp=2,mb=2,recompute=full", false);
+}
+
+static void test_replicas(void **state) {
+    (void)state;
+    same_as_one("dp=2,mb=1,zero=0", false);
+    same_as_one("dp=2,mb=1,zero=1", false);
+    same_as_one("dp=3,mb=1,zero=1", false); // 8 micro-batches: 3, 3, 2
+    same_as_one("dp=4,mb=1,zero=0,recompute=full", false);
+}
+
+static void test_mixtures(void **state) {
+    (void)state;
+    same_as_one("pp=2,dp=2,mb=1,zero=1,schedule=zero-bubble", false);
+    same_as_one("pp=2,vpp=2,dp=2,mb=1,zero=1,recompute=full", false);
+    same_as_one("pp=4,dp=2,mb=1,zero=0,place=replicas", false);
+}
+
+static void test_tied(void **state) {
+    (void)state;
+    same_as_one("pp=2,mb=1", true);
+    same_as_one("pp=2,dp=2,mb=1,zero=1", true);
+    same_as_one("pp=2,vpp=2,dp=2,mb=1,zero=0", true);
+}
+
+static void test_slices(void **state) {
+    (void)state;
+    same_as_one("tp=2,sp=0,mb=2", false);
+    same_as_one("tp=2,sp=0,mb=2,recompute=full", false);
+    same_as_one("tp=2,sp=0,pp=2,mb=1,schedule=zero-bubble", false);
+    same_as_one("tp=2,sp=0,dp=2,mb=1,zero=1", false);
+    same_as_one("tp=2,sp=0,pp=2,dp=2,mb=1,zero=1", true);
+}
+
+// Sequence parallelism is what tp brings unless sp=0 stands there.
+static void test_rows(void **state) {
+    (void)state;
+    same_as_one("tp=2,mb=2", false);
+    same_as_one("tp=2,mb=1,recompute=full", true);
+    same_as_one("tp=2,pp=2,mb=1,schedule=zero-bubble", false);
+    same_as_one("tp=2,dp=2,mb=1,zero=1", false);
+    same_as_one("tp=2,dp=2,mb=1,zero=0", false);
+    same_as_one("tp=2,pp=2,dp=2,mb=1,zero=1", true);
+}
+
+static int open_all(void **state) {
+    if (scratch_open(state)) return -1;
+    struct gang_buffer text = {0};
+    struct gang_tokenizer *bytes;
+    for (int i = 0; text.len < 15000; i++) gang_buffer_printf(&text, "%d dogs of different strength, one pull. ", i);
+    scratch_write("text.txt", text.data, 15000);
+    gang_buffer_release(&text);
+    char *sources[] = {(char *)scratch_path("text.txt")};
+    const struct gang_strings list = {1, sources};
+    if (gang_tokenizer_open(NULL, &bytes)) return -1;
+    enum gang_status status = gang_data_open(
+        &(struct gang_data_options){.sources = &list, .cache_dir = scratch_path("cache"), .threads = 1, .end_token = -1}, bytes, &data);
+    gang_tokenizer_free(bytes);
+    return status ? -1 : 0;
+}
+
+static int close_all(void **state) {
+    gang_data_free(data);
+    return scratch_close(state);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures),
+        cmocka_unit_test(test_tied),      cmocka_unit_test(test_slices),   cmocka_unit_test(test_rows),
+    };
+    return cmocka_run_group_tests(tests, open_all, close_all);
+}
