@@ -16,9 +16,9 @@ enum { GANG_CPU_PACK_STRIP = 16 };
 typedef void gang_cpu_pack_kernel(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in);
 typedef void gang_cpu_round_kernel(struct gang_device *device, void *to, const float *from, int64_t n);
 
-// Units of working memory of every thread: a block of the left operand and a panel of the right one.
-enum { GANG_CPU_PRODUCT_CHUNK = 1024, GANG_CPU_PRODUCT_BLOCK = 2048, GANG_CPU_PRODUCT_PANEL = 48 };
-enum { GANG_CPU_PRODUCT_OWN = GANG_CPU_PRODUCT_CHUNK * (GANG_CPU_PRODUCT_BLOCK + GANG_CPU_PRODUCT_PANEL) };
+// Units of working memory of every thread: a block of the left operand's rows and columns of the right one, a chunk deep.
+enum { GANG_CPU_PRODUCT_CHUNK = 1024, GANG_CPU_PRODUCT_BLOCK = 64, GANG_CPU_PRODUCT_COLUMNS = 2048 };
+enum { GANG_CPU_PRODUCT_OWN = GANG_CPU_PRODUCT_CHUNK * (GANG_CPU_PRODUCT_BLOCK + GANG_CPU_PRODUCT_COLUMNS) };
 
 enum gang_cpu_b_form { GANG_CPU_B_PACKED, GANG_CPU_B_ROWS, GANG_CPU_B_TURNED };
 

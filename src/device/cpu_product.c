@@ -6,11 +6,13 @@
 //     ROWS units of A for ROWS x NV multiply-adds: 11 loads for 24, so the multipliers never wait. What the tile will write,
 //     and a share of what is read next, is fetched while it computes.
 //   - B lies in panels: PANEL columns (the last panel: what is left, a multiple of STRIP), one step's vectors next to each
-//     other. A chunk of a panel (192 KiB) stays in the second-level cache while tiles go down the rows. Weights are packed once
-//     a step; another B is packed chunk by chunk by each thread that needs it: threads that share what they pack wait for each
-//     other, and on processors with several last-level caches for the lines as well.
-//   - A is read as it lies, [rows, depth], where units are neighbours along the depth already, a block of rows at a time. Lies
-//     it the other way round, [depth, rows] as in a weight's gradient, its block is packed into panels of STRIP rows.
+//     other. A chunk of a panel (192 KiB) stays in the second-level cache while tiles go down a block of rows. Weights are packed
+//     once a step; another B is packed by each thread that needs it, panel by panel in the first block of rows: threads that
+//     share what they pack wait for each other, and on processors with several last-level caches for the lines as well.
+//   - A block of A, BLOCK rows a chunk deep (256 KiB), stays there as well while it goes through the panels: it, the next block,
+//     fetched meanwhile, and two panels are what that cache holds. A is read as it lies, [rows, depth], where units are
+//     neighbours along the depth already. Lies it the other way round, [depth, rows] as in a weight's gradient, the block is
+//     packed into strips of STRIP rows.
 //   - Threads stand in a grid over C. Every element of C is summed by one thread in one order: the bits depend on nothing else.
 // Depth beyond a chunk goes through C where that is f32, else through f32 partial sums of one block by one panel.
 //
@@ -19,6 +21,7 @@
 #include "device/cpu_names.h"
 #include "device/cpu_vector.h"
 
+#include <assert.h>
 #include <omp.h>
 
 enum { UNIT = sizeof(uint32_t) / sizeof(act), STRIP = GANG_CPU_PACK_STRIP, CHUNK = GANG_CPU_PRODUCT_CHUNK };
@@ -28,8 +31,7 @@ enum { ROWS = 8, NV = 3 };
 enum { ROWS = 4, NV = STRIP / VL };
 #endif
 enum { PANEL = NV * VL };
-_Static_assert((int)PANEL <= (int)GANG_CPU_PRODUCT_PANEL, "a panel must fit");
-enum { BLOCK = 128, BLOCK_PLAIN = GANG_CPU_PRODUCT_BLOCK };
+enum { BLOCK = GANG_CPU_PRODUCT_BLOCK };
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t pad(int64_t columns) { return (columns + STRIP - 1) / STRIP * STRIP; }
@@ -64,7 +66,7 @@ static inline gang_vf multiply_add(gang_vf acc, operand a, operand b) { return a
 #else
 typedef gang_vf operand;
 static inline operand load_units(const uint32_t *from) { return *(const gang_vf *)from; }
-static inline operand spread_unit(uint32_t unit) { return (gang_vf){0} + bits_to_float(unit); }
+static inline operand spread_unit(uint32_t unit) { return (gang_vf)((gang_vu){0} + unit); }
 static inline gang_vf multiply_add(gang_vf acc, operand a, operand b) { return acc + a * b; }
 #endif
 
@@ -218,7 +220,7 @@ static inline __attribute__((always_inline)) void pack_steps(uint32_t *to, const
             uint32_t *at = to + base * units + k * width;
             for (int64_t c = 0; c < width; c += 64 / (int64_t)sizeof(act)) {
                 __builtin_prefetch(row + c + AHEAD * UNIT * stride);
-                __builtin_prefetch(next + c + AHEAD * UNIT * stride);
+                if (UNIT == 2) __builtin_prefetch(next + c + AHEAD * UNIT * stride);
             }
             bool pair = (k + 1) * UNIT <= depth;
             if (pair && width == panel && columns - base >= panel)
@@ -235,103 +237,117 @@ union square {
     act rows[STRIP][STRIP * UNIT];
 };
 
+// Units [u, u + count) of STRIP columns into a matrix of panels of that many columns and units; `past` the caches.
+static inline void put_strip(uint32_t *matrix, const union square *s, int64_t column, int64_t columns, int64_t u, int64_t count, int64_t units,
+                             bool past) {
+    int64_t base = column / PANEL * PANEL, width = least(PANEL, pad(columns) - base);
+    uint32_t *to = matrix + base * units + u * width + column - base;
+#ifdef __AVX512F__
+    for (int64_t i = 0; past && i < count; i++) _mm512_stream_si512((__m512i *)(to + i * width), _mm512_loadu_si512(s->units[i]));
+    if (past) return;
+#endif
+    (void)past;
+    for (int64_t i = 0; i < count; i++) memcpy(to + i * width, s->units[i], sizeof s->units[i]);
+}
+
+// The same for rows that hold a column each.
+static void turn_into(uint32_t *matrix, const union square *s, int64_t column, int64_t columns, int64_t u, int64_t units, bool past) {
+    union square turned;
+    turn_square(turned.units[0], STRIP, s->units[0], STRIP);
+    put_strip(matrix, &turned, column, columns, u, least(STRIP, units - u), units, past);
+}
+
+// A panel of a plain B, over all its depth.
+static void pack_panel(const struct gang_cpu_product *p, uint32_t *to, int64_t column, int64_t columns) {
+    const int64_t units = units_of(p->depth);
+    if (p->b_form == GANG_CPU_B_ROWS) {
+        for (int64_t u = 0; u < units; u += STEPS) pack_steps(to, PANEL, units, u, (const act *)p->b + column, p->b_stride, p->depth, columns);
+        return;
+    }
+    for (int64_t c = 0; c < columns; c += STRIP)
+        for (int64_t u = 0; u < units; u += STRIP) {
+            union square s = {{{0}}};
+            const act *from = (const act *)p->b + (column + c) * p->b_stride + u * UNIT;
+            for (int64_t r = 0; r < least(STRIP, columns - c); r++)
+                memcpy(s.rows[r], from + r * p->b_stride, (size_t)least(STRIP * UNIT, p->depth - u * UNIT) * sizeof *from);
+            turn_into(to, &s, c, columns, u, units, false);
+        }
+}
+
 // ---- The product ---------------------------------------------------------------------------------------------------
 
-// A thread's part of C, and where it packs: a block of A, a chunk of a panel of B.
+// A thread's part of C, and where it packs: a block of A, columns of B.
 struct part {
     int64_t row, row_end, column, column_end;
     uint32_t *a, *b;
 };
 
-// A chunk of one panel of a plain B, from unit k on.
-static void pack_panel(const struct gang_cpu_product *p, uint32_t *to, int64_t column, int64_t columns, int64_t k, int64_t count) {
-    int64_t depth = least(count * UNIT, p->depth - k * UNIT);
-    if (p->b_form == GANG_CPU_B_ROWS) {
-        const act *from = (const act *)p->b + k * UNIT * p->b_stride + column;
-        for (int64_t u = 0; u < count; u += STEPS) pack_steps(to, PANEL, count, u, from, p->b_stride, depth, columns);
-        return;
-    }
-    for (int64_t c = 0; c < columns; c += STRIP)
-        for (int64_t u = 0; u < count; u += STRIP) {
-            union square s = {{{0}}}, turned;
-            const act *from = (const act *)p->b + (column + c) * p->b_stride + (k + u) * UNIT;
-            for (int64_t r = 0; r < least(STRIP, columns - c); r++)
-                memcpy(s.rows[r], from + r * p->b_stride, (size_t)least(STRIP * UNIT, depth - u * UNIT) * sizeof *from);
-            turn_square(turned.units[0], STRIP, s.units[0], STRIP);
-            for (int64_t i = 0; i < least(STRIP, count - u); i++) memcpy(to + (u + i) * pad(columns) + c, turned.units[i], sizeof turned.units[i]);
-        }
-}
-
-// What the tiles of `t` shall fetch: `bytes` of each row of this chunk's depth from `base`.
-static void fetch_later(struct tiles *t, const act *base, int64_t stride, int64_t columns, int64_t depth) {
-    t->ahead = (const char *)base;
-    t->ahead_rows = least(t->units * UNIT, depth);
-    t->ahead_stride = stride * (int64_t)sizeof *base;
-    t->ahead_bytes = columns * (int64_t)sizeof *base;
-}
-
-// Tiles over the rows of `t` in one panel and the chunk from unit k on. In the first panel a turned A is packed block by block,
-// each block's successor being fetched meanwhile; then it is the next panel of B.
-static void rows_run(const struct gang_cpu_product *p, const struct part *part, const struct tiles *t, int64_t row, int64_t column, int64_t k) {
-    const bool packs = p->a_turned && column == part->column;
-    const int64_t step = packs ? BLOCK : t->rows, size = t->to_f32 ? sizeof(float) : sizeof(act), depth = p->depth - k * UNIT;
-    const act *a = (const act *)p->a + row, *b = (const act *)p->b + k * UNIT * p->b_stride + column + PANEL;
-    for (int64_t r = 0; r < t->rows; r += step) {
-        struct tiles block = *t;
-        block.rows = least(step, t->rows - r);
-        block.a += r / STRIP * t->a_strip;
-        block.to = (char *)t->to + r * t->to_stride * size;
-        if (t->from) block.from += r * t->from_stride;
-        for (int64_t u = 0; packs && u < t->units; u += STEPS)
-            pack_steps(part->a + r * t->units, STRIP, t->units, u, a + r, p->a_stride, depth, block.rows);
-        if (r + step < t->rows)
-            fetch_later(&block, a + r + step, p->a_stride, step, depth);
-        else if (p->b_form == GANG_CPU_B_ROWS && column + PANEL < part->column_end)
-            fetch_later(&block, b, p->b_stride, PANEL, depth);
-        tiles_run(&block, pad(t->columns));
-    }
-}
-
-// Rows [row, row + t->rows) of C in one panel, chunk by chunk. `t` says where those rows of A are. Two bf16 make a unit only
-// within a row of A: the last element of an odd depth becomes a chunk by itself.
-static void panel_down(const struct gang_cpu_product *p, const struct part *part, struct tiles t, int64_t row, int64_t column) {
-    const int64_t units = units_of(p->depth), last = !p->a_turned && p->depth % UNIT;
-    float partial[BLOCK * PANEL];
-    uint32_t ends[BLOCK_PLAIN];
-    t.columns = least(PANEL, part->column_end - column);
-    const int64_t width = pad(t.columns);
+// The rows of `t`, from `row` on, in one panel: columns of C from `column` to no further than `end`. Chunk by chunk; two bf16 make
+// a unit only within a row of A: the last element of an odd depth becomes a chunk by itself.
+static void panel_run(const struct gang_cpu_product *p, struct tiles t, int64_t row, const uint32_t *b, int64_t column, int64_t end) {
+    const int64_t units = units_of(p->depth), last = !p->a_turned && p->depth % UNIT, at = row * p->columns + column;
+    float partial[BLOCK * PANEL], *c = p->c_f32 ? (float *)p->c + at : NULL;
+    uint32_t ends[BLOCK];
+    t.columns = least(PANEL, end - column);
     for (int64_t k = 0; k < units; k += t.units, t.a += t.units * t.a_unit) {
         t.units = least(CHUNK, units - k - last);
         if (!t.units) {
             for (int64_t r = 0; r < t.rows; r++) ends[r] = ((const uint16_t *)p->a)[(row + r) * p->a_stride + p->depth - 1];
             t.units = 1, t.a = (const char *)ends, t.a_row = sizeof *ends, t.a_strip = STRIP * t.a_row;
         }
-        t.b = p->b_form == GANG_CPU_B_PACKED ? (const uint32_t *)p->b + column * units + k * width : part->b;
-        if (p->b_form != GANG_CPU_B_PACKED) pack_panel(p, part->b, column, t.columns, k, t.units);
-        bool through = !p->c_f32 && k + t.units < units; // C cannot take a partial sum
-        float *c = (float *)p->c + row * p->columns + column;
-        t.from = !k && !p->add ? NULL : p->c_f32 ? c : partial;
-        t.from_stride = p->c_f32 ? p->columns : PANEL;
-        t.to = through ? (void *)partial : p->c_f32 ? (void *)c : (act *)p->c + row * p->columns + column;
+        t.b = b + k * pad(t.columns);
+        bool through = !c && k + t.units < units; // C cannot take a partial sum
+        t.from = !k && !p->add ? NULL : c ? c : partial;
+        t.from_stride = c ? p->columns : PANEL;
+        t.to = through ? (void *)partial : c ? (void *)c : (act *)p->c + at;
         t.to_stride = through ? PANEL : p->columns;
-        t.to_f32 = through || p->c_f32;
+        t.to_f32 = through || c;
         // Gradients and logits: the next to read them comes late.
-        t.past = !t.from && !through && p->c_f32 && (p->a_turned || UNIT == 2) && ((uintptr_t)c | (uintptr_t)p->columns * sizeof *c) % 64 == 0;
-        rows_run(p, part, &t, row, column, k);
+        t.past = !t.from && c && (p->a_turned || UNIT == 2) && ((uintptr_t)c | (uintptr_t)p->columns * sizeof *c) % 64 == 0;
+        tiles_run(&t, pad(t.columns));
+    }
+}
+
+// `bytes` of each row [from, to) of a matrix, for the tiles to fetch while they compute.
+static void fetch_later(struct tiles *t, const act *matrix, int64_t stride, int64_t from, int64_t to, int64_t columns) {
+    t->ahead = (const char *)(matrix + from * stride);
+    t->ahead_rows = to - from;
+    t->ahead_stride = stride * (int64_t)sizeof *matrix;
+    t->ahead_bytes = columns * (int64_t)sizeof *matrix;
+}
+
+// A block of rows in columns [column, end), of which `b` holds the panels. A turned A is packed before, and in a part's first block
+// each panel of a plain B. While tiles compute they fetch what is packed next: the next panel, or a share of the next block.
+static void block_run(const struct gang_cpu_product *p, const struct part *part, int64_t row, int64_t column, int64_t end) {
+    const int64_t units = units_of(p->depth), next = least(BLOCK, part->row_end - row - BLOCK), size = sizeof(act);
+    const act *a = (const act *)p->a + (p->a_turned ? row : row * p->a_stride);
+    const bool plain = p->b_form != GANG_CPU_B_PACKED, packs = plain && row == part->row;
+    const uint32_t *b = plain ? part->b : p->b;
+    struct tiles t = {.rows = least(BLOCK, part->row_end - row)};
+    if (p->a_turned) {
+        for (int64_t u = 0; u < units; u += STEPS) pack_steps(part->a, STRIP, units, u, a, p->a_stride, p->depth, t.rows);
+        t.a = (const char *)part->a, t.a_row = sizeof *part->a, t.a_unit = STRIP * t.a_row, t.a_strip = units * t.a_unit;
+    } else {
+        t.a = (const char *)a, t.a_row = p->a_stride * size, t.a_unit = sizeof(uint32_t), t.a_strip = STRIP * t.a_row;
+    }
+    for (int64_t at = column; at < end; at += PANEL) {
+        int64_t behind = least(at + PANEL, end);
+        t.ahead_rows = 0;
+        if (packs) pack_panel(p, part->b + (at - column) * units, at, behind - at);
+        if (packs && p->b_form == GANG_CPU_B_ROWS)
+            fetch_later(&t, (const act *)p->b + behind, p->b_stride, 0, p->depth, least(PANEL, end - behind));
+        else if (p->a_turned && next > 0)
+            fetch_later(&t, a + BLOCK, p->a_stride, p->depth * (at - column) / (end - column), p->depth * (behind - column) / (end - column), next);
+        panel_run(p, t, row, b + (at - column) * units, at, end);
     }
 }
 
 static void part_run(const struct gang_cpu_product *p, const struct part *part) {
-    const int64_t units = units_of(p->depth), block = p->c_f32 && p->b_form != GANG_CPU_B_PACKED ? BLOCK_PLAIN : BLOCK;
-    for (int64_t row = part->row; row < part->row_end; row += block) {
-        struct tiles t = {.rows = least(block, part->row_end - row)};
-        const act *a = (const act *)p->a + (p->a_turned ? row : row * p->a_stride);
-        if (p->a_turned) {
-            t.a = (const char *)part->a, t.a_row = sizeof *part->a, t.a_unit = STRIP * t.a_row, t.a_strip = units * t.a_unit;
-        } else {
-            t.a = (const char *)a, t.a_row = p->a_stride * (int64_t)sizeof *a, t.a_unit = sizeof(uint32_t), t.a_strip = STRIP * t.a_row;
-        }
-        for (int64_t column = part->column; column < part->column_end; column += PANEL) panel_down(p, part, t, row, column);
+    const int64_t fits = (int64_t)CHUNK * GANG_CPU_PRODUCT_COLUMNS / units_of(p->depth) / PANEL * PANEL;
+    assert(fits && "a panel of a plain operand must fit");
+    for (int64_t column = part->column, end; column < part->column_end; column = end) {
+        end = p->b_form == GANG_CPU_B_PACKED ? part->column_end : least(column + fits, part->column_end);
+        for (int64_t row = part->row; row < part->row_end; row += BLOCK) block_run(p, part, row, column, end);
     }
 }
 
@@ -347,20 +363,20 @@ static struct part part_of(const struct gang_cpu_product *p, int64_t thread, int
                          .column = across * j / wide * STRIP,
                          .column_end = least(across * (j + 1) / wide * STRIP, p->columns),
                          .a = own,
-                         .b = own + CHUNK * BLOCK_PLAIN};
+                         .b = own + CHUNK * BLOCK};
 }
 
 void CPU_NAME(gang_cpu_multiply)(struct gang_device *device, const struct gang_cpu_product *p) {
 #pragma omp parallel num_threads(device->threads)
     {
         struct part part = part_of(p, omp_get_thread_num(), omp_get_num_threads());
-        // A turned A is packed for a chunk at a time.
-        int64_t step = p->a_turned ? CHUNK * UNIT : p->depth;
+        // What is packed is packed for a chunk at a time, where C can take a partial sum.
+        int64_t step = p->b_form != GANG_CPU_B_PACKED && p->c_f32 ? CHUNK * UNIT : p->depth;
         for (int64_t k = 0; k < p->depth; k += step) {
             struct gang_cpu_product chunk = *p;
             chunk.depth = least(step, p->depth - k);
-            chunk.a = (const act *)p->a + k * p->a_stride;
-            chunk.b = p->a_turned ? (const act *)p->b + k * p->b_stride : p->b;
+            chunk.a = (const act *)p->a + (p->a_turned ? k * p->a_stride : k);
+            chunk.b = p->b_form == GANG_CPU_B_TURNED || !k ? (const act *)p->b + k : (const act *)p->b + k * p->b_stride;
             chunk.add = p->add || k;
             part_run(&chunk, &part);
         }
@@ -370,38 +386,18 @@ void CPU_NAME(gang_cpu_multiply)(struct gang_device *device, const struct gang_c
 
 // ---- Weights -------------------------------------------------------------------------------------------------------
 
-// Units [u, u + count) of STRIP columns into a packed matrix of that many columns and units. Past the caches, which have better
-// things to keep until the next product.
-static void put_strip(uint32_t *matrix, const union square *s, int64_t column, int64_t columns, int64_t u, int64_t count, int64_t units) {
-    int64_t base = column / PANEL * PANEL, width = least(PANEL, pad(columns) - base);
-    uint32_t *to = matrix + base * units + u * width + column - base;
-    for (int64_t i = 0; i < count; i++)
-#ifdef __AVX512F__
-        _mm512_stream_si512((__m512i *)(to + i * width), _mm512_loadu_si512(s->units[i]));
-#else
-        memcpy(to + i * width, s->units[i], sizeof s->units[i]);
-#endif
-}
-
-// The same for rows that hold a column each.
-static void turn_into(uint32_t *matrix, const union square *s, int64_t column, int64_t columns, int64_t u, int64_t units) {
-    union square turned;
-    turn_square(turned.units[0], STRIP, s->units[0], STRIP);
-    put_strip(matrix, &turned, column, columns, u, least(STRIP, units - u), units);
-}
-
 // Rows [o, o + STRIP) and columns [i, i + STRIP * UNIT) of the masters into both packed forms.
 static void pack_tile(uint32_t *forward, uint32_t *input, const float *master, int64_t o, int64_t i, int64_t out, int64_t in) {
     union square s = {{{0}}}, pairs;
     for (int64_t r = 0; r < least(STRIP, out - o); r++)
         for (int64_t c = 0; c < STRIP * UNIT && i + c < in; c += VL)
             store_act(&s.rows[r][c], load_f32(master + (o + r) * in + i + c, in - i - c), VL);
-    turn_into(forward, &s, o, out, i / UNIT, units_of(in));
+    turn_into(forward, &s, o, out, i / UNIT, units_of(in), true);
 #ifdef ACT_BF16
     for (int64_t c = 0; c < STRIP * UNIT && i + c < in; c += STRIP) {
         for (int64_t u = 0; u < STRIP / UNIT; u++)
             for (int64_t j = 0; j < STRIP; j++) pairs.units[u][j] = s.rows[2 * u][c + j] | (uint32_t)s.rows[2 * u + 1][c + j] << 16;
-        put_strip(input, &pairs, i + c, in, o / UNIT, least(STRIP / UNIT, units_of(out) - o / UNIT), units_of(out));
+        put_strip(input, &pairs, i + c, in, o / UNIT, least(STRIP / UNIT, units_of(out) - o / UNIT), units_of(out), true);
     }
 #else
     (void)input, (void)pairs;

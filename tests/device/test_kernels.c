@@ -359,8 +359,8 @@ static void against_reference(enum gang_compute compute, const char *isa) {
         check_linear(&p, GANG_LINEAR_TRAIN, 2 * draw(&p, 1, 35), 16 * draw(&p, 1, 12), 16 * draw(&p, 1, 12));
         check_linear(&p, GANG_LINEAR_INFER, draw(&p, 0, 2) ? draw(&p, 2, 70) : 1, draw(&p, 1, 96), draw(&p, 1, 96));
     }
-    // Each side in turn longer than what a product takes at once: a chunk of depth (2,048 bf16), a block of rows.
-    check_linear(&p, GANG_LINEAR_TRAIN, 2101, 20, 50);
+    // Each side in turn longer than what a product takes at once: a chunk of depth (2,048 bf16), columns, a block of rows.
+    check_linear(&p, GANG_LINEAR_TRAIN, 2101, 20, 4201);
     check_linear(&p, GANG_LINEAR_TRAIN, 10, 4201, 48);
     check_linear(&p, GANG_LINEAR_TRAIN, 20, 32, 2051);
     check_linear(&p, GANG_LINEAR_INFER, 130, 60, 2051);
