@@ -4,13 +4,18 @@
 #include <sched.h>
 #include <string.h>
 
-#define DECLARE(variant)                                        \
-    extern const struct gang_kernels gang_cpu_table_##variant;  \
-    extern gang_cpu_row_kernel gang_cpu_linear_row_##variant;   \
-    extern gang_cpu_pack_kernel gang_cpu_pack_weight_##variant; \
+#define DECLARE(variant)                                          \
+    extern const struct gang_kernels gang_cpu_table_##variant;    \
+    extern gang_cpu_row_kernel gang_cpu_linear_row_##variant;     \
+    extern gang_cpu_multiply_kernel gang_cpu_multiply_##variant;  \
+    extern gang_cpu_pack_kernel gang_cpu_pack_weight_##variant;   \
+    extern gang_cpu_round_kernel gang_cpu_round_weight_##variant; \
     double gang_cpu_peak_##variant(int64_t rounds);
-#define VARIANT(variant) \
-    { &gang_cpu_table_##variant, gang_cpu_linear_row_##variant, gang_cpu_pack_weight_##variant, gang_cpu_peak_##variant }
+#define VARIANT(variant)                                                                                                       \
+    {                                                                                                                          \
+        &gang_cpu_table_##variant, gang_cpu_linear_row_##variant, gang_cpu_multiply_##variant, gang_cpu_pack_weight_##variant, \
+            gang_cpu_round_weight_##variant, gang_cpu_peak_##variant                                                           \
+    }
 #define ISA(isa, pairs)                                          \
     {                                                            \
 #isa, pairs, { VARIANT(isa##_f32), VARIANT(isa##_bf16) } \

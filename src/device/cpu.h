@@ -1,5 +1,5 @@
 // cpu: private to src/device. The CPU device is made of kernels compiled once per instruction set and compute type
-// (cpu_kernels.c, cpu_attention.c) and of linear layers by oneDNN (cpu_linear.c), which chooses its own code at run time.
+// (cpu_kernels.c, cpu_attention.c, cpu_product.c), and of linear layers (cpu_linear.c), which choose the product.
 #ifndef GANG_DEVICE_CPU_H
 #define GANG_DEVICE_CPU_H
 
@@ -9,18 +9,41 @@ enum { GANG_CPU_ATTENTION_BLOCK = 64 };
 
 typedef void gang_cpu_row_kernel(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in);
 
-// The packed layouts of a weight [out, in] in one pass over its master: twice as fast as reorders. `forward` is the right
-// operand [in, out], `input` (bf16 only) the right operand [out, in]; each in panels of 16 units and 64 columns, panels of one
-// column block one behind another (oneDNN's BA16a64b and, with a unit of two interleaved rows, BA16a64b2a). out is a multiple
-// of 32, in of 16 (f32) or 32 (bf16); columns that pad the last panel are not written and must be 0.
-enum { GANG_CPU_PACK_OUTS = 32, GANG_CPU_PACK_UNITS = 16, GANG_CPU_PACK_COLUMNS = 64 };
+// A matrix as the right operand of products: panels of columns, padded to a multiple of STRIP, in units of 32 bits along the
+// depth; so columns, padded, x units of memory, aligned to 64 bytes. The width of a panel is the variant's business.
+enum { GANG_CPU_PACK_STRIP = 16 };
+// `forward` becomes the right operand [in, out], `input` (bf16 only) [out, in].
 typedef void gang_cpu_pack_kernel(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in);
+typedef void gang_cpu_round_kernel(struct gang_device *device, void *to, const float *from, int64_t n);
+
+// Units of working memory of every thread: a block of the left operand's rows and columns of the right one, a chunk deep.
+enum { GANG_CPU_PRODUCT_CHUNK = 1024, GANG_CPU_PRODUCT_BLOCK = 64, GANG_CPU_PRODUCT_COLUMNS = 2048 };
+enum { GANG_CPU_PRODUCT_OWN = GANG_CPU_PRODUCT_CHUNK * (GANG_CPU_PRODUCT_BLOCK + GANG_CPU_PRODUCT_COLUMNS) };
+
+enum gang_cpu_b_form { GANG_CPU_B_PACKED, GANG_CPU_B_ROWS, GANG_CPU_B_TURNED };
+
+// C[rows, columns] = or += sum over depth of A B.
+struct gang_cpu_product {
+    int64_t rows, columns, depth;
+    const void *a; // act [rows, depth], or [depth, rows] if turned; then C is f32
+    int64_t a_stride;
+    bool a_turned;
+    const void *b; // packed; act [depth, columns]; act [columns, depth]
+    int64_t b_stride;
+    enum gang_cpu_b_form b_form;
+    void *c;
+    bool c_f32, add; // add: only to f32
+    uint32_t *own;   // GANG_CPU_PRODUCT_OWN units for each thread
+};
+typedef void gang_cpu_multiply_kernel(struct gang_device *device, const struct gang_cpu_product *product);
 
 // One compilation of the kernels.
 struct gang_cpu_variant {
     const struct gang_kernels *kernels;
     gang_cpu_row_kernel *row;
+    gang_cpu_multiply_kernel *multiply;
     gang_cpu_pack_kernel *pack;
+    gang_cpu_round_kernel *round;
     double (*peak)(int64_t rounds);
 };
 

@@ -74,6 +74,15 @@ static void pack_row(uint32_t *to, const float *from, int64_t n) {
 #endif
 }
 
+// VL elements of a row operand.
+static inline void put_row(uint32_t *to, int64_t at, gang_vf x) {
+#ifdef HAVE_BF16_PAIRS
+    vector_to_act((act *)to + at, x);
+#else
+    *(gang_vf *)(to + at) = x;
+#endif
+}
+
 static void pack_sum(uint32_t *to, const float *from, int64_t cols) {
 #ifdef HAVE_BF16_PAIRS
     for (int64_t r = 0; r < BLOCK; r += 2)
@@ -104,6 +113,12 @@ static void pack_turn(uint32_t *restrict to, const float *restrict from, int64_t
     }
 }
 
+// The row that comes a few rows later: they lie too far apart for the processor to guess.
+static inline void fetch_ahead(const act *row, int64_t stride, int64_t D) {
+    enum { AHEAD = 12 };
+    for (int64_t d = 0; d < D; d += 64 / (int64_t)sizeof(act)) __builtin_prefetch(row + AHEAD * stride + d);
+}
+
 // Rows [from, from + BLOCK) of one head as f32 [BLOCK][Dp], rotated if `shape` is given; rows at and beyond T are 0.
 static void load_block(float *restrict tile_, const act *src, int64_t stride, int64_t from, int64_t T, int64_t D, int64_t Dp,
                        const struct gang_attention *rotate) {
@@ -112,17 +127,17 @@ static void load_block(float *restrict tile_, const act *src, int64_t stride, in
     for (int64_t r = 0; r < rows; r++) {
         const act *restrict x = src + (from + r) * stride;
         float *restrict y = tile_ + r * Dp;
+        fetch_ahead(x, stride, D);
         if (!rotate) {
-#pragma omp simd
-            for (int64_t d = 0; d < D; d++) y[d] = from_act(x[d]);
+            for (int64_t d = 0; d < D; d += VL) store_f32(y + d, load_act(x + d, D - d), D - d);
             continue;
         }
         const float *restrict c = rotate->cos + (from + r) * half, *restrict s = rotate->sin + (from + r) * half;
-#pragma omp simd
-        for (int64_t d = 0; d < half; d++) {
-            float low = from_act(x[d]), high = from_act(x[d + half]);
-            y[d] = low * c[d] - high * s[d];
-            y[d + half] = high * c[d] + low * s[d];
+        for (int64_t d = 0; d < half; d += VL) {
+            int64_t n = half - d;
+            gang_vf low = load_act(x + d, n), high = load_act(x + d + half, n), turn = load_f32(c + d, n), side = load_f32(s + d, n);
+            store_f32(y + d, low * turn - high * side, n);
+            store_f32(y + d + half, high * turn + low * side, n);
         }
     }
 }
@@ -135,15 +150,15 @@ static void store_block(act *to, int64_t stride, const float *tile_, int64_t fro
         act *restrict y = to + (from + r) * stride;
         const float *restrict x = tile_ + r * Dp;
         if (!rotate) {
-#pragma omp simd
-            for (int64_t d = 0; d < D; d++) y[d] = to_act(x[d]);
+            for (int64_t d = 0; d < D; d += VL) store_act(y + d, load_f32(x + d, D - d), D - d);
             continue;
         }
         const float *restrict c = rotate->cos + (from + r) * half, *restrict s = rotate->sin + (from + r) * half;
-#pragma omp simd
-        for (int64_t d = 0; d < half; d++) {
-            y[d] = to_act(x[d] * c[d] + x[d + half] * s[d]);
-            y[d + half] = to_act(x[d + half] * c[d] - x[d] * s[d]);
+        for (int64_t d = 0; d < half; d += VL) {
+            int64_t n = half - d;
+            gang_vf low = load_f32(x + d, n), high = load_f32(x + d + half, n), turn = load_f32(c + d, n), side = load_f32(s + d, n);
+            store_act(y + d, low * turn + high * side, n);
+            store_act(y + d + half, high * turn - low * side, n);
         }
     }
 }
@@ -180,14 +195,27 @@ struct forward {
     float high[BLOCK], total[BLOCK][VL];
 };
 
-// Scores of one row of a block become probabilities against the running maximum; what was summed before is rescaled. Sums
-// stay apart by lane until the end.
-static void softmax_row(struct forward *f, const struct layout *l, int r) {
-    float *s = f->s + r * BLOCK;
-    gang_vf v[BLOCK / VL], top = {0};
+// The sign bits of lanes first + lane <= last, as a mask.
+static inline gang_vi lanes_upto(int first, int last) {
+    gang_vi lane;
+    for (int i = 0; i < VL; i++) lane[i] = i;
+    return lane <= last - first;
+}
+
+// Scores of one row of a block become probabilities against the running maximum, packed; what was summed before is rescaled.
+// Only the first n keys count, on the diagonal those up to the query's own. Sums stay apart by lane until the end.
+static inline __attribute__((always_inline)) void softmax_row(struct forward *f, const struct layout *l, int r, bool diagonal) {
+    const float *s = f->s + r * BLOCK;
+    const int n = diagonal ? (r / STRIP + 1) * STRIP : BLOCK;
+    gang_vf v[BLOCK / VL], top = {0}, none = {0};
     top += f->high[r];
-    for (int i = 0; i < BLOCK / VL; i++) {
+    none -= INFINITY;
+    for (int i = 0; i * VL < n; i++) {
         v[i] = *(const gang_vf *)(s + i * VL) * l->scale;
+        if (diagonal) {
+            gang_vi seen = lanes_upto(i * VL, r);
+            v[i] = (gang_vf)(((gang_vi)v[i] & seen) | ((gang_vi)none & ~seen));
+        }
         top = max_vector(v[i], top);
     }
     float high = max_lanes(top);
@@ -199,19 +227,18 @@ static void softmax_row(struct forward *f, const struct layout *l, int r) {
         *total *= shrink;
         f->high[r] = high;
     }
-    for (int i = 0; i < BLOCK / VL; i++) {
-        v[i] = exp_vector(v[i] - high);
-        *(gang_vf *)(s + i * VL) = v[i];
+    for (int i = 0; i * VL < n; i++) {
+        v[i] = exp_act(v[i] - high);
+        put_row(f->p_row, r * BLOCK + i * VL, v[i]);
         *total += v[i];
     }
 }
 
 static void softmax_block(struct forward *f, const struct layout *l, bool diagonal) {
-    for (int r = 0; r < BLOCK; r++) {
-        for (int c = r + 1; diagonal && c < BLOCK; c++) f->s[r * BLOCK + c] = -INFINITY;
-        softmax_row(f, l, r);
-    }
-    pack_row(f->p_row, f->s, BLOCK * BLOCK);
+    if (diagonal)
+        for (int r = 0; r < BLOCK; r++) softmax_row(f, l, r, true);
+    else
+        for (int r = 0; r < BLOCK; r++) softmax_row(f, l, r, false);
 }
 
 static void forward_block(struct forward *f, const struct layout *l, int64_t i, int64_t j) {
@@ -279,7 +306,7 @@ struct backward {
     float *tile, *dq;                            // [BLOCK][Dp]
     float *p, *ds;                               // P^T and dS^T: [key][query]
     uint32_t *p_row, *ds_row, *ds_sum;
-    float lse[BLOCK], delta[BLOCK]; // delta = sum over d of dO * O
+    float lse[BLOCK], delta[BLOCK]; // delta = scale * sum over d of dO * O
 };
 
 static void load_queries(struct backward *w, const struct layout *l, const act *q, const act *dout, const act *out, int64_t stride, const float *lse,
@@ -296,26 +323,38 @@ static void load_queries(struct backward *w, const struct layout *l, const act *
         int64_t t = i * BLOCK + r;
         if (t >= l->T) continue;
         gang_vf sum = {0};
+        fetch_ahead(out + t * stride, stride, l->D);
         for (int64_t d = 0; d < l->D; d += VL) sum += load_act(out + t * stride + d, l->D - d) * *(const gang_vf *)(w->tile + r * l->Dp + d);
         w->lse[r] = lse[t];
-        w->delta[r] = sum_lanes(sum);
+        w->delta[r] = sum_lanes(sum) * l->scale;
     }
 }
 
-// P^T = exp(S^T scale - lse), dS^T = P^T (dP^T - delta) scale; on the diagonal 0 where the query precedes the key.
-static void scores_backward(struct backward *w, const struct layout *l, bool diagonal) {
-    for (int k = 0; k < BLOCK; k++) {
-        float *p = w->p + k * BLOCK, *ds = w->ds + k * BLOCK;
-        for (int q = 0; diagonal && q < k; q++) p[q] = -INFINITY, ds[q] = 0;
-        for (int q = 0; q < BLOCK; q += VL) {
-            gang_vf prob = exp_vector(*(const gang_vf *)(p + q) * l->scale - *(const gang_vf *)(w->lse + q));
-            *(gang_vf *)(p + q) = prob;
-            *(gang_vf *)(ds + q) = prob * (*(const gang_vf *)(ds + q) - *(const gang_vf *)(w->delta + q)) * l->scale;
+// P^T = exp(S^T scale - lse) and dS^T = P^T (dP^T - delta) scale of VL queries of one key, the row operands; returns dS^T. 0 where
+// the query precedes the key.
+static inline gang_vf score_backward(struct backward *w, const struct layout *l, int k, int q, bool diagonal) {
+    gang_vf s = *(const gang_vf *)(w->p + k * BLOCK + q), dp = *(const gang_vf *)(w->ds + k * BLOCK + q);
+    gang_vf p = exp_act(s * l->scale - *(const gang_vf *)(w->lse + q));
+    if (diagonal) p = (gang_vf)((gang_vi)p & ~lanes_upto(q, k - 1));
+    gang_vf ds = p * (dp * l->scale - *(const gang_vf *)(w->delta + q));
+    put_row(w->p_row, k * BLOCK + q, p);
+    put_row(w->ds_row, k * BLOCK + q, ds);
+    return ds;
+}
+
+// On the diagonal nobody reads strips of queries before the key's own.
+static inline __attribute__((always_inline)) void scores_backward(struct backward *w, const struct layout *l, bool diagonal) {
+    for (int k = 0; k < BLOCK; k += UNIT)
+        for (int q = diagonal ? k / STRIP * STRIP : 0; q < BLOCK; q += VL) {
+#ifdef HAVE_BF16_PAIRS
+            __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)score_backward(w, l, k, q, diagonal));
+            __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)score_backward(w, l, k + 1, q, diagonal));
+            __m512i pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+            _mm512_storeu_si512(w->ds_sum + k / 2 * BLOCK + q, pairs);
+#else
+            score_backward(w, l, k, q, diagonal);
+#endif
         }
-    }
-    pack_row(w->p_row, w->p, BLOCK * BLOCK);
-    pack_row(w->ds_row, w->ds, BLOCK * BLOCK);
-    pack_sum(w->ds_sum, w->ds, BLOCK);
 }
 
 static void backward_block(struct backward *w, const struct layout *l, int64_t i, int64_t j) {
@@ -328,7 +367,10 @@ static void backward_block(struct backward *w, const struct layout *l, int64_t i
         product(w->p + m * BLOCK + from, BLOCK, k_row + m * row, row, 1, w->q_turn + from, BLOCK, STRIP, BLOCK - from, (int)row, false);
         product(w->ds + m * BLOCK + from, BLOCK, v_row + m * row, row, 1, w->do_turn + from, BLOCK, STRIP, BLOCK - from, (int)row, false);
     }
-    scores_backward(w, l, diagonal);
+    if (diagonal)
+        scores_backward(w, l, true);
+    else
+        scores_backward(w, l, false);
     for (int m = 0; m < BLOCK; m += STRIP) {
         int from = diagonal ? m / UNIT : 0, upto = (diagonal ? m + STRIP : BLOCK) / UNIT;
         float *dk = w->dk + j * l->panel + m * l->Dp, *dv = w->dv + j * l->panel + m * l->Dp;

@@ -117,7 +117,7 @@ static void swiglu(struct gang_device *device, void *h, const void *gu, int64_t 
         const act *g = (const act *)gu + m * 2 * F, *u = g + F;
         act *out = (act *)h + m * F;
         for (int64_t f = 0; f < F; f += VL) {
-            gang_vf x = load_act(g + f, F - f), sigmoid = 1.0f / (exp_vector(-x) + 1.0f), silu = x * sigmoid;
+            gang_vf x = load_act(g + f, F - f), sigmoid = reciprocal_act(exp_act(-x) + 1.0f), silu = x * sigmoid;
             store_act(out + f, silu * load_act(u + f, F - f), F - f);
         }
     }
@@ -130,7 +130,7 @@ static void swiglu_backward(struct gang_device *device, void *gu, void *dh, int6
         for (int64_t f = 0; f < F; f += VL) {
             int64_t left = F - f;
             gang_vf x = load_act(g + f, left), up = load_act(u + f, left), grad = load_act(d + f, left);
-            gang_vf sigmoid = 1.0f / (exp_vector(-x) + 1.0f), silu = x * sigmoid;
+            gang_vf sigmoid = reciprocal_act(exp_act(-x) + 1.0f), silu = x * sigmoid;
             store_act(d + f, silu * up, left);
             store_act(g + f, grad * up * sigmoid * (1.0f + x - silu), left);
             store_act(u + f, grad * silu, left);
@@ -262,31 +262,9 @@ void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f
     }
 }
 
-// One tile of 32 outputs and 16 units of the masters [., in] into the packed layouts; see gang_cpu_pack_kernel in cpu.h.
-static void pack_tile(uint32_t *forward, uint32_t *input, const float *w, int64_t in) {
-    enum { OUTS = GANG_CPU_PACK_OUTS, UNITS = GANG_CPU_PACK_UNITS, COLUMNS = GANG_CPU_PACK_COLUMNS };
-#ifdef ACT_BF16
-    uint32_t units[OUTS][UNITS];
-    act(*rows)[2 * UNITS] = (void *)units;
-    for (int o = 0; o < OUTS; o++)
-        for (int i = 0; i < 2 * UNITS; i += VL) vector_to_act(&rows[o][i], *(const gang_vf *)(w + o * in + i));
-    for (int o = 0; o < OUTS; o += 2)
-        for (int i = 0; i < 2 * UNITS; i++) input[o / 2 * COLUMNS + i] = (uint32_t)rows[o][i] | (uint32_t)rows[o + 1][i] << 16;
-    for (int o = 0; o < OUTS; o += 16) turn_square(forward + o, COLUMNS, units[o], UNITS);
-#else
-    (void)input;
-    for (int o = 0; o < OUTS; o += 16) turn_square(forward + o, COLUMNS, (const uint32_t *)w + o * in, in);
-#endif
-}
-
-void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in) {
-    enum { UNIT = 4 / sizeof(act), COLUMNS = GANG_CPU_PACK_COLUMNS, PANEL = GANG_CPU_PACK_UNITS * COLUMNS };
-    enum { OUTS = GANG_CPU_PACK_OUTS, INS = GANG_CPU_PACK_UNITS * UNIT };
+void CPU_NAME(gang_cpu_round_weight)(struct gang_device *device, void *to, const float *from, int64_t n) {
     PARALLEL_ROWS
-    for (int64_t o = 0; o < out; o += OUTS)
-        for (int64_t i = 0; i < in; i += INS)
-            pack_tile((uint32_t *)forward + (o / COLUMNS * (in / INS) + i / INS) * PANEL + o % COLUMNS,
-                      (uint32_t *)input + (i / COLUMNS * (out / OUTS) + o / OUTS) * PANEL + i % COLUMNS, master + o * in + i, in);
+    for (int64_t i = 0; i < n; i += VL) store_act((act *)to + i, load_f32(from + i, n - i), n - i);
 }
 
 // Enough chains to hide the latency of the multiply-add, few enough to stay in registers. The barriers keep the compiler

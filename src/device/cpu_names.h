@@ -3,7 +3,7 @@
 #ifndef GANG_DEVICE_CPU_NAMES_H
 #define GANG_DEVICE_CPU_NAMES_H
 
-#include "device/device.h"
+#include "device/cpu.h"
 
 #define CPU_JOIN_(name, variant) name##_##variant
 #define CPU_JOIN(name, variant) CPU_JOIN_(name, variant)
@@ -18,7 +18,9 @@ void CPU_NAME(gang_cpu_attention_decode)(struct gang_device *device, void *out, 
 void CPU_NAME(gang_cpu_cache_fill)(struct gang_device *device, void *k_cache, void *v_cache, const void *qkv, int64_t n,
                                    const struct gang_attention *shape);
 void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in);
+void CPU_NAME(gang_cpu_multiply)(struct gang_device *device, const struct gang_cpu_product *product);
 void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in);
+void CPU_NAME(gang_cpu_round_weight)(struct gang_device *device, void *to, const float *from, int64_t n);
 // FLOP done by `rounds` rounds of multiply-adds that stay in registers, on the calling thread.
 double CPU_NAME(gang_cpu_peak)(int64_t rounds);
 

@@ -72,7 +72,15 @@ typedef int32_t gang_vi __attribute__((vector_size(4 * VL), may_alias));
 typedef uint32_t gang_vu __attribute__((vector_size(4 * VL), may_alias));
 typedef uint16_t gang_vh __attribute__((vector_size(2 * VL), aligned(2), may_alias));
 
-static inline gang_vf bf16_to_vector(const uint16_t *x) { return (gang_vf)(__builtin_convertvector(*(const gang_vh *)x, gang_vu) << 16); }
+static inline gang_vu bf16_to_bits(const uint16_t *x) {
+#ifdef __AVX512F__
+    return (gang_vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)); // gcc 12 makes two halves of a conversion
+#else
+    return __builtin_convertvector(*(const gang_vh *)x, gang_vu);
+#endif
+}
+
+static inline gang_vf bf16_to_vector(const uint16_t *x) { return (gang_vf)(bf16_to_bits(x) << 16); }
 
 static inline void vector_to_bf16(uint16_t *to, gang_vf x) {
 #ifdef __AVX512BF16__
@@ -184,6 +192,23 @@ static inline gang_vf exp_vector(gang_vf x) {
     gang_vf e = exp_reduced(x - n * 0.693359375f + n * 2.12194440e-4f) * (gang_vf)exponent;
     return select_lanes(below, zero, select_lanes(above, zero + INFINITY, e));
 }
+#endif
+
+// e^x and 1 / x, no more exact than a result that is rounded to act can show: to 3e-6 and 7e-5 for bf16.
+#if defined(__AVX512F__) && defined(ACT_BF16)
+static inline gang_vf exp_act(gang_vf x) {
+    const gang_vf zero = {0};
+    x = max_vector(zero - 104.0f, x);
+    gang_vf n = (gang_vf)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0), r = x * 1.44269504f - n;
+    gang_vf p = r * 9.5700873e-3f + 5.5917859e-2f;
+    p = p * r + 2.4024746e-1f;
+    p = p * r + 6.9312179e-1f;
+    return (gang_vf)_mm512_scalef_ps((__m512)(p * r + 9.9999928e-1f), (__m512)n);
+}
+static inline gang_vf reciprocal_act(gang_vf x) { return (gang_vf)_mm512_rcp14_ps((__m512)x); }
+#else
+static inline gang_vf exp_act(gang_vf x) { return exp_vector(x); }
+static inline gang_vf reciprocal_act(gang_vf x) { return 1.0f / x; }
 #endif
 
 static inline float exp_scalar(float x) { return exp_vector((gang_vf){x})[0]; }

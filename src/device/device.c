@@ -45,8 +45,7 @@ size_t gang_device_scratch_bytes(const struct gang_device *device, const struct 
     return (size_t)device->threads * (attention > sums ? attention : sums);
 }
 
-// oneDNN 2.6: code that it generates and maps, and per thread the buffers in which it packs operands.
+// What products pack their operands into.
 double gang_device_overhead_bytes(const struct gang_device *device) {
-    enum { CODE = 7 << 20, PER_THREAD = 6 << 20 };
-    return device->own ? CODE + (double)device->threads * PER_THREAD : 0;
+    return device->own ? (double)device->threads * GANG_CPU_PRODUCT_OWN * (double)sizeof(uint32_t) : 0;
 }

@@ -74,7 +74,8 @@ struct gang_kernels {
     double (*sum_squares)(struct gang_device *device, const float *x, int64_t n);
     void (*adamw)(struct gang_device *device, float *p, float *m, float *v, const float *g, int64_t n, const struct gang_adamw *o);
 
-    // ---- Linear layers: weight [out, in]. The handle lives in `arena`, its packed copies (bytes by linear_bytes) in `memory`.
+    // ---- Linear layers: weight [out, in]. The handle lives in `arena`, its packed copies (bytes by linear_bytes) in `memory`,
+    // aligned to 64 bytes.
     size_t (*linear_bytes)(struct gang_device *device, enum gang_linear_use use, int64_t out, int64_t in);
     struct gang_linear *(*linear_new)(struct gang_device *device, enum gang_linear_use use, int64_t out, int64_t in, void *memory,
                                       struct gang_arena *arena);
@@ -113,7 +114,7 @@ size_t gang_device_act_bytes(const struct gang_device *device); // of one act el
 // block of that size into device->scratch before the first call; 64-byte aligned.
 size_t gang_device_scratch_bytes(const struct gang_device *device, const struct gang_attention *shape, int64_t columns);
 
-// What the device's libraries allocate for themselves once it works, in bytes (an estimate from measurement).
+// What the device allocates for itself, in bytes.
 double gang_device_overhead_bytes(const struct gang_device *device);
 
 int gang_cpu_count(void);     // cores this process may run on

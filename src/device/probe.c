@@ -83,7 +83,8 @@ static enum gang_status sustained(enum gang_compute compute, int threads, double
     gang_arena_init(&arena);
     float *weight = gang_arena_alloc(&arena, sizeof(float) * OUT * IN), *gradient = gang_arena_alloc(&arena, sizeof(float) * OUT * IN);
     void *x = gang_arena_alloc(&arena, sizeof(float) * M * IN), *y = gang_arena_alloc(&arena, sizeof(float) * M * OUT);
-    void *packed = gang_arena_alloc(&arena, device->k->linear_bytes(device, GANG_LINEAR_TRAIN, OUT, IN) + 1);
+    void *packed = gang_arena_alloc(&arena, device->k->linear_bytes(device, GANG_LINEAR_TRAIN, OUT, IN) + 64);
+    packed = (char *)packed + (64 - (uintptr_t)packed % 64) % 64;
     struct gang_linear *linear = device->k->linear_new(device, GANG_LINEAR_TRAIN, OUT, IN, packed, &arena);
     device->k->linear_refresh(device, linear, weight);
     double best = 0;

@@ -308,9 +308,7 @@ static void check_optimizer(struct pair *p) {
     release(g);
 }
 
-// Sizes are drawn as multiples of `step`: multiples of 32 are packed by our own code, others by oneDNN's.
-static void check_linear(struct pair *p, enum gang_linear_use use, int64_t step) {
-    int64_t M = draw(p, 0, 2) ? draw(p, 2, 70) : 1, out = step * draw(p, 1, 96 / step), in = step * draw(p, 1, 96 / step);
+static void check_linear(struct pair *p, enum gang_linear_use use, int64_t M, int64_t out, int64_t in) {
     float *w = random_f32(p, out * in, 1), *dw[2], *wide[2];
     void *x = random_act(p, M * in, 1), *dy = random_act(p, M * out, 1), *y[2], *dx[2];
     struct gang_device *device[2] = {p->ref, p->cpu};
@@ -319,6 +317,7 @@ static void check_linear(struct pair *p, enum gang_linear_use use, int64_t step)
     for (int i = 0; i < 2; i++) {
         struct gang_device *d = device[i];
         void *packed = gang_arena_alloc(&arena, d->k->linear_bytes(d, use, out, in) + 64);
+        packed = (char *)packed + (64 - (uintptr_t)packed % 64) % 64;
         struct gang_linear *l = d->k->linear_new(d, use, out, in, packed, &arena);
         d->k->linear_refresh(d, l, w);
         y[i] = memory((size_t)(M * out) * 4), dx[i] = memory((size_t)(M * in) * 4), dw[i] = memory((size_t)(out * in) * 4),
@@ -356,10 +355,15 @@ static void against_reference(enum gang_compute compute, const char *isa) {
         check_swiglu(&p);
         check_cross_entropy(&p);
         check_messages(&p);
-        check_linear(&p, GANG_LINEAR_TRAIN, 1);
-        check_linear(&p, GANG_LINEAR_TRAIN, 32);
-        check_linear(&p, GANG_LINEAR_INFER, 1);
+        check_linear(&p, GANG_LINEAR_TRAIN, draw(&p, 1, 70), draw(&p, 1, 96), draw(&p, 1, 96));
+        check_linear(&p, GANG_LINEAR_TRAIN, 2 * draw(&p, 1, 35), 16 * draw(&p, 1, 12), 16 * draw(&p, 1, 12));
+        check_linear(&p, GANG_LINEAR_INFER, draw(&p, 0, 2) ? draw(&p, 2, 70) : 1, draw(&p, 1, 96), draw(&p, 1, 96));
     }
+    // Each side in turn longer than what a product takes at once: a chunk of depth (2,048 bf16), columns, a block of rows.
+    check_linear(&p, GANG_LINEAR_TRAIN, 2101, 20, 4201);
+    check_linear(&p, GANG_LINEAR_TRAIN, 10, 4201, 48);
+    check_linear(&p, GANG_LINEAR_TRAIN, 20, 32, 2051);
+    check_linear(&p, GANG_LINEAR_INFER, 130, 60, 2051);
     check_optimizer(&p);
     // Around the block size, and enough blocks that all kinds occur.
     static const int64_t lengths[] = {1, 2, 17, 63, 64, 65, 128, 150};
@@ -372,7 +376,6 @@ static void against_reference(enum gang_compute compute, const char *isa) {
 #define AGAINST(isa)                                                                                       \
     static void test_##isa##_f32(void **state) { (void)state, against_reference(GANG_COMPUTE_F32, #isa); } \
     static void test_##isa##_bf16(void **state) { (void)state, against_reference(GANG_COMPUTE_BF16, #isa); }
-// Best first: oneDNN can be held down to AVX2 once, not raised again.
 AGAINST(avx512bf16)
 AGAINST(avx512)
 AGAINST(avx2)
