@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <omp.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -22,6 +23,7 @@ static struct {
 
 static int open_net(void **state) {
     if (tiny_open(state)) return -1;
+    omp_set_num_threads(1); // children are forked, and OpenMP's threads do not come along
     gang_arena_init(&tiny.arena);
     assert_ok(gang_config_read(scratch_path("model.json"), &tiny.config));
     gang_model_init(&tiny.model, &tiny.config, &tiny.arena);
