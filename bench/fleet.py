@@ -75,14 +75,17 @@ class Job:
         return self.finish(self.start())
 
 
-def together_and_apart(build, work, name, model, devices, layout, mb, sequences, steps):
-    """Tokens/s of all together over the sum of what each does alone, both at once as separate jobs."""
-    whole = Job(build, work, name, model, devices, layout, sequences, steps)
+def together_and_apart(build, work, name, model, devices, layout, mb, sequences, steps, layers=0):
+    """Tokens/s of all together over the sum of what each does alone, both at once as separate jobs. With `layers` these are shared
+    out by what each did alone in the first round."""
+    whole = None
     parts = [Job(build, work, f"{name}-{i}", model, [d], f"mb={mb}", max(mb, sequences // 8), 2 * steps, cores=i) for i, d in enumerate(devices)]
     ratios, rates = [], []
     for _ in range(ROUNDS):
         processes = [p.start() for p in parts]
         alone = [p.finish(q) for p, q in zip(parts, processes)]
+        first = round(layers * alone[0] / sum(alone))
+        whole = whole or Job(build, work, name, model, devices, layout + (f",layers={first}/{layers - first}" if layers else ""), sequences, steps)
         rate = whole.run()
         ratios.append(rate / sum(alone))
         rates.append((rate, *alone))
@@ -169,10 +172,10 @@ def measure(build, work, record):
     write_model(work, "wide", WIDE)
     jobs = []
     for name, devices in (("unlike", KINDS), ("share", SHARES)):
-        value, note, job = together_and_apart(build, work, f"{name}-pp", "deep", devices, "pp=2,mb=1", 1, 64, 5)
+        value, note, job = together_and_apart(build, work, f"{name}-pp", "deep", devices, "pp=2,mb=1", 1, 64, 5, DEEP["layers"])
         record(f"run.{name}.pipeline.efficiency", value, "of the sum", ">= 0.975", value >= 0.975, note)
         jobs.append(job)
-        value, note, job = together_and_apart(build, work, f"{name}-dp", "wide", devices, "pp=1,dp=2,mb=2", 2, 256, 5)
+        value, note, job = together_and_apart(build, work, f"{name}-dp", "wide", devices, "pp=1,dp=2,mb=2", 2, 384, 4)
         record(f"run.{name}.data.efficiency", value, "of the sum", ">= 0.97", value >= 0.97, note)
         jobs.append(job)
     for name, layout, goal, sequences in (("pipeline", "pp=2,mb=1", 0.01, 256), ("data", "pp=1,dp=2,mb=2", 0.02, 256)):

@@ -3,6 +3,7 @@
 set -u
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 gangline=$(realpath "${GANGLINE:-$repo/build/gangline}")
+export GANGLINE=$gangline
 scratch=$(mktemp -d)
 export XDG_CACHE_HOME=$scratch/cache PYTHONPATH=$repo/tests/golden PYTHONDONTWRITEBYTECODE=1
 background=
