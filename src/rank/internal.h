@@ -4,8 +4,6 @@
 
 #include "rank/cell.h"
 
-#include <pthread.h>
-
 enum gang_rank_tag {
     TAG_ACTIVATION,
     TAG_GRADIENT,
@@ -52,41 +50,25 @@ GANG_CHECK_RESULT enum gang_status gang_channel_post(struct gang_channel *channe
 
 // ---- The lane: lane.c ----------------------------------------------------------------------------------------------
 
-// A thread that exchanges buckets with the replicas of the stage. In every step: each bucket's gradients once they are
-// ready, in the order of the buckets; then, if sharded, each bucket's weights, in the opposite order. The order is the same on all
+// Buckets exchanged with the replicas of the stage: in every step each bucket's gradients once they are ready; after the update,
+// if sharded, each bucket's weights. They are started in the order of the buckets, weights in the opposite one: the same on all
 // members whatever their programs look like, since collectives match by order.
 enum gang_lane_phase { LANE_REDUCE, LANE_GATHER, LANE_PHASES };
 
-struct gang_lane_span {
-    double start, end; // gang_seconds
-};
-
 struct gang_lane {
-    pthread_t thread;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    bool started, end;
-    struct gang_comm *group;
+    struct gang_comm *group; // NULL: no other replica
     const struct gang_cell *cell;
     bool sharded;
-    int tied;             // the bucket to which the other stage's gradient is added first; -1: none
-    float *tied_gradient; // received by tied_op
-    size_t tied_elements;
-    int64_t tied_offset; // in the flat array
-    struct gang_wire_op *tied_op;
-    int64_t *posted[LANE_PHASES], *done[LANE_PHASES]; // [buckets] how often so far
-    struct gang_lane_span *spans[LANE_PHASES];        // [buckets] of the last time
-    enum gang_status status;
-    char error[GANG_ERROR_BYTES];
+    int next[LANE_PHASES];                    // how many are started, in the phase's order
+    bool *ready[LANE_PHASES];                 // [buckets]
+    struct gang_collective *ops[LANE_PHASES]; // [buckets]
 };
 
-void gang_lane_start(struct gang_lane *lane, struct gang_arena *arena);
-void gang_lane_stop(struct gang_lane *lane); // after its group's links are dead or idle
-void gang_lane_post(struct gang_lane *lane, enum gang_lane_phase phase, int bucket);
-// Until every bucket that was posted in this phase is done.
+void gang_lane_init(struct gang_lane *lane, struct gang_comm *group, const struct gang_cell *cell, bool sharded, struct gang_arena *arena);
+void gang_lane_begin(struct gang_lane *lane, enum gang_lane_phase phase); // none is ready
+// The bucket is ready: starts it, unless one before it is not, and those behind that waited for it.
+GANG_CHECK_RESULT enum gang_status gang_lane_post(struct gang_lane *lane, enum gang_lane_phase phase, int bucket);
 GANG_CHECK_RESULT enum gang_status gang_lane_wait(struct gang_lane *lane, enum gang_lane_phase phase, int bucket);
-// Adds the other stage's gradient of the tied weights, once it is here.
-GANG_CHECK_RESULT enum gang_status gang_lane_add_tied(struct gang_lane *lane);
 
 // ---- Cells: net_cell.c, stand_in.c ---------------------------------------------------------------------------------
 
@@ -119,12 +101,14 @@ struct gang_rank {
     enum gang_status exchange_status;
     double exchange_seconds; // of the pass that runs
     struct gang_lane lane;
+    enum gang_status post_status; // of buckets posted in the pass that runs
     bool gather_due;
     // The tied embedding between the first stage and the last.
     bool tied_first, tied_last;
     int64_t tied_offset; // of the embedding in the flat array
     size_t tied_elements;
-    int tied_bucket; // that holds it
+    int tied_bucket; // that holds it; -1: none
+    float *tied_sum; // first stage: the last one's gradient comes here
     struct gang_wire_op tied_gradient, tied_weights;
     bool tied_weights_due;  // last stage: a receive is posted, first stage: weights are to be sent
     int64_t tied_backwards; // last stage: micro-batches of the last chunk that are done

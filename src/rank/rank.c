@@ -237,26 +237,20 @@ static enum gang_status open_channels(struct gang_rank *r) {
     return status;
 }
 
-static void open_lane(struct gang_rank *r) {
-    r->lane = (struct gang_lane){.group = r->stage_group,
-                                 .cell = &r->cell,
-                                 .sharded = r->options.sharded,
-                                 .tied = r->tied_first ? r->tied_bucket : -1,
-                                 .tied_elements = r->tied_elements,
-                                 .tied_offset = r->tied_offset,
-                                 .tied_op = &r->tied_gradient};
-    if (r->tied_first) r->lane.tied_gradient = gang_arena_alloc(&r->arena, r->tied_elements * sizeof(float));
-    if (r->stage_group) gang_lane_start(&r->lane, &r->arena);
-}
-
 // With other replicas every chunk is reduced, and gathered where the state is sharded.
 static enum gang_status check_exchanges(const struct gang_rank_options *o) {
     const struct gang_program *p = o->program;
     const struct gang_rank_program *mine = &p->ranks[o->rank];
     int reduces = 0, gathers = 0, due = p->replicas > 1 ? p->chunks / p->stages : 0;
-    for (int i = 0; i < mine->count; i++) {
-        reduces += mine->items[i].op == GANG_OP_REDUCE;
-        gathers += mine->items[i].op == GANG_OP_GATHER;
+    for (int i = 0, before = -1; i < mine->count; i++) {
+        const struct gang_instruction *in = &mine->items[i];
+        reduces += in->op == GANG_OP_REDUCE;
+        if (in->op != GANG_OP_GATHER) continue;
+        if (in->chunk < before)
+            return gang_fail(GANG_ERR_INPUT, "program: rank %d gathers chunk %d after %d: replicas must gather in one order, the first chunk first",
+                             o->rank, in->chunk, before);
+        before = in->chunk;
+        gathers++;
     }
     if (reduces >= due && (gathers == due || !o->sharded)) return GANG_OK;
     return gang_fail(GANG_ERR_INPUT, "program: rank %d reduces %d chunks and gathers %d: %d replicas of its %d chunks need one of each%s", o->rank,
@@ -276,7 +270,8 @@ enum gang_status gang_rank_new(const struct gang_rank_options *options, struct g
     status = options->device ? gang_net_cell_open(&r->cell, &r->shape) : gang_stand_in_open(&r->cell, &r->arena);
     if (!status) status = open_groups(r);
     if (!status) status = open_channels(r);
-    if (!status) open_lane(r);
+    if (!status) gang_lane_init(&r->lane, r->stage_group, &r->cell, options->sharded, &r->arena);
+    if (r->tied_first) r->tied_sum = gang_arena_alloc(&r->arena, r->tied_elements * sizeof *r->tied_sum);
     if (status) {
         gang_rank_stop(r);
         gang_rank_free(r);
@@ -287,7 +282,6 @@ enum gang_status gang_rank_new(const struct gang_rank_options *options, struct g
 }
 
 void gang_rank_stop(struct gang_rank *r) {
-    gang_lane_stop(&r->lane);
     gang_comm_free(r->stage_group);
     gang_comm_free(r->replica_group);
     gang_comm_free(r->cell_group);

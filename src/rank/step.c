@@ -1,7 +1,7 @@
 // A step: the program's instructions, one after another.
 //
 // Compute instructions run here. A receive waits for a message that was posted long before; a send starts one. A reduce only says that the
-// chunk's next backward is its last: the backward then hands bucket after bucket to the lane while it goes on. The
+// chunk's next backward is its last: the backward then posts bucket after bucket on the lane while it goes on. The
 // optimizer waits for the lane, and for two numbers that all ranks need (the loss, and the norm of the gradient, which
 // clipping asks for), summed first over the replicas of the stage, then over the stages, then over the devices of a cell: the
 // same bits everywhere.
@@ -102,9 +102,19 @@ static enum gang_status run_forward(struct gang_rank *r, const struct gang_instr
     return !status && in->chunk > 0 ? gang_channel_release(side(r, false, false, in->chunk - 1), in->chunk - 1, in->micro) : status;
 }
 
+// The last stage's part of the tied gradient, which was sent long before.
+static enum gang_status add_tied(struct gang_rank *r) {
+    enum gang_status status = gang_wire_wait(&r->tied_gradient);
+    float *to = r->cell.gradients + r->tied_offset;
+    for (size_t i = 0; i < r->tied_elements && !status; i++) to[i] += r->tied_sum[i];
+    return status;
+}
+
 static void bucket_ready(void *context, int bucket) {
     struct gang_rank *r = context;
-    gang_lane_post(&r->lane, LANE_REDUCE, bucket);
+    enum gang_status *status = &r->post_status;
+    if (r->tied_first && bucket == r->tied_bucket) *status = add_tied(r);
+    if (!*status) *status = gang_lane_post(&r->lane, LANE_REDUCE, bucket);
 }
 
 // The last stage's part of the tied gradient is complete after its last micro-batch.
@@ -128,9 +138,9 @@ static enum gang_status run_backward(struct gang_rank *r, const struct gang_inst
     if (!status && input && in->chunk > 0) status = gang_channel_room(side(r, true, true, in->chunk - 1), r->step, in->chunk, in->micro, &to);
     if (status) return status;
     double began = gang_seconds();
-    r->loss += r->cell.kind->backward(&r->cell, in->chunk / r->stages, slot, halves[in->op], from, to,
-                                      r->streaming && r->lane.started ? &hook : NULL);
+    r->loss += r->cell.kind->backward(&r->cell, in->chunk / r->stages, slot, halves[in->op], from, to, r->streaming ? &hook : NULL);
     status = end_pass(r, began);
+    if (!status) status = r->post_status;
     r->streaming = false;
     if (!status && input && in->chunk < last) status = gang_channel_release(side(r, false, true, in->chunk + 1), in->chunk + 1, in->micro);
     return status ? status : send_tied_gradient(r, in);
@@ -141,8 +151,8 @@ static enum gang_status run_backward(struct gang_rank *r, const struct gang_inst
 // Every bucket is summed over the replicas and, where it is tied, over the two stages.
 static enum gang_status await_gradients(struct gang_rank *r) {
     enum gang_status status = GANG_OK;
-    for (int b = 0; b < r->cell.bucket_count && r->lane.started && !status; b++) status = gang_lane_wait(&r->lane, LANE_REDUCE, b);
-    if (!status && r->tied_first && !r->lane.started) status = gang_lane_add_tied(&r->lane);
+    for (int b = 0; b < r->cell.bucket_count && r->lane.group && !status; b++) status = gang_lane_wait(&r->lane, LANE_REDUCE, b);
+    if (!status && r->tied_first && !r->lane.group) status = add_tied(r);
     if (!status && r->tied_last) status = gang_wire_wait(&r->tied_gradient);
     // What went out in the step before must be gone before the weights change.
     if (!status && r->tied_first && r->tied_weights.link) status = gang_wire_wait(&r->tied_weights);
@@ -188,6 +198,7 @@ static enum gang_status agree(struct gang_rank *r, bool want_stop, float out[3])
 static enum gang_status pass_on(struct gang_rank *r) {
     struct gang_cell *cell = &r->cell;
     r->gather_due = r->options.sharded && r->stage_group;
+    gang_lane_begin(&r->lane, LANE_GATHER);
     memset(r->chunk_fresh, r->gather_due ? 0 : 1, (size_t)r->shape.chunk_count * sizeof *r->chunk_fresh);
     for (int b = 0; b < cell->bucket_count && !r->gather_due; b++) refresh(r, b);
     r->tied_weights_due = r->tied_first || r->tied_last;
@@ -216,10 +227,12 @@ static enum gang_status run_optimizer(struct gang_rank *r, const struct gang_upd
 
 // ---- The program ---------------------------------------------------------------------------------------------------
 
-static enum gang_status run_gather(struct gang_rank *r, int chunk) {
-    for (int b = r->cell.bucket_count - 1; b >= 0 && r->gather_due; b--)
-        if (r->cell.buckets[b].chunk == chunk / r->stages) gang_lane_post(&r->lane, LANE_GATHER, b);
-    return GANG_OK;
+// `chunk` counts within the stage.
+static enum gang_status gather(struct gang_rank *r, int chunk) {
+    enum gang_status status = GANG_OK;
+    for (int b = r->cell.bucket_count - 1; b >= 0 && r->gather_due && !status; b--)
+        if (r->cell.buckets[b].chunk == chunk) status = gang_lane_post(&r->lane, LANE_GATHER, b);
+    return status;
 }
 
 static enum gang_status run_one(struct gang_rank *r, int i, const struct gang_update *update, bool want_stop, struct gang_rank_report *out) {
@@ -237,10 +250,10 @@ static enum gang_status run_one(struct gang_rank *r, int i, const struct gang_up
     case GANG_OP_SEND:
         return gang_channel_send(channel_of(r, true, in), r->step, in->chunk, in->micro);
     case GANG_OP_REDUCE:
-        r->streaming = true;
+        r->streaming = r->lane.group != NULL;
         return GANG_OK;
     case GANG_OP_GATHER:
-        return run_gather(r, in->chunk);
+        return gather(r, in->chunk / r->stages);
     case GANG_OP_OPTIMIZER:
         return run_optimizer(r, update, want_stop, out);
     case GANG_OPS:
@@ -250,19 +263,19 @@ static enum gang_status run_one(struct gang_rank *r, int i, const struct gang_up
     return GANG_ERR_FORMAT;
 }
 
+// Exchanges that began in this step.
 static void add_lane_spans(struct gang_rank *r) {
-    for (int p = 0; p < LANE_PHASES && r->lane.started; p++)
+    for (int p = 0; p < LANE_PHASES && r->lane.group; p++)
         for (int b = 0; b < r->cell.bucket_count; b++) {
-            const struct gang_lane_span *s = &r->lane.spans[p][b];
+            const struct gang_collective *op = &r->lane.ops[p][b];
             int chunk = r->cell.buckets[b].chunk * r->stages + r->stage;
-            if (s->start >= r->began) add_span(r, p == LANE_REDUCE ? GANG_OP_REDUCE : GANG_OP_GATHER, chunk, b, s->start, s->end);
+            if (op->began >= r->began) add_span(r, p == LANE_REDUCE ? GANG_OP_REDUCE : GANG_OP_GATHER, chunk, b, op->began, op->ended);
         }
 }
 
 enum gang_status gang_rank_settle(struct gang_rank *r) {
     enum gang_status status = GANG_OK;
-    if (r->gather_due)
-        for (int b = r->cell.bucket_count - 1; b >= 0; b--) gang_lane_post(&r->lane, LANE_GATHER, b);
+    for (int c = 0; c < r->shape.chunk_count && !status; c++) status = gather(r, c);
     for (int c = 0; c < r->shape.chunk_count && !status; c++) status = await_weights(r, c);
     r->gather_due = false;
     return status ? status : send_tied_weights(r);
@@ -277,10 +290,11 @@ enum gang_status gang_rank_step(struct gang_rank *r, const struct gang_update *u
     r->span_count = 0;
     r->began = gang_seconds();
     r->cell.kind->begin(&r->cell);
+    gang_lane_begin(&r->lane, LANE_REDUCE);
     if (r->tied_first) {
         r->tied_gradient = (struct gang_wire_op){0};
-        status = gang_wire_recv(gang_rank_link(r, r->replica, r->stages - 1), TAG_TIED_GRADIENT, r->lane.tied_gradient,
-                                r->tied_elements * sizeof(float), &r->tied_gradient);
+        status = gang_wire_recv(gang_rank_link(r, r->replica, r->stages - 1), TAG_TIED_GRADIENT, r->tied_sum, r->tied_elements * sizeof(float),
+                                &r->tied_gradient);
     }
     double at = r->began;
     for (int i = 0; i < r->program->count && !status; i++) {

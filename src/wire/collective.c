@@ -19,9 +19,11 @@ static void *work(void *context) {
             continue;
         }
         pthread_mutex_unlock(&g->lock);
+        op->began = gang_seconds();
         enum gang_status status = gang_comm_reduce(g, op->kind, op->data, op->count, op->type);
         pthread_mutex_lock(&g->lock);
         g->first = op->next; // before it is done, and perhaps gone
+        op->ended = gang_seconds();
         op->status = status;
         op->done = true;
         pthread_cond_broadcast(&g->finished);

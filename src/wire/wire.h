@@ -132,6 +132,7 @@ struct gang_collective { // the caller's; it must stay in place until it is done
     size_t count;
     enum gang_status status;
     bool done;
+    double began, ended; // when it was worked on, in gang_seconds
 };
 GANG_CHECK_RESULT enum gang_status gang_all_reduce_start(struct gang_comm *group, void *data, size_t count, enum gang_element type,
                                                          struct gang_collective *op);
