@@ -16,28 +16,16 @@ static void show_measuring(void *context, int devices) {
     fflush(stdout);
 }
 
-static const char *device_of(const struct gang_fleet_start *start, int rank, int *node) {
-    const struct gang_pool *pool = start->pool;
-    int64_t device = start->device[rank];
-    *node = 0;
-    int g = 0;
-    while (device >= pool->groups[g]->nodes * pool->groups[g]->devices) device -= pool->groups[g]->nodes * pool->groups[g]->devices, g++;
-    *node = (int)(device / pool->groups[g]->devices);
-    return pool->groups[g]->name;
-}
-
 static void show_ranks(const struct gang_fleet_start *start) {
     enum { MOST = 16 };
-    const struct gang_answer *a = &start->answer[0];
+    const struct gang_answer *a = start->answer;
     int ranks = a->program.replicas * a->program.stages;
     for (int r = 0; r < ranks && r < MOST; r++) {
         char memory[GANG_HUMAN_BYTES];
-        int node, stage = r % a->program.stages, replica = r / a->program.stages, site = 0;
-        const char *name = device_of(start, r, &node);
-        for (int g = 0; g < start->pool->group_count; g++)
-            if (!strcmp(start->pool->groups[g]->name, name)) site = start->pool->groups[g]->site;
-        printf("    rank %-3d %s/%s-%d: replica %d (%lld micro-batches), stage %d, layers", r, gang_pool_site(start->pool, site)->name, name,
-               node + 1, replica, (long long)a->program.micro_batches[replica], stage);
+        int node, stage = r % a->program.stages, replica = r / a->program.stages;
+        const struct gang_group *group = gang_fleet_group(start->pool, start->device[r], &node);
+        printf("    rank %-3d %s/%s, node %d: replica %d (%lld micro-batches), stage %d, layers", r, gang_pool_site(start->pool, group->site)->name,
+               group->name, node, replica, (long long)a->program.micro_batches[replica], stage);
         for (int c = stage; c < a->layout.layer_count; c += a->program.stages) printf("%s%d", c > stage ? "+" : " ", a->layout.layers[c]);
         if (a->layout.tp > 1) printf(", on %d devices", a->layout.tp);
         if (start->memory[r]) printf(", %s%s", a->layout.tp > 1 ? "each " : "", gang_human_bytes((double)start->memory[r], memory));

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SPAN_FIELDS = 6, WARM_STEPS = 2 };
+enum { SPAN_FIELDS = 5, WARM_STEPS = 2 };
 
 enum gang_status gang_lead_take_spans(struct gang_lead *l, int rank, const json_t *body) {
     struct gang_fleet_result *r = l->result;
@@ -22,12 +22,12 @@ enum gang_status gang_lead_take_spans(struct gang_lead *l, int rank, const json_
         if (!(v[0] >= 0 && v[0] < GANG_OPS)) return gang_fail(GANG_ERR_FORMAT, "run: rank %d: instruction %g is none", rank, v[0]);
         const struct gang_span span = {.rank = rank, .op = (uint8_t)v[0], .chunk = (int)v[1], .micro = (int)v[2], .start = v[3], .end = v[4]};
         if (span.chunk >= 0) r->real.spans[r->real.span_count++] = span;
-        // What the lane does beside the computing is no part of the rank's own time.
-        bool beside = (span.op == GANG_OP_REDUCE || span.op == GANG_OP_GATHER) && span.chunk >= 0;
-        if (!beside) r->kinds[rank][span.op].measured += v[5];
     }
+    double means[GANG_OPS];
+    enum gang_status status = gang_fleet_numbers(body, "means", GANG_OPS, means);
+    for (int op = 0; op < GANG_OPS && !status; op++) r->kinds[rank][op].measured = means[op];
     r->peak_bytes[rank] = gang_fleet_number(body, "peak");
-    return GANG_OK;
+    return status;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -63,14 +63,16 @@ void gang_lead_account(struct gang_lead *l) {
     r->tokens_per_second = (double)(l->task.global_batch * l->task.sequence_length) / r->step_seconds;
 }
 
+// By how much more than predicted it took; 1 where there is nothing to compare.
+static double factor(double predicted, double measured) { return predicted > 0 && measured > 0 ? measured / predicted : 1; }
+
 void gang_lead_learn(const struct gang_lead *l, int rank, struct gang_times *out) {
-    const struct gang_fleet_member *m = gang_lead_member(l, rank);
     const struct gang_fleet_kind *k = l->result->kinds[rank];
     double *const fields[] = {out->forward, out->first_forward, out->last_forward, out->input, out->weight, out->first_backward, out->last_backward};
-    double forward = k[GANG_OP_FORWARD].measured / k[GANG_OP_FORWARD].predicted, backward = 0, expected = 0;
-    for (int op = GANG_OP_BACKWARD; op <= GANG_OP_BACKWARD_WEIGHT; op++) backward += k[op].measured, expected += k[op].predicted;
-    *out = m->times;
+    double forward = factor(k[GANG_OP_FORWARD].predicted, k[GANG_OP_FORWARD].measured), measured = 0, predicted = 0;
+    for (int op = GANG_OP_BACKWARD; op <= GANG_OP_BACKWARD_WEIGHT; op++) measured += k[op].measured, predicted += k[op].predicted;
+    *out = gang_lead_member(l, rank)->times;
     for (int f = 0; f < 7; f++)
-        for (int s = 0; s < out->count; s++) fields[f][s] *= f < 3 ? forward : backward / expected;
-    if (k[GANG_OP_OPTIMIZER].predicted > 0) out->optimizer *= k[GANG_OP_OPTIMIZER].measured / k[GANG_OP_OPTIMIZER].predicted;
+        for (int s = 0; s < out->count; s++) fields[f][s] *= f < 3 ? forward : factor(predicted, measured);
+    out->optimizer *= factor(k[GANG_OP_OPTIMIZER].predicted, k[GANG_OP_OPTIMIZER].measured);
 }

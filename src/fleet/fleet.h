@@ -87,6 +87,8 @@ GANG_CHECK_RESULT enum gang_status gang_fleet_run(const struct gang_fleet_option
 // `gangline rank`: does what the coordinator says, until the end. `told`: the coordinator knows of the error, and says it.
 GANG_CHECK_RESULT enum gang_status gang_fleet_work(bool *told);
 
+// The group, and the node counted over the whole pool, of a device on the line.
+const struct gang_group *gang_fleet_group(const struct gang_pool *pool, int64_t device, int *node);
 // The task of a training job.
 void gang_fleet_task(const struct gang_job *job, const struct gang_config *config, struct gang_task *out);
 

@@ -48,13 +48,11 @@ GANG_CHECK_RESULT enum gang_status gang_fleet_times_parse(const json_t *object, 
 
 // device[rank] on the pool's line, for the answer's unfolded program: the first of the tp neighbours that are the rank's.
 void gang_fleet_devices(const struct gang_pool *pool, const struct gang_answer *answer, int *device);
-// The group, and the node counted over the whole pool, of a device on the line.
-const struct gang_group *gang_fleet_group(const struct gang_pool *pool, int64_t device, int *node);
 
 // The relays that stand in for long links on this machine.
 struct gang_fleet_relays {
     int count;
-    struct gang_relay *relay[GANG_MAX_SITES];
+    struct gang_relay *relay[GANG_MAX_LINKS];
     double began;
 };
 GANG_CHECK_RESULT enum gang_status gang_fleet_relays_open(const struct gang_pool *pool, double slow, struct gang_fleet_relays *out);

@@ -52,7 +52,7 @@ static const double least_delay = 50e-6;
 enum gang_status gang_fleet_relays_open(const struct gang_pool *pool, double slow, struct gang_fleet_relays *out) {
     enum gang_status status = GANG_OK;
     *out = (struct gang_fleet_relays){.began = gang_seconds()};
-    for (int i = 0; i < pool->links.count && i < GANG_MAX_SITES && !status; i++) {
+    for (int i = 0; i < pool->links.count && !status; i++) {
         const struct gang_link *link = gang_pool_link(pool, i);
         const struct gang_relay_options options = {
             .listen = "127.0.0.1:0", .rtt_s = 2 * link->delay * slow, .bytes_per_s = link->bandwidth / slow, .seed = 1};

@@ -39,8 +39,7 @@ struct work {
     char *resume;
     double said_bytes;
     bool stop;
-    // Of every span of a step: how long it took in all steps but the first.
-    double *totals;
+    double totals[GANG_OPS]; // seconds of the rank's own time by instruction, in all steps but the first
     int64_t counted;
 };
 
@@ -329,8 +328,11 @@ static enum gang_status save(struct work *w, bool last) {
 static void count_spans(struct work *w, bool warm) {
     size_t count;
     const struct gang_span *spans = gang_rank_spans(w->rank, &count);
-    if (!w->totals) w->totals = gang_arena_alloc(&w->arena, count * sizeof *w->totals);
-    for (size_t i = 0; i < count && warm; i++) w->totals[i] += spans[i].end - spans[i].start;
+    for (size_t i = 0; i < count && warm; i++) {
+        // What the lane does beside the computing is no part of it.
+        bool beside = (spans[i].op == GANG_OP_REDUCE || spans[i].op == GANG_OP_GATHER) && spans[i].chunk >= 0;
+        if (!beside) w->totals[spans[i].op] += spans[i].end - spans[i].start;
+    }
     w->counted += warm;
 }
 
@@ -373,14 +375,16 @@ static enum gang_status one_step(struct work *w, int64_t done, bool *stop) {
                           "seconds", report.seconds, "busy", report.busy));
 }
 
-static json_t *spans_json(struct work *w) {
-    size_t count = 0;
-    const struct gang_span *spans = w->totals ? gang_rank_spans(w->rank, &count) : NULL;
+// The last step's spans, the mean step by instruction, and the most memory so far.
+static json_t *account(struct work *w) {
+    size_t count;
+    double means[GANG_OPS] = {0};
+    const struct gang_span *spans = gang_rank_spans(w->rank, &count);
     json_t *rows = json_array();
     for (size_t i = 0; i < count; i++)
-        json_array_append_new(rows, json_pack("[i, i, i, f, f, f]", spans[i].op, spans[i].chunk, spans[i].micro, spans[i].start, spans[i].end,
-                                              w->counted ? w->totals[i] / (double)w->counted : spans[i].end - spans[i].start));
-    return json_pack("{s:o, s:f}", "spans", rows, "peak", gang_resident_bytes("VmHWM"));
+        json_array_append_new(rows, json_pack("[i, i, i, f, f]", spans[i].op, spans[i].chunk, spans[i].micro, spans[i].start, spans[i].end));
+    for (int op = 0; op < GANG_OPS && w->counted; op++) means[op] = w->totals[op] / (double)w->counted;
+    return json_pack("{s:o, s:o, s:f}", "spans", rows, "means", gang_fleet_array(GANG_OPS, means), "peak", gang_resident_bytes("VmHWM"));
 }
 
 static enum gang_status run_steps(struct work *w) {
@@ -395,9 +399,12 @@ static enum gang_status run_steps(struct work *w) {
             saved = w->state.step;
         }
     }
-    json_t *spans = spans_json(w);
-    if (!status && w->state.step > saved) status = save(w, true);
-    return status ? (json_decref(spans), status) : tell(w, FLEET_DONE, spans);
+    if (status) return status;
+    json_t *body = account(w); // before the save, which takes memory of its own
+    if (w->state.step > saved) status = save(w, true);
+    if (!status) return tell(w, FLEET_DONE, body);
+    json_decref(body);
+    return status;
 }
 
 // ---- From the first message to the last ----------------------------------------------------------------------------
