@@ -138,6 +138,8 @@ static const char *cannot_run(const struct gang_layout *l) {
     if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
     if (l->gradients != GANG_GRADIENTS_F32) return "gradients other than f32 do not run yet: choose gradients=f32";
     if (l->recompute == GANG_RECOMPUTE_ALTERNATE) return "recompute=alternate does not run yet: choose recompute=full or none";
+    for (int c = 0; c < l->layer_count; c++)
+        if (!l->layers[c]) return "a chunk without layers does not run yet: give every chunk at least one";
     return NULL;
 }
 
@@ -159,6 +161,7 @@ static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
     gang_layout_init(out);
     if (l->options->layout) {
         *out = *l->options->layout;
+        if (!out->layer_count) gang_search_layers(&l->task, l->pool, out, l->arena);
         const char *why = cannot_run(out);
         if (!why) why = cannot_cut(l, out);
         return why ? gang_fail(GANG_ERR_UNSUPPORTED, "layout: %s", why) : GANG_OK;

@@ -485,6 +485,26 @@ static enum gang_status explain(struct search *s) {
     return gang_fail(GANG_ERR_MEMORY, "no layout of the %lld looked at fits the devices' memory", (long long)s->out->considered);
 }
 
+static bool alike(const struct gang_pool *pool, const struct gang_class *class, int stages) {
+    for (int s = 1; s < stages; s++)
+        if (pool->groups[class->groups[s]]->kind != pool->groups[class->groups[0]]->kind) return false;
+    return true;
+}
+
+void gang_search_layers(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena) {
+    struct search s = {.task = task, .pool = pool, .prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.prices)};
+    struct gang_layout even = *layout, uneven;
+    struct gang_placement placement;
+    if (layout->vpp > 1 || gang_layout_place(task, pool, &even, arena, &placement) || alike(pool, &placement.classes[0], even.pp)) return;
+    for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, &even, pool->groups[g], &s.prices[g]);
+    uneven = even;
+    if (!share_layers(&s, &uneven, &placement)) return;
+    for (int i = 0; i < uneven.pp; i++)
+        if (!uneven.layers[i]) return;
+    memcpy(layout->layers, uneven.layers, (size_t)uneven.pp * sizeof *uneven.layers);
+    layout->layer_count = uneven.pp;
+}
+
 enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
                                  struct gang_arena *arena, struct gang_search *out) {
     struct search s = {.task = task, .pool = pool, .objective = objective, .out = out};

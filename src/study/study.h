@@ -100,6 +100,10 @@ double gang_estimate(const struct gang_task *task, const struct gang_pool *pool,
 GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
                                                    struct gang_arena *arena, struct gang_search *out);
 
+// Gives a layout that leaves its layers open as many on each stage as its devices' speed and memory allow, each at least one. It stays
+// as it is where devices are alike, with virtual stages, and where it does not fit at all.
+void gang_search_layers(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena);
+
 // Tokens a second of the best layout of every group by itself, summed: what unlike devices would do without each other. Groups on
 // which the model does not fit count 0.
 double gang_sum_of_parts(const struct gang_task *task, const struct gang_pool *pool, struct gang_arena *arena);
