@@ -162,9 +162,10 @@ void gang_job_record(struct gang_job_output *output, const struct gang_run_step 
     if (!output->metrics) return;
     fprintf(output->metrics,
             "{\"step\": %lld, \"loss\": %.7g, \"gradient_norm\": %.5g, \"learning_rate\": %.6g, \"seconds\": %.6f, \"tokens\": %lld, "
-            "\"tokens_per_second\": %.1f, \"peak_fraction\": %.4f}\n",
-            (long long)step->step, step->loss, step->gradient_norm, step->rate, step->seconds, (long long)step->tokens, step->tokens_per_second,
-            step->peak_fraction);
+            "\"tokens_per_second\": %.1f",
+            (long long)step->step, step->loss, step->gradient_norm, step->rate, step->seconds, (long long)step->tokens, step->tokens_per_second);
+    if (step->peak_fraction > 0) fprintf(output->metrics, ", \"peak_fraction\": %.4f", step->peak_fraction);
+    fprintf(output->metrics, "}\n");
     if (!fflush(output->metrics)) return;
     gang_log(GANG_LOG_WARNING, "%s/metrics.jsonl: cannot write: %s: training goes on without it", output->job->output, strerror(errno));
     fclose(output->metrics);

@@ -215,7 +215,7 @@ struct gang_run_step {
     double loss, gradient_norm, rate;
     double seconds;           // of this step
     double tokens_per_second; // of this step
-    double peak_fraction;     // 6 x parameters x tokens/s over the measured peak
+    double peak_fraction;     // 6 x parameters x tokens/s over the measured peak; 0: not known, as on a cluster
     double elapsed, left;     // seconds
     int64_t tokens;           // seen so far
 };
