@@ -3,7 +3,7 @@
 // GANG_TEST_SEED=n begins with another plan, GANG_TEST_RUNS=n makes it so many.
 #include "../test.h"
 #include "../plan/random.h"
-#include "../scratch.h"
+#include "text.h"
 
 #include "rank/rank.h"
 #include "study/study.h"
@@ -14,8 +14,6 @@
 #include <pthread.h>
 
 enum { MAX_RANKS = 8, STEPS = 3, STAND_INS = 200, NETS = 24, MIXTURES = 8, CYCLES = 1000, WARM_CYCLES = 100 };
-
-static struct gang_data *data;
 
 // A plan that is run, and what came out of it.
 struct run {
@@ -382,27 +380,6 @@ static void test_starts_and_stops(void **state) {
     if (after.bytes > before.bytes + SLACK_BYTES) fail_msg("%zu bytes grew to %zu", before.bytes, after.bytes);
 }
 
-static int open_all(void **state) {
-    if (scratch_open(state)) return -1;
-    struct gang_buffer text = {0};
-    struct gang_tokenizer *bytes;
-    for (int i = 0; text.len < 15000; i++) gang_buffer_printf(&text, "%d dogs of different strength, one pull. ", i);
-    scratch_write("text.txt", text.data, 15000);
-    gang_buffer_release(&text);
-    char *sources[] = {(char *)scratch_path("text.txt")};
-    const struct gang_strings list = {1, sources};
-    if (gang_tokenizer_open(NULL, &bytes)) return -1;
-    enum gang_status status = gang_data_open(
-        &(struct gang_data_options){.sources = &list, .cache_dir = scratch_path("cache"), .threads = 1, .end_token = -1}, bytes, &data);
-    gang_tokenizer_free(bytes);
-    return status ? -1 : 0;
-}
-
-static int close_all(void **state) {
-    gang_data_free(data);
-    return scratch_close(state);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stand_ins),
@@ -410,5 +387,5 @@ int main(void) {
         cmocka_unit_test(test_mixtures),
         cmocka_unit_test(test_starts_and_stops),
     };
-    return cmocka_run_group_tests(tests, open_all, close_all);
+    return cmocka_run_group_tests(tests, open_text, close_text);
 }

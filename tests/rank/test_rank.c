@@ -1,6 +1,6 @@
 // Devices of ranks as threads of this process, over real links: every way to split a tiny model gives the weights and losses of one rank.
 #include "../test.h"
-#include "../scratch.h"
+#include "text.h"
 
 #include "rank/rank.h"
 #include "study/study.h"
@@ -23,8 +23,6 @@ static const struct gang_config config = {.vocab_size = 256,
                                           .rope_theta = 10000,
                                           .bos_token = -1,
                                           .eos_token = -1};
-
-static struct gang_data *data;
 
 // A split and what came out of it.
 struct trial {
@@ -261,31 +259,10 @@ static void test_rounded(void **state) {
     }
 }
 
-static int open_all(void **state) {
-    if (scratch_open(state)) return -1;
-    struct gang_buffer text = {0};
-    struct gang_tokenizer *bytes;
-    for (int i = 0; text.len < 15000; i++) gang_buffer_printf(&text, "%d dogs of different strength, one pull. ", i);
-    scratch_write("text.txt", text.data, 15000);
-    gang_buffer_release(&text);
-    char *sources[] = {(char *)scratch_path("text.txt")};
-    const struct gang_strings list = {1, sources};
-    if (gang_tokenizer_open(NULL, &bytes)) return -1;
-    enum gang_status status = gang_data_open(
-        &(struct gang_data_options){.sources = &list, .cache_dir = scratch_path("cache"), .threads = 1, .end_token = -1}, bytes, &data);
-    gang_tokenizer_free(bytes);
-    return status ? -1 : 0;
-}
-
-static int close_all(void **state) {
-    gang_data_free(data);
-    return scratch_close(state);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures), cmocka_unit_test(test_tied),
         cmocka_unit_test(test_slices),    cmocka_unit_test(test_rows),     cmocka_unit_test(test_rounded),
     };
-    return cmocka_run_group_tests(tests, open_all, close_all);
+    return cmocka_run_group_tests(tests, open_text, close_text);
 }
