@@ -17,6 +17,7 @@ demo: build ## train a small Llama on real text and let it speak (about a minute
 	@tools/demo $(BUILD)
 
 check: build ## all tests
+	@tools/setup check
 	@tests/run $(BUILD)
 
 bench: build ## side by side with PyTorch: ours, theirs, ratio; build/bench.json. ONLY=train for one area
