@@ -15,7 +15,7 @@
 struct gang_wire;
 struct gang_wire_link;
 
-enum { GANG_WIRE_PLANES = 8, GANG_WIRE_STREAMS = 8, GANG_WIRE_EAGER_BYTES = 8192, GANG_WIRE_PRIORITIES = 4 };
+enum { GANG_WIRE_PLANES = 8, GANG_WIRE_STREAMS = 8, GANG_WIRE_EAGER_BYTES = 8192, GANG_WIRE_PRIORITIES = 4, GANG_WIRE_POLITE = 3 };
 
 struct gang_wire_options {
     int rank;
@@ -66,6 +66,10 @@ struct gang_wire_op {
 GANG_CHECK_RESULT enum gang_status gang_wire_send(struct gang_wire_link *link, uint32_t tag, int priority, const void *data, size_t bytes,
                                                   struct gang_wire_op *op);
 GANG_CHECK_RESULT enum gang_status gang_wire_recv(struct gang_wire_link *link, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op);
+// From now on messages of priority GANG_WIRE_POLITE take at most this share (up to 1; 0: no limit, as at first) of the rate that the
+// link measures on its planes: for bulk in no hurry, such as copies of checkpoints, where a path carries other links too. All
+// other messages go before these, as if they were not there. A link that has carried nothing else yet knows its rate too low.
+void gang_wire_pace(struct gang_wire_link *link, double share);
 // Until the operation is done; its status. A send of at most GANG_WIRE_EAGER_BYTES may be done before the peer has it.
 GANG_CHECK_RESULT enum gang_status gang_wire_wait(struct gang_wire_op *op);
 bool gang_wire_done(struct gang_wire_op *op);
