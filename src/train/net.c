@@ -223,6 +223,28 @@ static void find_buckets(struct gang_net *net) {
     assert(covered == net->model->elements && "the chunks hold what the model's part holds");
 }
 
+// ---- Weights -------------------------------------------------------------------------------------------------------
+
+static void add_weight(struct gang_net *net, struct gang_linear *linear, const struct gang_tensor *from, int64_t elements) {
+    int at = net->weight_count++;
+    for (; at && net->weights[at - 1].offset > from->offset; at--) net->weights[at] = net->weights[at - 1];
+    net->weights[at] = (struct weight){.linear = linear, .offset = from->offset, .elements = elements};
+}
+
+static void find_weights(struct gang_net *net) {
+    enum { OF_LAYER = 4 };
+    net->weights = gang_arena_alloc(&net->arena, (size_t)(net->model->config.layers * OF_LAYER + 1) * sizeof *net->weights);
+    for (int c = 0; c < net->shape.chunk_count; c++)
+        for (int i = net->chunks[c].from; i < net->chunks[c].to; i++) {
+            const struct layer *l = &net->layers[i];
+            add_weight(net, l->qkv, l->q, net->W * net->C);
+            add_weight(net, l->o, l->o_tensor, net->C * net->O);
+            add_weight(net, l->gate_up, l->gate, 2 * net->F * net->C);
+            add_weight(net, l->down, l->down_tensor, net->C * net->F);
+        }
+    if (net->head_tensor) add_weight(net, net->head, net->head_tensor, net->V * net->C);
+}
+
 // ---- Set-up --------------------------------------------------------------------------------------------------------
 
 static void *copy(struct gang_arena *arena, const void *from, size_t bytes) { return memcpy(gang_arena_alloc(arena, bytes), from, bytes); }
@@ -335,6 +357,7 @@ enum gang_status gang_net_new(const struct gang_model *model, struct gang_device
         return status;
     }
     place_all(net, net->block);
+    find_weights(net);
     fill_rotation(net);
     *out = net;
     return GANG_OK;

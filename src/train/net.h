@@ -47,6 +47,13 @@ struct chunk {
     struct slot *slots;
 };
 
+// A linear layer's weight in the flat array.
+struct weight {
+    struct gang_linear *linear;
+    int64_t offset, elements;
+    bool packed; // by the update, so that a refresh need not
+};
+
 struct gang_net {
     const struct gang_model *model;
     struct gang_device *device;
@@ -60,6 +67,8 @@ struct gang_net {
     struct layer *layers; // by layer of the model; filled for those of the chunks
     struct gang_linear *head;
     const struct gang_tensor *embed, *norm_final, *head_tensor; // the head's is the embedding when tied
+    struct weight *weights;                                     // ascending
+    int weight_count;
     struct chunk *chunks;
     int bucket_count;
     struct gang_net_bucket *buckets;
