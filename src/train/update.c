@@ -44,7 +44,7 @@ void gang_net_adamw(struct gang_net *net, int range, const struct gang_update *u
         if (w->offset < at || w->offset + w->elements > end) continue;
         step_plain(net, at, w->offset, moments, o);
         at = w->offset + w->elements;
-        net->device->k->linear_update(net->device, w->linear, net->parameters + w->offset, net->moments[0] + moments + w->offset,
+        net->device->k->linear_update(net->device, *w->linear, net->parameters + w->offset, net->moments[0] + moments + w->offset,
                                       net->moments[1] + moments + w->offset, net->gradients + w->offset, &o);
         w->packed = true;
     }
@@ -56,8 +56,18 @@ void gang_net_refresh_bucket(struct gang_net *net, int bucket) {
     const struct gang_net_bucket *b = &net->buckets[bucket];
     for (struct weight *w = net->weights; w < net->weights + net->weight_count; w++) {
         if (w->offset < b->offset || w->offset >= b->offset + b->elements) continue;
-        if (!w->packed) net->device->k->linear_refresh(net->device, w->linear, net->parameters + w->offset);
+        if (!w->packed) net->device->k->linear_refresh(net->device, *w->linear, net->parameters + w->offset);
         w->packed = false;
+    }
+}
+
+void gang_net_take(struct gang_net *net, int from, int to) {
+    const struct gang_model *m = net->model;
+    int64_t begin = m->tensors[from].offset, end = to < m->count ? m->tensors[to].offset : m->elements;
+    for (struct weight *w = net->weights; w < net->weights + net->weight_count; w++) {
+        if (w->offset < begin || w->offset >= end) continue;
+        net->device->k->linear_refresh(net->device, *w->linear, net->parameters + w->offset);
+        if (w->passes) gang_big_forget(net->parameters + w->offset, (size_t)w->elements * sizeof(float));
     }
 }
 
