@@ -110,8 +110,14 @@ void gang_model_randomise(const struct gang_model *model, uint64_t seed, float *
 // Parameters from DIR/model.safetensors or DIR/model.safetensors.index.json with its shards (f32, bf16, f16 → f32).
 // Missing, doubled or ill-shaped tensors are refused by name; unknown ones too, except known buffers (rotary inv_freq) and
 // the head of a tied model where it equals the embedding. Nothing is written to `parameters` unless all of it fits. For a part
-// or slices the files hold, and are checked for, the whole model.
-GANG_CHECK_RESULT enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters);
+// or slices the files hold, and are checked for, the whole model. `taken` (or NULL) is called when tensors [from, to) of the table,
+// what is outside layers or one layer's, are there.
+struct gang_load_hook {
+    void (*taken)(void *context, int from, int to);
+    void *context;
+};
+GANG_CHECK_RESULT enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters,
+                                                   const struct gang_load_hook *hook);
 // True if DIR holds weights of any kind, so that nobody trains from nothing beside them: gang_model_load reads them or says why not.
 bool gang_model_has_weights(const char *dir);
 

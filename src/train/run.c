@@ -47,7 +47,7 @@ static enum gang_status load_weights(struct run *r, const char *resume_dir, bool
     if (*fresh)
         gang_model_randomise(&r->model, (uint64_t)r->job->seed, gang_net_parameters(r->net));
     else
-        status = gang_model_load(&r->model, r->job->model, gang_net_parameters(r->net));
+        status = gang_model_load(&r->model, r->job->model, gang_net_parameters(r->net), NULL);
     if (!status) gang_net_refresh(r->net);
     return status;
 }

@@ -71,6 +71,9 @@ float *gang_net_parameters(struct gang_net *net); // flat, model->elements long;
 float *gang_net_gradients(struct gang_net *net);
 float *gang_net_moments(struct gang_net *net, int which); // 0: first, 1: second; of the owned ranges, one behind another
 void gang_net_refresh(struct gang_net *net);
+// Parameters of tensors [from, to) of the table are written. For inference in bf16, which has its own copy of every weight, this takes
+// the place of gang_net_refresh: their masters are given back, so that a model needs no more than one of them at a time.
+void gang_net_take(struct gang_net *net, int from, int to);
 
 // ---- A stage: passes of its chunks, in any order that the data allow -----------------------------------------------
 
