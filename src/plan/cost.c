@@ -15,6 +15,8 @@ static const double fast_reach = 0.80, nic_reach = 0.88;
 static const double fast_latency = 1.5e-6, kernel_gap = 1.5e-6;
 // Fraction of its speed that computing loses while an exchange runs beside it: NCCL's kernels hold 16 to 24 of 132 cores and bandwidth.
 static const double exchange_steals = 0.12;
+// Seconds before a tile's sums run at full speed and after they end: two ways to memory and back (Hopper: 0.5 us, arXiv:2402.13499 table 4).
+static const double tile_start = 1e-6;
 // Part of an exchange that goes on in pieces behind its products and does not lengthen the step: smaller products, cores and memory lent to
 // the copies take the rest. Asynchronous tensor parallelism gained 8 % where the exchange is some 17 % (discuss.pytorch.org/t/209487).
 static const double overlap_hides = 0.5;
@@ -113,19 +115,14 @@ static struct pricing pricing_of(const struct gang_task *task, const struct gang
 static double product_seconds(const struct pricing *p, enum gang_math math, double M, double N, double K, double written) {
     // Tiles that libraries choose from, with the share of the inner loop's speed each keeps.
     static const struct { double m, n, speed; } tiles[] = {{128, 256, 1}, {128, 128, 0.92}, {64, 128, 0.75}};
-    double use = 1;
-    if (p->kind->cores) {
-        use = 0;
-        for (int i = 0; i < 3; i++) {
-            double rows = ceil(M / tiles[i].m), columns = ceil(N / tiles[i].n), count = rows * columns;
-            double waves = ceil(count / (double)p->kind->cores) * (double)p->kind->cores;
-            double whole = M * N / (waves * tiles[i].m * tiles[i].n);
-            use = fmax(use, whole * tiles[i].speed);
-        }
+    double rate = p->kind->peak[math] * p->kind->reach[math] / p->slowest, sums = 2 * M * N * K / rate;
+    for (int i = 0; i < 3 && p->kind->cores; i++) {
+        double cores = (double)p->kind->cores, waves = ceil(ceil(M / tiles[i].m) * ceil(N / tiles[i].n) / cores);
+        double seconds = waves * (cores * tiles[i].m * tiles[i].n * 2 * K / (rate * tiles[i].speed) + tile_start);
+        sums = i ? fmin(sums, seconds) : seconds;
     }
     double operands = (math == GANG_MATH_F32 ? 4 : math == GANG_MATH_F8 ? 1 : 2) * (M * K + N * K) / p->memory, result = written * M * N / p->memory;
-    double compute = 2 * M * N * K / (p->kind->peak[math] * p->kind->reach[math] * use) * p->slowest;
-    return fmax(compute, operands) + result + kernel_gap;
+    return fmax(sums, operands) + result + kernel_gap;
 }
 
 // A product that is cut by tensor parallelism, and by expert parallelism its rows: forward, and the two of backward.
@@ -263,7 +260,8 @@ static double kept_bytes(const struct pricing *p, bool moe) {
     double again = 2 * stream + down; // norms' results and the activation's: made again when selective
     if (p->l->attention == GANG_ATTENTION_UNFUSED && p->l->recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
         sums += (2 * p->element + 1) * (double)p->task->sequence_length * (double)s->heads / tp;
-    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * (3 * stream + (heads + up) / 2 + sums + routed);
+    // Every second product's result; a compiler does not keep the last one's, which nothing asks for.
+    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * ((p->l->fused ? 2 : 3) * stream + (heads + up) / 2 + sums + routed);
     return p->M * (2 * stream + heads + sums + up + routed + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
 }
 
@@ -328,7 +326,8 @@ static void weigh(const struct gang_task *task, const struct gang_layout *l, str
     int zero = l->zero;
     // An expert's copies are fewer by ep, and so are those that share its state.
     double width = (double)l->dp * l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * l->ep / width;
-    out->parameter_bytes = ((zero >= 3 ? sharded : out->parameters) + out->copied_parameters) * (mixed ? 2 : 4);
+    // With all sharded (FSDP) the optimizer's f32 weights are the only ones kept: what is gathered is made of them.
+    out->parameter_bytes = ((zero < 3 ? out->parameters : mixed ? 0 : sharded) + out->copied_parameters) * (mixed ? 2 : 4);
     out->gradient_bytes = ((zero >= 2 ? sharded : out->parameters) + out->copied_parameters) * gradient_element(l);
     out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
 }
@@ -563,15 +562,17 @@ double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout 
     const struct gang_shape *shape = &task->shape;
     double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
     double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
-    // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one.
-    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? 3 * C : 0;
-    double bytes = tokens * e * (4 * stream + gathered + F);
-    // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; one f32 copy more where nothing is fused.
-    double logits = tokens * (double)shape->vocab / tp * (l->fused ? 8 : 12), layer = tokens * e * (4 * stream + 4 * C / tp + F);
-    bytes = fmax(bytes, tokens * e * 2 * stream + logits);
-    if (l->recompute == GANG_RECOMPUTE_FULL) bytes += layer; // one layer's tensors, made again
-    if (l->pp > 1) bytes += 4 * tokens * (double)task->shape.hidden * e / l->tp;
-    if (l->zero >= 3) bytes += 2 * layer_parameters * ELEMENT;
+    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? C : 0;
+    // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one; with full recomputation the layer made again.
+    double layer = tokens * e * (4 * stream + 3 * gathered + F);
+    if (l->recompute == GANG_RECOMPUTE_FULL) layer += tokens * e * (4 * stream + 4 * C / tp + F);
+    // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; PyTorch's own loss keeps the gradient
+    // of its two steps apart, and over tp one copy more.
+    double logits = tokens * ((double)shape->vocab / tp * (l->zero >= 3 && l->tp > 1 ? 12 : 8) + e * (2 * stream + gathered));
+    double bytes = fmax(layer, logits);
+    if (l->pp > 1) bytes += 4 * tokens * C * e / tp;
+    // Two layers' weights are gathered at a time, and the ends', which FSDP's outermost unit holds, all the while.
+    if (l->zero >= 3) bytes += (2 * layer_parameters + (double)((l->pp > 1 || shape->tied ? 1 : 2) * shape->vocab) * C / tp) * ELEMENT;
     return bytes;
 }
 
