@@ -30,6 +30,8 @@ struct gang_config {
 GANG_CHECK_RESULT enum gang_status gang_config_read(const char *path, struct gang_config *out);
 // Writes DIR/config.json (LlamaForCausalLM) durably.
 GANG_CHECK_RESULT enum gang_status gang_config_write(const struct gang_config *config, const char *dir);
+// GANG_ERR_INPUT with the first field that differs, if the configuration of the save in `dir` is not the one of now.
+GANG_CHECK_RESULT enum gang_status gang_config_check_same(const struct gang_config *saved, const struct gang_config *now, const char *dir);
 
 // Rotations per position: inv_freq[i], i < head_dim / 2, after scaling.
 // Linear: Chen et al. 2023 (position interpolation). Llama 3: by wavelength bands, as published with Llama 3.1.

@@ -57,7 +57,7 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     char *dir = NULL;
     bool fresh;
     enum gang_status status = gang_job_config(job, &r->config);
-    if (!status) status = gang_job_find_save(job, resume, &r->arena, &dir);
+    if (!status) status = gang_job_find_save(job, &r->config, resume, &r->arena, &dir);
     if (!status) status = gang_job_tokenizer(job, &r->config, &r->tokenizer);
     if (!status)
         status = gang_device_open(
