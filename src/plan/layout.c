@@ -15,6 +15,7 @@ const char *const gang_recompute_names[] = {"none", "selective", "alternate", "f
 const char *const gang_place_names[] = {"stages", "replicas", NULL};
 const char *const gang_gradient_names[] = {"f32", "bf16", NULL};
 const char *const gang_attention_names[] = {"fused", "fused1", "unfused", NULL};
+const char *const gang_scaling_names[] = {"tensor", "rows", NULL};
 const char *const gang_schedule_names[] = {"auto", "1f1b", "interleaved", "zero-bubble", "list", NULL};
 
 struct layout_field {
@@ -41,6 +42,7 @@ static const struct layout_field layout_fields[] = {
     {"fused", FIELD(fused), 0, 1, 1, NULL, "0: every element-wise operation by itself"},
     {"attention", FIELD(attention), 0, 0, 0, gang_attention_names, "fused, fused1, unfused"},
     {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
+    {"scaling", FIELD(scaling), 0, 0, 0, gang_scaling_names, "tensor or rows"},
     {"recompute", FIELD(recompute), 0, 0, 0, gang_recompute_names, "none, selective, alternate, full"},
     {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
     {"schedule", FIELD(schedule), 0, 0, 0, gang_schedule_names, "auto, 1f1b, interleaved, zero-bubble, list"},

@@ -72,10 +72,12 @@ GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *
 enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL };
 enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_ATTENTION_UNFUSED }; // second generation, first, T x T in memory
 enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
+enum gang_scaling { GANG_SCALING_TENSOR, GANG_SCALING_ROWS };  // what of an f8 operand shares one scale
 enum gang_place_by { GANG_PLACE_STAGES, GANG_PLACE_REPLICAS }; // which index is outermost over the pool's devices
 enum gang_schedule { GANG_SCHEDULE_AUTO, GANG_SCHEDULE_1F1B, GANG_SCHEDULE_INTERLEAVED, GANG_SCHEDULE_ZERO_BUBBLE, GANG_SCHEDULE_LIST };
 extern const char *const gang_recompute_names[],
-    *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[], *const gang_attention_names[]; // end with NULL
+    *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[], *const gang_attention_names[],
+                                                                                               *const gang_scaling_names[]; // end with NULL
 
 enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024, GANG_MAX_REPLICA_KINDS = 8, GANG_MAX_CLASSES = 2 * GANG_MAX_REPLICA_KINDS };
 
@@ -93,6 +95,7 @@ struct gang_layout {
     int fused;                         // 0: a framework that runs every element-wise operation by itself (eager PyTorch)
     int attention;                     // enum gang_attention_kernel
     int gradients;                     // enum gang_gradients: type they are summed and exchanged in
+    int scaling;                       // enum gang_scaling: of f8 operands
     int recompute;                     // enum gang_recompute
     int place;                         // enum gang_place_by
     int schedule;                      // enum gang_schedule
@@ -168,9 +171,6 @@ struct gang_chunk_cost {
 double gang_cost_ring_all_reduce(int64_t n, double bytes, double bandwidth, double latency);
 double gang_cost_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency); // and all-gather
 double gang_cost_all_to_all(int64_t n, double bytes, double bandwidth, double latency);
-
-// Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
-double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);
 
 // What one layer of each kind and the two ends cost on devices of a group, for micro-batches of so many sequences: all that chunks are made
 // of. Depends on the layout's widths inside a cell and options; not on its micro-batches, dp, zero, place, pp, vpp and layers.
