@@ -123,6 +123,9 @@ assert len({e["pid"] for e in events if e.get("ph") == "X"}) >= 2
     run 0 train replicas.yaml --explain
     says out "predicted" && says out "they differ most" && says out "saved"
     losses_agree alone replicas && weights_agree alone replicas
+    job sizes "steps: 6" "cluster: near.yaml" "layout: dp=2,mb=3/1,zero=1"
+    run 0 train sizes.yaml && says out "mb=3/1"
+    losses_agree alone sizes && weights_agree alone sizes
     run 0 generate stages "dogs " --tokens 8 --temperature 0 && cp out first
     run 0 generate replicas "dogs " --tokens 8 --temperature 0 && cmp -s out first || die "two splits, two texts"
     nobody_is_left
