@@ -285,7 +285,6 @@ static enum gang_status build(struct work *w) {
                                               .tp_index = a->tp_index,
                                               .sequence_parallel = json_is_true(json_object_get(a->body, "sequence_parallel")),
                                               .layers = a->layers,
-                                              .micro_batch = integer(a->body, "micro_batch"),
                                               .length = integer(a->body, "length"),
                                               .sharded = json_is_true(json_object_get(a->body, "sharded")),
                                               .recompute = json_is_true(json_object_get(a->body, "recompute")),

@@ -98,12 +98,12 @@ struct pricing {
     double slowest;            // of the group's devices: its time for what the middle one does in 1
 };
 
-static struct pricing pricing_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group) {
+static struct pricing pricing_of(const struct gang_task *task, const struct gang_layout *l, int micro_batch, const struct gang_group *group) {
     return (struct pricing){.task = task,
                             .l = l,
                             .group = group,
                             .kind = group->kind,
-                            .M = (double)l->micro_batch * (double)task->sequence_length / l->cp,
+                            .M = (double)micro_batch * (double)task->sequence_length / l->cp,
                             .element = element_of(task),
                             .memory = group->kind->memory_bandwidth * group->kind->memory_reach,
                             .stream = l->sequence_parallel ? 1.0 / l->tp : 1.0,
@@ -332,13 +332,27 @@ static void weigh(const struct gang_task *task, const struct gang_layout *l, str
     out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
 }
 
-void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, struct gang_price *out) {
-    struct pricing p = pricing_of(task, l, group);
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, int micro_batch, const struct gang_group *group,
+                     struct gang_price *out) {
+    struct pricing p = pricing_of(task, l, micro_batch, group);
     *out = (struct gang_price){.group = group};
     if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, &out->layer[0]);
     if (task->shape.experts) price_layer(&p, true, &out->layer[1]);
     price_ends(&p, &out->first, &out->last);
-    if (group->kind->times) gang_price_measured(group->kind->times, l, out);
+    if (group->kind->times) gang_price_measured(group->kind->times, l, micro_batch, out);
+}
+
+void gang_prices_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_arena *arena,
+                      struct gang_prices *out) {
+    for (int i = 0; i < (l->size_count ? l->size_count : 1); i++) {
+        struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
+        for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, l, gang_layout_size(l, i), pool->groups[g], &prices[g]);
+        out->at[i] = prices;
+    }
+}
+
+const struct gang_price *gang_prices_of(const struct gang_prices *prices, const struct gang_layout *l, const struct gang_class *class, int stage) {
+    return &prices->at[l->size_count ? class->kind : 0][class->groups[stage]];
 }
 
 static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *from, double n) {
@@ -507,6 +521,10 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l,
     out->delay = fmax(from->nic_latency, to->nic_latency) + out->route->delay;
 }
 
+double gang_message_bytes(const struct gang_task *task, int micro_batch) {
+    return (double)micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
+}
+
 // ---- All of it -----------------------------------------------------------------------------------------------------
 
 // Of the parameters whose state this is.
@@ -535,7 +553,7 @@ static void fill_stage(const struct gang_task *task, const struct gang_pool *poo
 
 void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
                      struct gang_arena *arena, struct gang_costs *out) {
-    *out = (struct gang_costs){.classes = placement->class_count, .chunks = l->layer_count, .stages = l->pp};
+    *out = (struct gang_costs){.classes = placement->class_count, .chunks = l->layer_count, .stages = l->pp, .class = placement->classes};
     size_t cells = (size_t)out->classes * (size_t)out->stages;
     out->chunk = gang_arena_alloc(arena, (size_t)out->classes * (size_t)out->chunks * sizeof *out->chunk);
     out->reduce = gang_arena_alloc(arena, (size_t)out->chunks * sizeof *out->reduce);
@@ -544,23 +562,21 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->copy_bytes = task->shape.tied && l->pp > 1 ? 4 * (double)task->shape.vocab * (double)task->shape.hidden : 0;
-    out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
-    struct gang_price price = {0};
-    int priced = -1; // group
-    for (int c = 0; c < out->classes; c++)
-        for (int s = 0; s < out->stages; s++) {
-            int group = placement->classes[c].groups[s];
-            if (group != priced) gang_price_fill(task, l, pool->groups[group], &price);
-            priced = group;
-            fill_stage(task, pool, l, &placement->classes[c], &price, c, s, out);
-        }
+    out->message_bytes = gang_arena_alloc(arena, (size_t)out->classes * sizeof *out->message_bytes);
+    struct gang_prices prices;
+    gang_prices_fill(task, pool, l, arena, &prices);
+    for (int c = 0; c < out->classes; c++) {
+        const struct gang_class *class = &placement->classes[c];
+        out->message_bytes[c] = gang_message_bytes(task, class->micro_batch);
+        for (int s = 0; s < out->stages; s++) fill_stage(task, pool, l, class, gang_prices_of(&prices, l, class, s), c, s, out);
+    }
     for (int chunk = 0; chunk < out->chunks; chunk++)
         gang_chunk_exchange(pool, l, placement, chunk, gang_costs_chunk(out, 0, chunk), &out->reduce[chunk], &out->gather[chunk]);
 }
 
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, double layer_parameters) {
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, int micro_batch, double layer_parameters) {
     const struct gang_shape *shape = &task->shape;
-    double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
+    double tokens = (double)micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
     double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
     double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? C : 0;
     // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one; with full recomputation the layer made again.
@@ -587,6 +603,6 @@ void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, c
         out->optimizer += cost->optimizer_bytes;
         if (cost->layers) largest = fmax(largest, cost->parameters / cost->layers);
     }
-    out->buffers = gang_buffer_bytes(task, l, largest);
+    out->buffers = gang_buffer_bytes(task, l, costs->class[class_index].micro_batch, largest);
     out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
 }

@@ -16,7 +16,7 @@ const char *gang_provenance_name(enum gang_provenance provenance);
 
 // Seconds that a device was measured to take for the layers of one model at one sequence length, at each of `count` micro-batch sizes
 // (samples, ascending). What the ends cost is beyond the layers of their chunks.
-enum { GANG_TIMES_SIZES = 6 };
+enum { GANG_TIMES_SIZES = 8 };
 struct gang_times {
     int count;
     int64_t size[GANG_TIMES_SIZES];

@@ -37,10 +37,11 @@ static enum gang_status check_replicas(const char *path, const struct gang_progr
     for (int r = 0; r < program->replicas; r++) {
         const struct gang_class *of = class < placement->class_count ? &placement->classes[class] : NULL;
         seen += program->copies[r];
-        if (!of || seen > of->replicas || program->micro_batches[r] != of->micro_batches)
-            return gang_fail(GANG_ERR_FORMAT, "%s: replica %d: %lld copies of %lld micro-batches: the layout has %lld of %lld", path, r,
-                             (long long)program->copies[r], (long long)program->micro_batches[r],
-                             of ? (long long)(of->replicas - seen + program->copies[r]) : 0LL, of ? (long long)of->micro_batches : 0LL);
+        if (!of || seen > of->replicas || program->micro_batches[r] != of->micro_batches || program->sizes[r] != of->micro_batch)
+            return gang_fail(GANG_ERR_FORMAT, "%s: replica %d: %lld copies of %lld micro-batches of %lld: the layout has %lld of %lld of %d", path, r,
+                             (long long)program->copies[r], (long long)program->micro_batches[r], (long long)program->sizes[r],
+                             of ? (long long)(of->replicas - seen + program->copies[r]) : 0LL, of ? (long long)of->micro_batches : 0LL,
+                             of ? of->micro_batch : 0);
         if (seen == of->replicas) class ++, seen = 0;
     }
     if (class < placement->class_count) return gang_fail(GANG_ERR_FORMAT, "%s: fewer replicas than the layout has", path);

@@ -196,6 +196,7 @@ struct gang_link {
     struct gang_send *ready[WIRE_PRIORITIES]; // ops with something to send, in order
     struct gang_send *credit_waiting;         // small ones without credit
     uint64_t backlog;                         // bytes of ready ops not yet in flight
+    int long_ops;                             // sends and receives of more than eager_bytes that are under way
     uint8_t *slots_out, *slots_in;            // WIRE_EAGER_SLOTS each
     uint16_t free_out[WIRE_EAGER_SLOTS], free_in[WIRE_EAGER_SLOTS];
     uint32_t slot_bytes[WIRE_EAGER_SLOTS]; // of the messages in slots_in
@@ -223,6 +224,8 @@ GANG_CHECK_RESULT enum gang_status gang_link_recv(struct gang_link *link, int64_
 void gang_link_cancel(struct gang_link *link, void *user);
 bool gang_link_room_to_send(const struct gang_link *link);
 bool gang_link_room_to_recv(const struct gang_link *link);
+// When what receives have made necessary is to go out; INT64_MAX: nothing.
+int64_t gang_link_owes(const struct gang_link *link, int64_t now_ns);
 // Nothing is queued or unacknowledged.
 bool gang_link_flushed(const struct gang_link *link);
 

@@ -19,6 +19,13 @@ static void make(const char *layout_text, int flags, struct made *out) {
     gang_arena_init(&out->arena);
     gang_kinds_builtin(&out->arena, &kinds);
     gang_pool_uniform(gang_kind_find(&kinds, "A100-80GB"), 8, 8, &out->arena, &out->pool);
+    if (strstr(layout_text, "mb=")) { // a size for each of two kinds of replicas
+        struct gang_pool other;
+        gang_pool_uniform(gang_kind_find(&kinds, "H100-80GB"), 4, 4, &out->arena, &other);
+        struct gang_group *groups[] = {out->pool.groups[0], other.groups[0]};
+        out->pool.groups = memcpy(gang_arena_alloc(&out->arena, sizeof groups), groups, sizeof groups);
+        out->pool.group_count = 2, out->pool.devices = 12;
+    }
     out->task = (struct gang_task){
         .shape = {.layers = 8, .hidden = 1024, .heads = 8, .kv_heads = 8, .qk_dim = 128, .v_dim = 128, .ffn = 4096, .vocab = 32000, .gated = true},
         .sequence_length = 512,
@@ -33,8 +40,9 @@ static void make(const char *layout_text, int flags, struct made *out) {
 
 static void test_back(void **state) {
     (void)state;
-    static const char *const layouts[] = {"tp=2,pp=4", "pp=2,dp=3,layers=3/5", "pp=2,vpp=2,dp=4,zero=0", "dp=7", "pp=4,dp=2,schedule=zero-bubble"};
-    for (int i = 0; i < 10; i++) {
+    static const char *const layouts[] = {"tp=2,pp=4", "pp=2,dp=3,layers=3/5",           "pp=2,vpp=2,dp=4,zero=0",
+                                          "dp=7",      "pp=4,dp=2,schedule=zero-bubble", "pp=4,dp=3,mb=2/3,place=replicas"};
+    for (int i = 0; i < 12; i++) {
         struct made m;
         struct gang_plan plan;
         struct gang_answer again;
@@ -108,7 +116,8 @@ static void test_refuses(void **state) {
         {"gangline-program 1", "gangline-program 3", ":29: not a program of version 1"},
         {"layout tp=1,pp=2", "layout tp=1,pp=1", "2 stages and 2 chunks: the layout has 1 and 1"},
         {"copies 4", "copies 3", "fewer replicas"},
-        {"copies 4", "copies 5", "replica 0: 5 copies of 6 micro-batches: the layout has 4 of 6"},
+        {"copies 4", "copies 5", "replica 0: 5 copies of 6 micro-batches of 1: the layout has 4 of 6 of 1"},
+        {" size 1", " size 2", "replica 0: 4 copies of 6 micro-batches of 2: the layout has 4 of 6 of 1"},
         {"gather c0\n", "", "other than the layout's sharding needs"},
         {"\nend\n", "\nend\nend\n", "text behind 'end'"},
     };
