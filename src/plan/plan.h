@@ -187,6 +187,8 @@ void gang_price_chunk(const struct gang_task *task, const struct gang_layout *la
                       bool first, bool last, struct gang_chunk_cost *out);
 // Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, and neither end.
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
+// Whether a chunk, not its stage's first, costs what its stage's chunk before it costs.
+bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *layout, int chunk);
 // The layout's chunk of this number.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);

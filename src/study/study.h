@@ -158,6 +158,30 @@ struct gang_validation {
 GANG_CHECK_RESULT enum gang_status gang_validate(const char *path, struct gang_arena *arena, struct gang_validation *out);
 GANG_CHECK_RESULT enum gang_status gang_cases_read(const char *path, const struct gang_list *kinds, struct gang_arena *arena, int *count,
                                                    struct gang_case **out);
+
+// ---- Published runs over distance and on unlike devices: study/apart.c ---------------------------------------------
+
+// A row of a table with the columns of data/cases/far_and_unlike.csv. Efficiencies are fractions: of the same devices in one room, or
+// of the sum of what unlike devices do by themselves.
+struct gang_apart_case {
+    const char *id, *what, *model, *devices, *crossing;
+    const char *why_not;            // NULL, or why nothing is predicted
+    double stated_low, stated_high; // alike where the source gives one figure
+    double low, high;               // predicted, over all that the source does not state
+    double off;                     // how far the two lie apart; 0 where they overlap
+};
+
+struct gang_apart {
+    int count;
+    struct gang_apart_case *cases;
+    double worst; // the largest `off`
+};
+
+// Whether the file is a table with the columns of far_and_unlike.csv.
+bool gang_apart_is(const char *path);
+// Predicts every row by simulation, over the batches, layouts and networks that its source leaves open (the essay in apart.c names them).
+GANG_CHECK_RESULT enum gang_status gang_apart_read(const char *path, struct gang_arena *arena, struct gang_apart *out);
+
 // Kendall's tau-b of two lists.
 double gang_kendall(int count, const double *a, const double *b);
 
