@@ -253,7 +253,8 @@ bool gang_send_next(struct gang_stream *stream, int64_t now_ns) {
     if (!op) return false;
     uint32_t chunk = op->lost.count ? gang_chunks_first(&op->lost) : op->fresh;
     uint64_t bytes = chunk_bytes(op, chunk);
-    if ((double)stream->flight_bytes + (double)bytes > flight_limit(link, &link->planes[stream->plane])) return false;
+    // One may always be in flight: a very long message's chunks may each be more than the limit.
+    if (stream->flight_bytes && (double)stream->flight_bytes + (double)bytes > flight_limit(link, &link->planes[stream->plane])) return false;
     if (others_are_sooner(link, stream->plane, bytes)) return false;
     if (op->lost.count) {
         gang_chunks_remove(&op->lost, chunk);
@@ -331,7 +332,9 @@ static void set_aside(struct gang_stream *stream, struct gang_send *op) {
     int count = 0;
     for (unsigned i = 0; i < stream->queue_count; i++) {
         struct gang_out_frame *out = &stream->queue[(stream->queue_head + i) % WIRE_QUEUE_FRAMES];
-        if (!out->payload_bytes || out->payload < op->data || out->payload >= op->data + op->bytes) continue;
+        const struct gang_flight *flight = &stream->flights[out->number % WIRE_PN_WINDOW]; // what has not left is not resolved either
+        bool data = out->number && (flight->kind == WIRE_CHUNK || flight->kind == WIRE_EAGER);
+        if (!data || !out->payload_bytes || &stream->link->sends[flight->index] != op || flight->generation != op->generation) continue;
         frames[count++] = out;
         bytes += out->payload_bytes;
     }
