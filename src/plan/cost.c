@@ -74,7 +74,7 @@ static struct tier tier_of(const struct gang_group *group, int64_t members, int6
     double nic = group->nic_bandwidth * nic_reach;
     // Beyond a leaf switch, its uplinks are shared.
     if (group->leaf_nodes && members * stride > group->leaf_nodes * group->devices) nic /= group->oversubscription;
-    tier.bandwidth = fmin(fast, nic * (double)tier.local);
+    tier.bandwidth = gang_smaller(fast, nic * (double)tier.local);
     tier.latency = group->nic_latency / (double)tier.local + fast_latency;
     return tier;
 }
@@ -119,10 +119,10 @@ static double product_seconds(const struct pricing *p, enum gang_math math, doub
     for (int i = 0; i < 3 && p->kind->cores; i++) {
         double cores = (double)p->kind->cores, waves = ceil(ceil(M / tiles[i].m) * ceil(N / tiles[i].n) / cores);
         double seconds = waves * (cores * tiles[i].m * tiles[i].n * 2 * K / (rate * tiles[i].speed) + tile_start);
-        sums = i ? fmin(sums, seconds) : seconds;
+        sums = i ? gang_smaller(sums, seconds) : seconds;
     }
     double operands = (math == GANG_MATH_F32 ? 4 : math == GANG_MATH_F8 ? 1 : 2) * (M * K + N * K) / p->memory, result = written * M * N / p->memory;
-    return fmax(sums, operands) + result + kernel_gap;
+    return gang_larger(sums, operands) + result + kernel_gap;
 }
 
 // A product that is cut by tensor parallelism, and by expert parallelism its rows: forward, and the two of backward.
@@ -172,8 +172,8 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
         double bytes = p->M * (double)(s->kv_heads * (s->qk_dim + s->v_dim)) / p->l->tp * p->element;
         struct tier tier = tier_of(p->group, p->l->cp, p->l->tp);
         double ring = (p->l->cp - 1) * (bytes / tier.bandwidth + tier.latency);
-        out->forward.context += fmax(0, ring - seconds * (p->l->cp - 1) / p->l->cp);
-        out->input.context += fmax(0, 2 * ring - attention_backward * seconds * (p->l->cp - 1) / p->l->cp);
+        out->forward.context += gang_larger(0, ring - seconds * (p->l->cp - 1) / p->l->cp);
+        out->input.context += gang_larger(0, 2 * ring - attention_backward * seconds * (p->l->cp - 1) / p->l->cp);
     }
 }
 
@@ -199,7 +199,7 @@ static double vector_bytes(const struct pricing *p, bool moe) {
 
 // An exchange beside products of `seconds`: whole before or after them, or in tp pieces behind them.
 static double exposed(const struct pricing *p, double exchange, double seconds) {
-    return exchange - (p->l->tp_overlap ? overlap_hides * fmin(exchange, seconds) : 0);
+    return exchange - (p->l->tp_overlap ? overlap_hides * gang_smaller(exchange, seconds) : 0);
 }
 
 static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
@@ -215,7 +215,7 @@ static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk
         out->forward.tensor += exposed(p, both, out->forward.matmul);
         out->input.tensor += exposed(p, both, out->input.matmul);
         // With sequence parallelism the inputs are gathered once more for the weights' gradients, behind the input's product.
-        if (l->sequence_parallel) out->weight.tensor += fmax(0, both / 2 - out->weight.matmul);
+        if (l->sequence_parallel) out->weight.tensor += gang_larger(0, both / 2 - out->weight.matmul);
     }
     if (moe && l->ep > 1) {
         struct tier tier = tier_of(p->group, l->ep, l->tp * l->cp);
@@ -223,7 +223,7 @@ static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk
         // No ring here: what leaves the domain leaves by the device's own NIC.
         double away = (double)(l->ep - tier.local) / l->ep * bytes / (p->group->nic_bandwidth * nic_reach);
         double near = (double)(tier.local - 1) / l->ep * bytes / (p->group->fast_bandwidth * fast_reach);
-        double both = 2 * (fmax(away, near) + tier.latency * (double)(l->ep - 1));
+        double both = 2 * (gang_larger(away, near) + tier.latency * (double)(l->ep - 1));
         out->forward.expert += both;
         out->input.expert += both;
     }
@@ -379,8 +379,8 @@ static void add_sharding(const struct gang_layout *l, const struct gang_group *g
     double arrive = 4 * ELEMENT * per_byte, leave = (ELEMENT + 4 * gradient_element(l)) * per_byte;
     double forward = gang_time_sum(&layer->forward), backward = gang_time_sum(&layer->input) + gang_time_sum(&layer->weight);
     if (l->zero < 3) gather = arrive = 0;
-    out->forward.gather += n * (arrive + fmax(gather * exchange_steals, gather - forward));
-    out->input.gather += n * (arrive + leave + fmax((gather + reduce) * exchange_steals, gather + reduce - backward));
+    out->forward.gather += n * (arrive + gang_larger(gather * exchange_steals, gather - forward));
+    out->input.gather += n * (arrive + leave + gang_larger((gather + reduce) * exchange_steals, gather + reduce - backward));
 }
 
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int64_t dense, int64_t moe,
@@ -415,6 +415,11 @@ bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *
     for (int c = stage; c < l->layer_count; c += l->pp)
         if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
     return true;
+}
+
+bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *l, int chunk) {
+    int before = chunk - l->pp;
+    return before > 0 && chunk < l->layer_count - 1 && l->layers[chunk] == l->layers[before] && dense_of(task, l, chunk) == dense_of(task, l, before);
 }
 
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
@@ -459,10 +464,11 @@ static void ways_of(const struct gang_pool *pool, const struct gang_layout *l, c
         const struct gang_group *group = pool->groups[placement->classes[c].groups[stage]];
         int64_t here = members[group->site] * l->cp;
         struct tier tier = tier_of(group, here, stride);
-        out->bandwidth = fmin(out->bandwidth, tier.bandwidth);
+        out->bandwidth = gang_smaller(out->bandwidth, tier.bandwidth);
         // Trees over nodes: hops grow with the logarithm (NCCL).
-        out->latency = fmax(out->latency, tier.latency * (double)(tier.local - 1) + 2 * group->nic_latency * log2((double)here / (double)tier.local));
-        if (here > tier.local) out->nic_share = fmax(out->nic_share, (double)(here - 1) / (double)here / (double)tier.local);
+        out->latency = gang_larger(out->latency,
+                                   tier.latency * (double)(tier.local - 1) + 2 * group->nic_latency * log2((double)here / (double)tier.local));
+        if (here > tier.local) out->nic_share = gang_larger(out->nic_share, (double)(here - 1) / (double)here / (double)tier.local);
     }
     // Sites on a line in the file's order; each crossing carries the site's sum once in each direction.
     for (int s = 0, before = -1; s < pool->sites.count && sites > 1; s++) {
@@ -479,7 +485,7 @@ static void ways_of(const struct gang_pool *pool, const struct gang_layout *l, c
 static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct ways *ways, double parameters, double element,
                            int passes, struct gang_exchange *out) {
     double bytes = parameters * element, crossing = 0, over = passes / 2.0 * bytes * l->tp;
-    double buckets = l->dp_overlap ? fmax(ceil(parameters / fmax(bucket_least, bucket_per_member * ways->members)), 1) : 1;
+    double buckets = l->dp_overlap ? gang_larger(ceil(parameters / gang_larger(bucket_least, bucket_per_member * ways->members)), 1) : 1;
     out->bytes = bytes;
     if (ways->members < 2 || bytes <= 0) return;
     out->nic_bytes = passes * bytes * ways->nic_share;
@@ -517,8 +523,8 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l,
         out->delay = fast_latency;
         return;
     }
-    out->bandwidth = lanes * fmin(from->nic_bandwidth, to->nic_bandwidth) * nic_reach;
-    out->delay = fmax(from->nic_latency, to->nic_latency) + out->route->delay;
+    out->bandwidth = lanes * gang_smaller(from->nic_bandwidth, to->nic_bandwidth) * nic_reach;
+    out->delay = gang_larger(from->nic_latency, to->nic_latency) + out->route->delay;
 }
 
 double gang_message_bytes(const struct gang_task *task, int micro_batch) {
@@ -585,7 +591,7 @@ double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout 
     // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; PyTorch's own loss keeps the gradient
     // of its two steps apart, and over tp one copy more.
     double logits = tokens * ((double)shape->vocab / tp * (l->zero >= 3 && l->tp > 1 ? 12 : 8) + e * (2 * stream + gathered));
-    double bytes = fmax(layer, logits);
+    double bytes = gang_larger(layer, logits);
     if (l->pp > 1) bytes += 4 * tokens * C * e / tp;
     // Two layers' weights are gathered at a time, and the ends', which FSDP's outermost unit holds, all the while.
     if (l->zero >= 3) bytes += (2 * layer_parameters + (double)((l->pp > 1 || shape->tied ? 1 : 2) * shape->vocab) * C / tp) * ELEMENT;
@@ -601,7 +607,7 @@ void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, c
         out->weights += cost->parameter_bytes;
         out->gradients += cost->gradient_bytes;
         out->optimizer += cost->optimizer_bytes;
-        if (cost->layers) largest = fmax(largest, cost->parameters / cost->layers);
+        if (cost->layers) largest = gang_larger(largest, cost->parameters / cost->layers);
     }
     out->buffers = gang_buffer_bytes(task, l, costs->class[class_index].micro_batch, largest);
     out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;

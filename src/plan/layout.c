@@ -332,14 +332,17 @@ static double class_seconds(const struct gang_task *task, const struct gang_pric
                             const struct gang_class *class) {
     double slowest = 0;
     for (int s = 0; s < l->pp; s++) {
-        double sum = 0;
+        double sum = 0, chunk = 0;
         if (s && class->groups[s] == class->groups[s - 1] && gang_stage_repeats(task, l, s)) continue;
         for (int c = s; c < l->layer_count; c += l->pp) {
             struct gang_chunk_cost cost;
-            gang_chunk_of(task, l, gang_prices_of(prices, l, class, s), c, &cost);
-            sum += gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
+            if (!gang_chunk_repeats(task, l, c)) {
+                gang_chunk_of(task, l, gang_prices_of(prices, l, class, s), c, &cost);
+                chunk = gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
+            }
+            sum += chunk;
         }
-        slowest = fmax(slowest, sum);
+        slowest = gang_larger(slowest, sum);
     }
     return slowest;
 }
@@ -365,6 +368,7 @@ struct sharing {
 
 static bool adds_up(const struct sums *sums, int64_t sequences) {
     if (sequences < 0) return false;
+    assert(sums->smallest > 0);
     int64_t remainder = sequences % sums->smallest;
     return sums->least ? sums->least[remainder] <= sequences : remainder == 0;
 }

@@ -187,6 +187,8 @@ void gang_price_chunk(const struct gang_task *task, const struct gang_layout *la
                       bool first, bool last, struct gang_chunk_cost *out);
 // Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, and neither end.
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
+// Whether a chunk, not its stage's first, costs what its stage's chunk before it costs.
+bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *layout, int chunk);
 // The layout's chunk of this number.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);
@@ -294,6 +296,9 @@ struct gang_program {
 GANG_CHECK_RESULT enum gang_status gang_program_build(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
                                                       const struct gang_placement *placement, const struct gang_costs *costs, bool fold,
                                                       struct gang_arena *arena, struct gang_program *out, enum gang_schedule *used);
+
+// The same with every replica by itself. ERR_FORMAT where replicas that stand for several speak to others.
+GANG_CHECK_RESULT enum gang_status gang_program_unfold(const struct gang_program *program, struct gang_arena *arena, struct gang_program *out);
 
 // The class of each replica, which lie one class after another; [replicas].
 void gang_program_classes(const struct gang_program *program, const struct gang_class *classes, int count, int *out);

@@ -122,6 +122,8 @@ const struct gang_kind *gang_kind_find(const struct gang_list *kinds, const char
 // Reads a cluster file. GANG_ERR_INPUT with file, line and column for unknown names and fields, wrong units, impossible values, links that
 // leave a site apart.
 GANG_CHECK_RESULT enum gang_status gang_pool_read(const char *path, struct gang_arena *arena, struct gang_pool *out);
+// The same from a text; `path` is what errors call it.
+GANG_CHECK_RESULT enum gang_status gang_pool_parse(const char *path, const struct gang_buffer *text, struct gang_arena *arena, struct gang_pool *out);
 // A pool of one site and one group: `devices` of `kind` in nodes of `per_node`.
 void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t per_node, struct gang_arena *arena, struct gang_pool *out);
 

@@ -38,7 +38,7 @@ struct stage_sum {
 static double seconds_of(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {
     double seconds = x->fast_seconds;
     for (int l = 0; l < pool->links.count; l++)
-        if (x->link_bytes[l] > 0) seconds = fmax(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
+        if (x->link_bytes[l] > 0) seconds = gang_larger(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
     return seconds;
 }
 
@@ -70,9 +70,9 @@ static void add_work(const struct gang_chunk_cost *cost, double times, struct st
     sum->input += times * gang_time_sum(&cost->input);
     sum->weight += times * gang_time_sum(&cost->weight);
     sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
-    sum->activation = fmax(sum->activation, cost->activation_bytes);
+    sum->activation = gang_larger(sum->activation, cost->activation_bytes);
     sum->layers += times * cost->layers;
-    if (cost->layers) sum->layer_parameters = fmax(sum->layer_parameters, cost->parameters / cost->layers);
+    if (cost->layers) sum->layer_parameters = gang_larger(sum->layer_parameters, cost->parameters / cost->layers);
 }
 
 static void add_chunk(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
@@ -84,7 +84,7 @@ static void add_chunk(const struct gang_pool *pool, const struct gang_layout *l,
 // Chunks that a stage has in flight by the usual schedule; `from_end`: stages behind it.
 static double in_flight(const struct gang_layout *l, double m, int from_end) {
     double chunks = l->vpp == 1 ? from_end + 1 : 2 * from_end + (l->vpp - 1) * l->pp + 1;
-    return fmin(chunks, m * l->vpp);
+    return gang_smaller(chunks, m * l->vpp);
 }
 
 // Of a replica of the class.
@@ -97,15 +97,16 @@ static double combine(const struct gang_task *task, const struct gang_layout *l,
         const struct stage_sum *s = &stages[i];
         double work = s->forward + s->input + s->weight, whole = work / l->vpp;
         // What one stage adds to filling and draining: all of it, or what the weights' halves leave (ZB-H1).
-        double part = l->vpp == 1 ? fmax(s->forward + s->input - s->weight, 0) : whole;
+        double part = l->vpp == 1 ? gang_larger(s->forward + s->input - s->weight, 0) : whole;
         if (work > slowest) slowest = work, fill_slowest = part;
         fill += s->count * part;
-        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / fmax(s->layers, 1);
-        double shown = fmax(tail, s->reduce - hidden), head = fmax(s->gather / fmax(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
-        exchange = fmax(exchange, shown + head);
+        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / gang_larger(s->layers, 1);
+        double shown = gang_larger(tail, s->reduce - hidden),
+               head = gang_larger(s->gather / gang_larger(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
+        exchange = gang_larger(exchange, shown + head);
         double bytes = s->fixed + in_flight(l, m, l->pp - 1 - before) * s->activation +
                        gang_buffer_bytes(task, l, class->micro_batch, s->layer_parameters);
-        *memory_used = fmax(*memory_used, bytes / (s->limit * (1 - gang_memory_margin)));
+        *memory_used = gang_larger(*memory_used, bytes / (s->limit * (1 - gang_memory_margin)));
         before += s->count;
     }
     return m * slowest + (fill - fill_slowest) + 2 * (l->pp - 1) * delay + exchange;
@@ -120,12 +121,12 @@ static double hop_seconds(const struct gang_task *task, const struct gang_pool *
         if (!s || groups[s] != groups[s - 1] || groups[s + 1] != groups[s]) {
             struct gang_hop hop;
             gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
-            one = hop.delay + bytes / fmin(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)class->replicas);
+            one = hop.delay + bytes / gang_smaller(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)class->replicas);
         }
         if (pool->group_count == 1) return one;
         sum += one;
     }
-    return sum / fmax(l->pp - 1, 1);
+    return sum / gang_larger(l->pp - 1, 1);
 }
 
 // One group: only the first chunk, the last, and one from the middle are unlike.
@@ -170,19 +171,21 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
     starts[count] = l->pp;
     for (int c = 0; c < placement->class_count; c++) {
         const struct gang_class *class = &placement->classes[c];
-        for (int i = 0; i < count; i++) {
+        // Classes that differ in the number of micro-batches alone.
+        bool repeated = c && class->groups == class[-1].groups && class->micro_batch == class[-1].micro_batch;
+        for (int i = 0; i < count && !repeated; i++) {
             const struct gang_price *price = gang_prices_of(prices, l, class, starts[i]);
             const struct stage_sum all = stages[i]; // of every class: the exchanges
             stages[i] = (struct stage_sum){.count = starts[i + 1] - starts[i], .limit = price->group->kind->memory_bytes};
+            struct gang_chunk_cost cost;
             for (int chunk = starts[i]; chunk < l->layer_count; chunk += l->pp) {
-                struct gang_chunk_cost cost;
-                gang_chunk_of(task, l, price, chunk, &cost);
+                if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
                 add_work(&cost, 1, &stages[i]);
                 if (!c) add_exchange(pool, l, placement, chunk, &cost, 1, &exchanged, &stages[i]);
             }
             if (c) stages[i].reduce = all.reduce, stages[i].gather = all.gather;
         }
-        slowest = fmax(slowest, combine(task, l, class, stages, count, delay, memory_used));
+        slowest = gang_larger(slowest, combine(task, l, class, stages, count, delay, memory_used));
     }
     return slowest;
 }
@@ -291,7 +294,7 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
     s->out->fitting++;
     shelf->fitting++;
     double score = score_of(s, l, placement, estimate, &s->scratch);
-    s->least = fmin(s->least, score);
+    s->least = gang_smaller(s->least, score);
     if (shelf->kept == KEPT && score >= shelf->best[KEPT - 1]->score) return score;
     int at = shelf->kept;
     while (at && shelf->best[at - 1]->score > score) at--;
@@ -334,7 +337,7 @@ static bool hand_out(int64_t layers, int count, struct share *shares) {
     double speed = 0, all = (double)layers;
     for (int i = 0; i < count; i++) speed += 1 / shares[i].seconds;
     for (int i = 0; i < count; i++) {
-        double fit = fmin((all / speed - shares[i].load) / shares[i].seconds * (1 - 1e-9), (double)shares[i].most);
+        double fit = gang_smaller((all / speed - shares[i].load) / shares[i].seconds * (1 - 1e-9), (double)shares[i].most);
         if (fit < 1) continue;
         give(&shares[i], (int64_t)fit);
         layers -= (int64_t)fit;
@@ -441,8 +444,9 @@ static void consider_unlike(struct search *s, const struct gang_layout *wanted) 
         if (!consider(s, &even, &placement, &score)) continue;
         int kinds = placement.kind_count;
         uneven = even;
-        if (wanted->vpp == 1 && share_layers(s, &uneven, &placement) && memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers) &&
-            consider(s, &uneven, &placement, &other) && other < score)
+        if (wanted->vpp == 1 && share_layers(s, &uneven, &placement) &&
+            memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers) != 0 && consider(s, &uneven, &placement, &other) &&
+            other < score)
             score = other, best = &uneven;
         if (s->unlike && kinds > 1 && score < promising * s->least) vary_sizes(s, best, score, kinds);
     }
@@ -526,11 +530,11 @@ static double lower_bound(const struct gang_task *task, const struct gang_pool *
         for (int g = 0; g < pool->group_count; g++) {
             double rate[3], most = 0;
             rates_of(pool->groups[g]->kind, math, soft, rate);
-            for (int i = 0; i < 3; i++) most = fmax(most, rate[i] / unit[i]);
+            for (int i = 0; i < 3; i++) most = gang_larger(most, rate[i] / unit[i]);
             right += most * (double)(pool->groups[g]->nodes * pool->groups[g]->devices);
         }
         for (int i = 0; i < 3; i++) left += work[i] / unit[i];
-        best = fmax(best, left / right);
+        best = gang_larger(best, left / right);
     }
     return best;
 }
