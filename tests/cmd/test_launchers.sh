@@ -175,6 +175,34 @@ a_queue_is_left() {
     done
 }
 
+# A batch job that Slurm puts back into its queue goes on from its save; so does one whose coordinator is killed.
+a_requeued_job_goes_on() {
+    local job tries=0 before
+    export SLURM_CONF=$GANG_TEST_NORTH
+    cluster "" ", hosts: [n1]"
+    job batch "steps: 99999999" "launcher: slurm"
+    run 0 train batch.yaml --submit --json
+    job=$(tr -dc 0-9 <out)
+    background=$$
+    until_true grep -qs '"step": 3' batch/metrics.jsonl
+    scontrol requeue "$job"
+    until_true [ -e batch/latest/model.safetensors ]
+    before=$(wc -l <batch/metrics.jsonl)
+    until_true has_begun_again
+    until_true grows
+    scancel "$job"
+    background=
+    freed
+    python '
+import json
+steps = [json.loads(l)["step"] for l in open("batch/metrics.jsonl")]
+assert steps == list(range(1, len(steps) + 1)), steps
+'
+    unset SLURM_CONF
+}
+has_begun_again() { scontrol update jobid="$job" starttime=now 2>/dev/null; [ "$(squeue -h -o %T -j "$job")" = RUNNING ] && [ "$(scontrol show job "$job" | grep -c 'Restarts=1')" = 1 ]; }
+grows() { [ "$(wc -l <batch/metrics.jsonl)" -gt "$before" ]; }
+
 inside_far() {
     local south=", launcher: slurm, slurm_conf: $GANG_TEST_SOUTH"
     export "${mark?}"
@@ -184,6 +212,8 @@ inside_far() {
     job endless "steps: 99999999"
     either_ends_all
     a_queue_is_left
+    a_requeued_job_goes_on
+    cluster "" "" ", launcher: slurm, slurm_conf: $GANG_TEST_NORTH" "$south"
     sed -i 's/name: second, nodes: 1/name: second, nodes: 3/' cluster.yaml
     run 1 train endless.yaml && says err "(b) has no agent: srun ended"
     freed
