@@ -381,6 +381,7 @@ static enum gang_status find_coordinator(struct agent *agent) {
     gang_mail_init(&agent->mail, link);
     (void)gethostname(host, sizeof host - 1);
     gang_put_text(&packed, name ? name : host);
+    gang_put_u64(&packed, (uint64_t)gang_os->wall_ns());
     send_packed(agent, MAIL_READY, &packed);
     return GANG_OK;
 }

@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,7 +14,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-enum { NOTES_MAX = 256, TEXT_BYTES = 2048 };
+enum { NOTES_MAX = 256, TEXT_BYTES = 2048, CLOCKS_APART_S = 30 };
 static const int64_t ms = 1000000;
 
 const char *const gang_launcher_names[] = {"local", "ssh", "slurm", NULL};
@@ -154,16 +155,28 @@ static void note_exit(struct gang_control *control, int node, struct gang_reader
     add_note(control, event, text);
 }
 
+// The run itself goes by clocks that nobody sets; but what is written here and there, and who looks at it, does not.
+static bool clocks_agree(struct gang_control *control, int n, int64_t wall_ns) {
+    double apart = (double)(wall_ns - gang_os->wall_ns()) * 1e-9;
+    char text[TEXT_BYTES];
+    if (fabs(apart) < CLOCKS_APART_S) return true;
+    snprintf(text, sizeof text, "node %d (%s): its clock is %.0f s %s this host's: set both right, by NTP", n, control->nodes[n].name, fabs(apart),
+             apart > 0 ? "ahead of" : "behind");
+    add_note(control, (struct gang_control_event){.kind = GANG_EVENT_NODE_LOST, .worker = -1, .node = n, .at_ns = gang_os->now_ns()}, text);
+    return false;
+}
+
 static void greet_node(struct gang_control *control, int n, struct gang_reader *packed) {
     struct gang_node *node = &control->nodes[n];
     const char *name = gang_get_text(packed);
+    int64_t wall_ns = (int64_t)gang_get_u64(packed);
     node->ready = true;
     if (!node->named && *name) {
         char *copy = gang_arena_strdup(&control->arena, name);
         gang_text_clean(copy);
         node->name = copy;
     }
-    if (gang_control_order(control, n)) lose_node(control, n);
+    if (clocks_agree(control, n, wall_ns) && gang_control_order(control, n)) lose_node(control, n);
 }
 
 static void note_end(struct gang_control *control, int n) {

@@ -348,6 +348,16 @@ static void test_another_version_is_refused(void **state) {
     expect_failure(&o, GANG_ERR_PEER, "node 0 (alpha): its agent has not come within 0.5 s");
 }
 
+static void test_clocks_that_disagree(void **state) {
+    (void)state;
+    struct gang_control_options o = options();
+    setenv("GANG_TEST_CLOCK", "3600", 1);
+    expect_failure(&o, GANG_ERR_PEER, "): its clock is 3600 s ahead of this host's: set both right, by NTP");
+    setenv("GANG_TEST_CLOCK", "-90", 1);
+    expect_failure(&o, GANG_ERR_PEER, "): its clock is 90 s behind this host's");
+    unsetenv("GANG_TEST_CLOCK");
+}
+
 static void test_nobody_starts_by_hand(void **state) {
     (void)state;
     struct gang_worker *worker;
@@ -524,6 +534,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bad_options_are_named),
         cmocka_unit_test(test_what_cannot_start_is_named),
         cmocka_unit_test(test_another_version_is_refused),
+        cmocka_unit_test(test_clocks_that_disagree),
         cmocka_unit_test(test_nobody_starts_by_hand),
     };
     const struct CMUnitTest by_ssh[] = {cmocka_unit_test(test_no_way_to_a_host)};
