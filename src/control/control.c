@@ -77,7 +77,8 @@ static void lose_node(struct gang_control *control, int n) {
     say_remedy(control, node, remedy, sizeof remedy);
     int used = snprintf(text, sizeof text, "node %d (%s) %s: ", n, node->name, node->ready ? "is lost" : "has no agent");
     if (node->launch->end[0]) {
-        snprintf(text + used, sizeof text - (size_t)used, "%s ended with %s%s%s%s%s", programs[node->launch->site->launcher], node->launch->end,
+        snprintf(text + used, sizeof text - (size_t)used, "%s ended with %s%s%s%s%s",
+                 programs[node->launch->site->login ? GANG_LAUNCH_SSH : node->launch->site->launcher], node->launch->end,
                  node->launch->last[0] ? ": '" : "", node->launch->last, node->launch->last[0] ? "'" : "", remedy);
     } else {
         snprintf(text + used, sizeof text - (size_t)used, "its agent does not answer any more");

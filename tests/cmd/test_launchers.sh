@@ -65,6 +65,38 @@ through_ssh() {
     PATH=$scratch/bin:$PATH
 }
 
+# other THERE HERE FIRST SECOND WORDS...: where a run's hosts are FIRST and SECOND, and on the one named `odd` the file or directory HERE
+# is another, it ends before the first step with words that name the host.
+other() {
+    local there=$1 here=$2 words
+    cluster ", hosts: [$3]" ", hosts: [$4]"
+    shift 4
+    { printf "Host odd\nProxyCommand unshare --mount sh -c 'mount --bind \"%s\" \"%s\" && exec %s'\n" "$there" "$here" \
+        "$(sed -n 's/^ProxyCommand //p' "$GANG_TEST_SSH_CONFIG")"; cat usual.conf; } >ssh.conf
+    rm -rf endless
+    run 1 train endless.yaml
+    grep '^gangline: ' err | head -n 1 | grep -q '[( ]odd[): ]' || die "no word of the host"
+    for words in "$@"; do says err "$words"; done
+    nobody_is_left
+    [ ! -e endless/latest ] || die "a save of nothing"
+}
+
+an_odd_host_is_refused() {
+    local real
+    real=$(sed -n 's/^exec env .* \(\/.*\) "$@"$/\1/p' "$gangline" 2>/dev/null)
+    real=$(realpath "${real:-$gangline}")
+    cp ssh.conf usual.conf
+    seq -f '%g cats' 300 >cats.txt && sed 's/: 24/: 32/' model.json >wide.json && mkdir -p empty
+    printf 'MemAvailable: 30000 kB\n' >meminfo
+    cp "$real" old && printf '#!/bin/sh\nread first\nprintf "gangline-agent 0.0.9\\n\\n" | "%s" agent\n' "$PWD/old" >older && chmod +x older
+    other "$PWD/cats.txt" "$PWD/text.txt" one odd "text.txt: on this host the data are others" "give all hosts the same"
+    other "$PWD/wide.json" "$PWD/model.json" odd two "model.json: on this host it is another file" "give all hosts the same"
+    other "$PWD/empty" "$PWD/endless" odd two "where rank 0 would write the saves" "share it"
+    other "$PWD/older" "$real" one odd "the coordinator is 0.0.9: install the same version on all nodes"
+    sed -i 's/"hidden_size": 16/"hidden_size": 512/; s/: 24/: 2048/' model.json
+    other "$PWD/meminfo" /proc/meminfo one odd "the model does not fit: needs" "29.3 MiB available: choose"
+}
+
 inside_ssh() {
     through_ssh
     cluster ", hosts: [one]" ", hosts: [two]"
@@ -73,6 +105,7 @@ inside_ssh() {
     rm -rf endless
     run 1 train endless.yaml && grep '^gangline: ' err | grep -q 'nowhere.*is the host up' || die "no word of the host and what to do"
     nobody_is_left
+    [ "$(id -u)" != 0 ] || an_odd_host_is_refused
 }
 
 inside_slurm() {

@@ -224,6 +224,8 @@ static void test_the_long_way_carries_the_data_once(void **state) {
     enum { MEMBERS = 5, COUNT = 5 << 20 };
     static const int sites[MEMBERS] = {0, 0, 0, 1, 1};
     static const double shares[][2] = {[ALL_REDUCE] = {1, 1}, [REDUCE_SCATTER] = {0.6, 0.4}, [ALL_GATHER] = {0.4, 0.6}}; // to site 0, to site 1
+    // What is not acknowledged in time goes out once more, and under a sanitizer many things are late.
+    const double most = getenv("GANG_SANITIZED") ? 1.15 : 1.02;
     struct mesh mesh;
     struct job jobs[MEMBERS];
     struct gang_relay_report before = {0}, after;
@@ -240,7 +242,7 @@ static void test_the_long_way_carries_the_data_once(void **state) {
         for (int way = 0; way < 2; way++) {
             double share = (double)(after.bytes[way] - before.bytes[way]) / (COUNT * sizeof(float));
             print_message("%s to site %d: %.4f of the data\n", kind == ALL_REDUCE ? "both" : kind == ALL_GATHER ? "sums" : "parts", way, share);
-            assert_true(share >= shares[kind][way] && share < 1.02 * shares[kind][way]);
+            assert_true(share >= shares[kind][way] && share < most * shares[kind][way]);
         }
         before = after;
         for (int i = 0; i < MEMBERS; i++) free(jobs[i].data);
