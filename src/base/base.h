@@ -63,6 +63,7 @@ GANG_PRINTF(2, 3) char *gang_arena_printf(struct gang_arena *arena, const char *
 // GANG_ERR_MEMORY when the kernel refuses. Free with gang_big_free and the same size.
 GANG_CHECK_RESULT enum gang_status gang_big_alloc(size_t bytes, void **out);
 void gang_big_free(void *block, size_t bytes);
+void gang_big_forget(const void *from, size_t bytes); // gives a part's whole pages back, of a mapped file too; they read as at first
 
 // Growing byte buffer; heap. A zeroed struct is an empty buffer. `data` is always followed by a 0 byte once non-NULL.
 struct gang_buffer {
@@ -203,6 +204,9 @@ const char *gang_human_seconds(double seconds, char *out);
 // A pure function of (seed, stream, index): 64 uniform bits. The base of all reproducible choices.
 uint64_t gang_random_at(uint64_t seed, uint64_t stream, uint64_t index);
 // Uniform in [0, 1) from 64 bits; standard normal from two draws at (seed, stream, index).
+// The larger and the smaller of two numbers that are none of them NaN: what fmax and fmin, which are calls, give.
+static inline double gang_larger(double a, double b) { return a > b ? a : b; }
+static inline double gang_smaller(double a, double b) { return a < b ? a : b; }
 static inline double gang_uniform(uint64_t bits) { return (double)(bits >> 11) * 0x1.0p-53; }
 double gang_normal_at(uint64_t seed, uint64_t stream, uint64_t index);
 

@@ -51,7 +51,7 @@ static void show_start(void *context, const struct gang_run_start *r) {
            (long long)job->sequence_length, (long long)job->steps);
     printf("  memory  %s at most: weights %s, gradients and optimizer %s, activations %s, the rest %s\n", gang_human_bytes(s->expected_bytes, a),
            gang_human_bytes((double)(m->parameters + m->packed), b), gang_human_bytes((double)(m->gradients + m->optimizer), d),
-           gang_human_bytes((double)m->activations, e), gang_human_bytes(r->baseline_bytes + (double)m->workspace, f));
+           gang_human_bytes((double)m->activations, e), gang_human_bytes(r->baseline_bytes + (double)(m->workspace + m->packing), f));
 }
 
 static void show_step(void *context, const struct gang_run_step *p) {
@@ -120,20 +120,20 @@ static bool goes_on(const struct gang_job *job, const struct command *command, s
     return command->resume || (requeued && gang_path_exists(gang_arena_printf(arena, "%s/latest", job->output)));
 }
 
-// On a cluster: every device that its file names. `planned` or NULL: how.
-static enum gang_status train_fleet(struct gang_job *job, const struct gang_layout *planned, const struct command *command,
+// On a cluster: every device that its file names. `plan` or NULL: how.
+static enum gang_status train_fleet(struct gang_job *job, const struct gang_plan *plan, const struct command *command,
                                     struct gang_fleet_screen *screen, struct gang_arena *arena) {
     struct gang_config config;
     struct gang_task task;
     struct gang_pool pool;
     struct gang_layout layout;
     struct gang_fleet_result result;
-    bool searched = !planned && !strcmp(job->layout, "auto");
+    bool searched = !plan && !strcmp(job->layout, "auto");
     enum gang_status status = gang_job_config(job, &config);
     if (!status) status = make_absolute(arena, &job->path);
     if (!status) status = gang_pool_read(job->cluster, arena, &pool);
-    if (planned) layout = *planned;
-    if (!status && !planned && !searched) status = gang_layout_parse(job->layout, &layout);
+    if (plan) layout = plan->layout;
+    if (!status && !plan && !searched) status = gang_layout_parse(job->layout, &layout);
     if (!status && command->submit) return gang_submit(job, &pool, command->path, command->resume, screen->json, arena);
     if (status) return status;
     gang_fleet_task(job, &config, &task);
@@ -141,6 +141,7 @@ static enum gang_status train_fleet(struct gang_job *job, const struct gang_layo
                                                .task = &task,
                                                .pool = &pool,
                                                .layout = searched ? NULL : &layout,
+                                               .plan = plan,
                                                .launcher = (enum gang_launcher)job->launcher,
                                                .resume = goes_on(job, command, arena)};
     return gang_show_fleet(&options, screen, &result);
@@ -155,7 +156,7 @@ static enum gang_status train_plan(const struct command *command, struct gang_fl
     if (!status) status = gang_job_read(plan.job, arena, &job);
     if (status) return status;
     job.cluster = plan.cluster;
-    return train_fleet(&job, &plan.layout, command, screen, arena);
+    return train_fleet(&job, &plan, command, screen, arena);
 }
 
 static enum gang_status train_here(const struct gang_job *job, bool resume, struct screen *screen) {

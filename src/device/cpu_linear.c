@@ -52,8 +52,16 @@ struct gang_linear *gang_cpu_linear_new(struct gang_device *device, enum gang_li
 void gang_cpu_linear_refresh(struct gang_device *device, struct gang_linear *l, const float *master) {
     const struct gang_cpu_variant *variant = cpu_of(device)->variant;
     if (device->compute == GANG_COMPUTE_F32) l->plain = master;
-    if (l->forward) variant->pack(device, l->forward, l->input, master, l->out, l->in);
+    if (l->forward) variant->pack(device, l->forward, l->input, (float *)master, NULL, l->out, l->in);
     if (l->copy) variant->round(device, l->copy, master, l->out * l->in);
+}
+
+void gang_cpu_linear_update(struct gang_device *device, struct gang_linear *l, float *p, float *m, float *v, const float *g,
+                            const struct gang_adamw *o) {
+    assert(l->forward && "for training");
+    const struct gang_cpu_step step = {m, v, g, o};
+    if (device->compute == GANG_COMPUTE_F32) l->plain = p;
+    cpu_of(device)->variant->pack(device, l->forward, l->input, p, &step, l->out, l->in);
 }
 
 static void multiply(struct gang_device *device, struct gang_cpu_product product) {
@@ -111,6 +119,21 @@ void gang_cpu_linear_weight(struct gang_device *device, const struct gang_linear
 // ---- The device's part ---------------------------------------------------------------------------------------------
 
 static size_t own_bytes(const struct gang_device *device) { return (size_t)device->threads * GANG_CPU_PRODUCT_OWN * sizeof(uint32_t); }
+
+// Of every thread's part a block of A and as many columns of B as fit; in whole huge pages.
+size_t gang_device_packing_bytes(const struct gang_device *device, int64_t depth, int64_t columns) {
+    enum { CHUNK = GANG_CPU_PRODUCT_CHUNK, BLOCK = GANG_CPU_PRODUCT_BLOCK, PAGE = 2 << 20 };
+    if (!device->own) return 0;
+    int64_t units = device->compute == GANG_COMPUTE_BF16 ? (depth + 1) / 2 : depth;
+    if (units > CHUNK) units = CHUNK;
+    if (columns > CHUNK * (int64_t)GANG_CPU_PRODUCT_COLUMNS / units) columns = CHUNK * (int64_t)GANG_CPU_PRODUCT_COLUMNS / units;
+    size_t bytes = (size_t)(units * (BLOCK + columns)) * sizeof(uint32_t);
+    return (size_t)device->threads * ((bytes + PAGE - 1) / PAGE * PAGE);
+}
+
+void gang_device_rest(struct gang_device *device) {
+    if (device->own) gang_big_forget(cpu_of(device)->own, own_bytes(device));
+}
 
 enum gang_status gang_cpu_linear_open(struct gang_device *device, const struct gang_cpu_isa *isa) {
     struct gang_cpu *cpu = calloc(1, sizeof *cpu);

@@ -11,6 +11,10 @@ static bool uneven(const struct gang_layout *l) {
 
 // What no trainer here expresses.
 static void common_limits(const struct gang_answer *a, struct gang_buffer *out) {
+    const struct gang_layout *l = &a->layout;
+    for (int k = 0; k < l->size_count; k++)
+        gang_buffer_printf(out, "%s%d%s", k ? ", " : "# not expressed: replicas whose micro-batches are of ", l->sizes[k],
+                           k == l->size_count - 1 ? " sequences\n" : "");
     for (int c = 1; c < a->placement.class_count; c++)
         if (a->placement.classes[c].micro_batches != a->placement.classes[0].micro_batches) {
             gang_buffer_printf(out, "# not expressed: replicas of %lld and %lld micro-batches in one step\n",

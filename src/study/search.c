@@ -19,6 +19,9 @@ enum { KEPT = 512, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
 // once programs of this many instructions in all have been.
 static const double hopeless = 1.25;
 enum { MAX_INSTRUCTIONS = 400 * 1000 };
+// Several micro-batch sizes are tried where one for all is within this factor of the best seen. Where they are too large for a kind of
+// replicas the smaller ones are not, from which the others' grow.
+static const double promising = 1.5;
 
 // ---- Closed form ---------------------------------------------------------------------------------------------------
 
@@ -35,7 +38,7 @@ struct stage_sum {
 static double seconds_of(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {
     double seconds = x->fast_seconds;
     for (int l = 0; l < pool->links.count; l++)
-        if (x->link_bytes[l] > 0) seconds = fmax(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
+        if (x->link_bytes[l] > 0) seconds = gang_larger(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
     return seconds;
 }
 
@@ -67,9 +70,9 @@ static void add_work(const struct gang_chunk_cost *cost, double times, struct st
     sum->input += times * gang_time_sum(&cost->input);
     sum->weight += times * gang_time_sum(&cost->weight);
     sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
-    sum->activation = fmax(sum->activation, cost->activation_bytes);
+    sum->activation = gang_larger(sum->activation, cost->activation_bytes);
     sum->layers += times * cost->layers;
-    if (cost->layers) sum->layer_parameters = fmax(sum->layer_parameters, cost->parameters / cost->layers);
+    if (cost->layers) sum->layer_parameters = gang_larger(sum->layer_parameters, cost->parameters / cost->layers);
 }
 
 static void add_chunk(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
@@ -81,25 +84,29 @@ static void add_chunk(const struct gang_pool *pool, const struct gang_layout *l,
 // Chunks that a stage has in flight by the usual schedule; `from_end`: stages behind it.
 static double in_flight(const struct gang_layout *l, double m, int from_end) {
     double chunks = l->vpp == 1 ? from_end + 1 : 2 * from_end + (l->vpp - 1) * l->pp + 1;
-    return fmin(chunks, m * l->vpp);
+    return gang_smaller(chunks, m * l->vpp);
 }
 
-static double combine(const struct gang_task *task, const struct gang_layout *l, const struct stage_sum *stages, int count, double m, double delay,
-                      double *memory_used) {
+// Of a replica of the class.
+static double combine(const struct gang_task *task, const struct gang_layout *l, const struct gang_class *class, const struct stage_sum *stages,
+                      int count, double delay, double *memory_used) {
+    double m = (double)class->micro_batches;
     double slowest = 0, fill = 0, exchange = 0, fill_slowest = 0;
     int before = 0;
     for (int i = 0; i < count; i++) {
         const struct stage_sum *s = &stages[i];
         double work = s->forward + s->input + s->weight, whole = work / l->vpp;
         // What one stage adds to filling and draining: all of it, or what the weights' halves leave (ZB-H1).
-        double part = l->vpp == 1 ? fmax(s->forward + s->input - s->weight, 0) : whole;
+        double part = l->vpp == 1 ? gang_larger(s->forward + s->input - s->weight, 0) : whole;
         if (work > slowest) slowest = work, fill_slowest = part;
         fill += s->count * part;
-        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / fmax(s->layers, 1);
-        double shown = fmax(tail, s->reduce - hidden), head = fmax(s->gather / fmax(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
-        exchange = fmax(exchange, shown + head);
-        double bytes = s->fixed + in_flight(l, m, l->pp - 1 - before) * s->activation + gang_buffer_bytes(task, l, s->layer_parameters);
-        *memory_used = fmax(*memory_used, bytes / (s->limit * (1 - gang_memory_margin)));
+        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / gang_larger(s->layers, 1);
+        double shown = gang_larger(tail, s->reduce - hidden),
+               head = gang_larger(s->gather / gang_larger(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
+        exchange = gang_larger(exchange, shown + head);
+        double bytes = s->fixed + in_flight(l, m, l->pp - 1 - before) * s->activation +
+                       gang_buffer_bytes(task, l, class->micro_batch, s->layer_parameters);
+        *memory_used = gang_larger(*memory_used, bytes / (s->limit * (1 - gang_memory_margin)));
         before += s->count;
     }
     return m * slowest + (fill - fill_slowest) + 2 * (l->pp - 1) * delay + exchange;
@@ -107,19 +114,19 @@ static double combine(const struct gang_task *task, const struct gang_layout *l,
 
 static double hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                           const struct gang_placement *placement) {
-    const int *groups = placement->classes[0].groups;
-    double sum = 0, one = 0,
-           bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * (task->math == GANG_MATH_F32 ? 4 : 2);
+    const struct gang_class *class = &placement->classes[0];
+    const int *groups = class->groups;
+    double sum = 0, one = 0, bytes = gang_message_bytes(task, class->micro_batch);
     for (int s = 0; s + 1 < l->pp; s++) {
         if (!s || groups[s] != groups[s - 1] || groups[s + 1] != groups[s]) {
             struct gang_hop hop;
             gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
-            one = hop.delay + bytes / fmin(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)placement->classes[0].replicas);
+            one = hop.delay + bytes / gang_smaller(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)class->replicas);
         }
         if (pool->group_count == 1) return one;
         sum += one;
     }
-    return sum / fmax(l->pp - 1, 1);
+    return sum / gang_larger(l->pp - 1, 1);
 }
 
 // One group: only the first chunk, the last, and one from the middle are unlike.
@@ -138,14 +145,14 @@ static double estimate_alike(const struct gang_task *task, const struct gang_poo
     gang_price_chunk(task, l, price, shape->experts ? 0 : least, shape->experts ? least : 0, false, true, &last);
     for (int i = 0; i < 3; i++) stages[i].limit = pool->groups[0]->kind->memory_bytes;
     add_chunk(pool, l, placement, 0, &first, 1, &exchanged, &stages[0]);
-    if (one) return combine(task, l, stages, 1, (double)placement->classes[0].micro_batches, 0, memory_used);
+    if (one) return combine(task, l, placement->classes, stages, 1, 0, memory_used);
     if (l->vpp > 1) add_chunk(pool, l, placement, 0, &middle, l->vpp - 1, &exchanged, &stages[0]);
     if (l->pp > 2) add_chunk(pool, l, placement, 1, &middle, l->vpp, &exchanged, &stages[1]);
     add_chunk(pool, l, placement, chunks - 1, &last, 1, &exchanged, &stages[2]);
     if (l->vpp > 1) add_chunk(pool, l, placement, l->pp - 1, &middle, l->vpp - 1, &exchanged, &stages[2]);
     double delay = hop_seconds(task, pool, l, placement);
     if (l->pp == 2) stages[1] = stages[2];
-    return combine(task, l, stages, l->pp == 2 ? 2 : 3, (double)placement->classes[0].micro_batches, delay, memory_used);
+    return combine(task, l, placement->classes, stages, l->pp == 2 ? 2 : 3, delay, memory_used);
 }
 
 // Stage s lies where the stage before it lies, in every class, and holds the same.
@@ -154,7 +161,7 @@ static bool repeats(const struct gang_task *task, const struct gang_layout *l, c
 }
 
 static double estimate_unlike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                              const struct gang_placement *placement, const struct gang_price *prices, double *memory_used) {
+                              const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     double slowest = 0, delay = hop_seconds(task, pool, l, placement);
     struct stage_sum stages[GANG_MAX_STAGES];
     struct exchanged exchanged = {0};
@@ -163,53 +170,64 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
         if (!repeats(task, l, placement, s)) starts[count++] = s;
     starts[count] = l->pp;
     for (int c = 0; c < placement->class_count; c++) {
-        for (int i = 0; i < count; i++) {
-            const struct gang_price *price = &prices[placement->classes[c].groups[starts[i]]];
+        const struct gang_class *class = &placement->classes[c];
+        // Classes that differ in the number of micro-batches alone.
+        bool repeated = c && class->groups == class[-1].groups && class->micro_batch == class[-1].micro_batch;
+        for (int i = 0; i < count && !repeated; i++) {
+            const struct gang_price *price = gang_prices_of(prices, l, class, starts[i]);
             const struct stage_sum all = stages[i]; // of every class: the exchanges
             stages[i] = (struct stage_sum){.count = starts[i + 1] - starts[i], .limit = price->group->kind->memory_bytes};
+            struct gang_chunk_cost cost;
             for (int chunk = starts[i]; chunk < l->layer_count; chunk += l->pp) {
-                struct gang_chunk_cost cost;
-                gang_chunk_of(task, l, price, chunk, &cost);
+                if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
                 add_work(&cost, 1, &stages[i]);
                 if (!c) add_exchange(pool, l, placement, chunk, &cost, 1, &exchanged, &stages[i]);
             }
             if (c) stages[i].reduce = all.reduce, stages[i].gather = all.gather;
         }
-        slowest = fmax(slowest, combine(task, l, stages, count, (double)placement->classes[c].micro_batches, delay, memory_used));
+        slowest = gang_larger(slowest, combine(task, l, class, stages, count, delay, memory_used));
     }
     return slowest;
 }
 
 static double estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                       const struct gang_placement *placement, const struct gang_price *prices, double *memory_used) {
+                       const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     *memory_used = 0;
-    if (pool->group_count == 1 && placement->class_count == 1) return estimate_alike(task, pool, l, placement, prices, memory_used);
+    if (pool->group_count == 1 && placement->class_count == 1) return estimate_alike(task, pool, l, placement, prices->at[0], memory_used);
     return estimate_unlike(task, pool, l, placement, prices, memory_used);
-}
-
-static void fill_prices(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_price *prices) {
-    for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, l, pool->groups[g], &prices[g]);
 }
 
 double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
                      struct gang_arena *arena, double *memory_used) {
-    struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
-    fill_prices(task, pool, l, prices);
-    return estimate(task, pool, l, placement, prices, memory_used);
+    struct gang_prices prices;
+    gang_prices_fill(task, pool, l, arena, &prices);
+    return estimate(task, pool, l, placement, &prices, memory_used);
 }
 
 // ---- The space -----------------------------------------------------------------------------------------------------
+
+// Micro-batch sizes are the powers of two.
+enum { SIZES = 4, RECOMPUTES = GANG_RECOMPUTE_FULL + 1 };
+
+struct shelf {
+    int kept;
+    int64_t fitting;
+    struct gang_found **best; // [KEPT] by estimate
+};
 
 struct search {
     const struct gang_task *task;
     const struct gang_pool *pool;
     enum gang_objective objective;
-    struct gang_arena scratch; // of one layout; emptied after each
-    int *zeros;                // [GANG_MAX_STAGES] the only group, under every stage
-    struct gang_price *prices; // [groups] at the widths, micro-batch and recomputation looked at
-    int kept;
-    struct gang_found **best; // [KEPT] by estimate
-    struct gang_found hungry; // the least hungry of those that do not fit
+    struct gang_arena scratch;                    // of one layout; emptied after each
+    bool unlike;                                  // there are several kinds of devices
+    int *zeros;                                   // [GANG_MAX_STAGES] the only group, under every stage
+    struct gang_price *priced[RECOMPUTES][SIZES]; // [groups] at the widths looked at
+    bool known[RECOMPUTES][SIZES];
+    struct gang_prices prices; // of the layout looked at
+    struct shelf alike, mixed; // one micro-batch size, several
+    double least;              // score of all that fit
+    struct gang_found hungry;  // the least hungry of those that do not fit
     struct gang_search *out;
 };
 
@@ -241,7 +259,7 @@ static double carried_price(const struct search *s, const struct gang_layout *l,
             const struct gang_class *class = &placement->classes[c];
             const struct gang_route *route = gang_pool_route(s->pool, s->pool->groups[class->groups[chunk % l->pp]]->site,
                                                              s->pool->groups[class->groups[(chunk + 1) % l->pp]]->site);
-            double bytes = 2 * costs.message_bytes * (double)(class->replicas * class->micro_batches);
+            double bytes = 2 * costs.message_bytes[c] * (double)(class->replicas * class->micro_batches);
             for (int i = 0; i < route->count; i++) price += bytes * gang_pool_link(s->pool, route->links[i])->price;
         }
     }
@@ -258,31 +276,48 @@ static double score_of(const struct search *s, const struct gang_layout *l, cons
     return seconds * rate + (s->objective == GANG_OBJECTIVE_PRICE ? carried_price(s, l, placement, arena) : 0);
 }
 
-static void keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
+static bool is_kept(const struct shelf *shelf, const struct gang_layout *l, double score, int at) {
+    for (; at && shelf->best[at - 1]->score == score; at--)
+        if (!memcmp(&shelf->best[at - 1]->layout, l, sizeof *l)) return true;
+    return false;
+}
+
+// Returns the score, INFINITY for a layout that does not fit.
+static double keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
+    struct shelf *shelf = l->size_count ? &s->mixed : &s->alike;
     s->out->considered++;
     if (memory_used > 1) {
         if (s->hungry.memory_used == 0 || memory_used < s->hungry.memory_used)
             s->hungry = (struct gang_found){.layout = *l, .memory_used = memory_used};
-        return;
+        return INFINITY;
     }
     s->out->fitting++;
+    shelf->fitting++;
     double score = score_of(s, l, placement, estimate, &s->scratch);
-    if (s->kept == KEPT && score >= s->best[KEPT - 1]->score) return;
-    int at = s->kept < KEPT ? s->kept++ : KEPT - 1;
-    struct gang_found *mine = s->best[at];
-    for (; at && s->best[at - 1]->score > score; at--) s->best[at] = s->best[at - 1];
+    s->least = gang_smaller(s->least, score);
+    if (shelf->kept == KEPT && score >= shelf->best[KEPT - 1]->score) return score;
+    int at = shelf->kept;
+    while (at && shelf->best[at - 1]->score > score) at--;
+    if (l->size_count && is_kept(shelf, l, score, at)) return score; // from another size
+    if (shelf->kept < KEPT) shelf->kept++;
+    struct gang_found *mine = shelf->best[shelf->kept - 1];
+    memmove(&shelf->best[at + 1], &shelf->best[at], (size_t)(shelf->kept - 1 - at) * sizeof *shelf->best);
+    shelf->best[at] = mine;
     *mine = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
-    s->best[at] = mine;
+    return score;
 }
 
 static void consider_alike(struct search *s, struct gang_layout *l) {
     int64_t batches = s->task->global_batch / l->micro_batch;
-    struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .groups = s->zeros};
+    struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .micro_batch = l->micro_batch, .groups = s->zeros};
     if (l->vpp > 1 && class.micro_batches % l->pp) return; // interleaving wants whole groups
-    const struct gang_placement placement = {
-        .cell_devices = (int64_t)l->tp * l->cp, .class_count = 1, .classes = &class, .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
+    const struct gang_placement placement = {.cell_devices = (int64_t)l->tp * l->cp,
+                                             .kind_count = 1,
+                                             .class_count = 1,
+                                             .classes = &class,
+                                             .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
     double memory_used = 0;
-    double seconds = estimate_alike(s->task, s->pool, l, &placement, s->prices, &memory_used);
+    double seconds = estimate_alike(s->task, s->pool, l, &placement, s->prices.at[0], &memory_used);
     keep(s, l, &placement, seconds, memory_used);
 }
 
@@ -302,7 +337,7 @@ static bool hand_out(int64_t layers, int count, struct share *shares) {
     double speed = 0, all = (double)layers;
     for (int i = 0; i < count; i++) speed += 1 / shares[i].seconds;
     for (int i = 0; i < count; i++) {
-        double fit = fmin((all / speed - shares[i].load) / shares[i].seconds * (1 - 1e-9), (double)shares[i].most);
+        double fit = gang_smaller((all / speed - shares[i].load) / shares[i].seconds * (1 - 1e-9), (double)shares[i].most);
         if (fit < 1) continue;
         give(&shares[i], (int64_t)fit);
         layers -= (int64_t)fit;
@@ -326,13 +361,14 @@ static bool share_layers(struct search *s, struct gang_layout *l, const struct g
     struct gang_chunk_cost one, ends;
     bool moe = s->task->shape.experts > 0;
     for (int i = 0; i < l->pp; i++) {
-        const struct gang_price *price = &s->prices[groups[i]];
+        const struct gang_price *price = gang_prices_of(&s->prices, l, placement->classes, i);
         if (!i || groups[i] != groups[i - 1]) gang_price_chunk(s->task, l, price, !moe, moe, false, false, &one);
         if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, 0, 0, i == 0, i == l->pp - 1, &ends);
         double flight = in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
         double each = one.parameter_bytes + one.gradient_bytes + one.optimizer_bytes + flight * one.activation_bytes;
-        double room = price->group->kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, one.parameters) -
-                      ends.parameter_bytes - ends.gradient_bytes - ends.optimizer_bytes - flight * ends.activation_bytes;
+        double room = price->group->kind->memory_bytes * (1 - gang_memory_margin) -
+                      gang_buffer_bytes(s->task, l, placement->classes[0].micro_batch, one.parameters) - ends.parameter_bytes - ends.gradient_bytes -
+                      ends.optimizer_bytes - flight * ends.activation_bytes;
         shares[i] = (struct share){.seconds = gang_time_sum(&one.forward) + gang_time_sum(&one.input) + gang_time_sum(&one.weight),
                                    .load = gang_time_sum(&ends.forward) + gang_time_sum(&ends.input) + gang_time_sum(&ends.weight),
                                    .most = room > 0 ? (int64_t)(room / each) : 0};
@@ -343,23 +379,75 @@ static bool share_layers(struct search *s, struct gang_layout *l, const struct g
     return true;
 }
 
+// False where the layout cannot be placed. `score` as keep returns it; `placement` lives until the scratch is reset.
+static bool consider(struct search *s, struct gang_layout *l, struct gang_placement *placement, double *score) {
+    double memory_used = 0;
+    *score = INFINITY;
+    if (gang_layout_place_priced(s->task, s->pool, &s->prices, l, &s->scratch, placement)) return false;
+    double seconds = estimate(s->task, s->pool, l, placement, &s->prices, &memory_used);
+    *score = keep(s, l, placement, seconds, memory_used);
+    return true;
+}
+
+static const struct gang_price *prices_at(struct search *s, const struct gang_layout *l, int size) {
+    struct gang_price *prices = s->priced[l->recompute][size];
+    for (int g = 0; g < s->pool->group_count && !s->known[l->recompute][size]; g++)
+        gang_price_fill(s->task, l, 1 << size, s->pool->groups[g], &prices[g]);
+    s->known[l->recompute][size] = true;
+    return prices;
+}
+
+static bool one_size(const struct gang_layout *l) {
+    for (int k = 1; k < l->size_count; k++)
+        if (l->sizes[k] != l->sizes[0]) return false;
+    return true;
+}
+
+// A fast or roomy kind of replicas may do better with a larger micro-batch than a slow or small one: from one size for all, kind after
+// kind takes the one that is best while the others keep theirs.
+static void vary_sizes(struct search *s, const struct gang_layout *start, double score, int kinds) {
+    struct gang_layout best = *start;
+    struct gang_prices one = s->prices;
+    best.size_count = kinds;
+    for (int k = 0; k < kinds; k++) {
+        best.sizes[k] = start->micro_batch;
+        s->prices.at[k] = one.at[0];
+    }
+    for (int k = 0; k < kinds; k++) {
+        struct gang_layout l = best;
+        int was = best.sizes[k];
+        for (int size = 0; size < SIZES; size++) {
+            struct gang_placement placement;
+            const struct gang_price *kept = s->prices.at[k];
+            l.sizes[k] = 1 << size;
+            if (1 << size == was || one_size(&l)) continue;
+            l.micro_batch = l.sizes[0];
+            s->prices.at[k] = prices_at(s, &l, size);
+            double other;
+            if (consider(s, &l, &placement, &other) && other < score)
+                score = other, best = l;
+            else
+                s->prices.at[k] = kept;
+        }
+    }
+    s->prices = one;
+}
+
 static void consider_unlike(struct search *s, const struct gang_layout *wanted) {
     bool same = wanted->pp == 1 || wanted->dp == 1; // both placements are one
     for (int place = 0; place < (same ? 1 : 2); place++) {
         struct gang_placement placement;
-        struct gang_layout even = *wanted, uneven;
-        double memory_used = 0;
+        struct gang_layout even = *wanted, uneven, *best = &even;
+        double score, other;
         even.place = place;
         gang_arena_reset(&s->scratch);
-        if (gang_layout_place_priced(s->task, s->pool, s->prices, &even, &s->scratch, &placement)) continue;
-        double seconds = estimate(s->task, s->pool, &even, &placement, s->prices, &memory_used);
-        keep(s, &even, &placement, seconds, memory_used);
+        if (!consider(s, &even, &placement, &score)) continue;
+        int kinds = placement.kind_count;
         uneven = even;
-        if (wanted->vpp > 1 || !share_layers(s, &uneven, &placement) || !memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers))
-            continue;
-        if (gang_layout_place_priced(s->task, s->pool, s->prices, &uneven, &s->scratch, &placement)) continue;
-        seconds = estimate(s->task, s->pool, &uneven, &placement, s->prices, &memory_used);
-        keep(s, &uneven, &placement, seconds, memory_used);
+        if (wanted->vpp == 1 && share_layers(s, &uneven, &placement) && memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers) &&
+            consider(s, &uneven, &placement, &other) && other < score)
+            score = other, best = &uneven;
+        if (s->unlike && kinds > 1 && score < promising * s->least) vary_sizes(s, best, score, kinds);
     }
 }
 
@@ -378,7 +466,9 @@ static void each_depth(struct search *s, struct gang_layout *l) {
 static void each_stage_count(struct search *s, struct gang_layout *l) {
     int64_t cells = s->pool->devices / ((int64_t)l->tp * l->cp);
     bool alike = s->pool->group_count == 1;
-    fill_prices(s->task, s->pool, l, s->prices);
+    int size = 0;
+    while (1 << size < l->micro_batch) size++;
+    s->prices.at[0] = prices_at(s, l, size);
     int64_t batches = s->task->global_batch / l->micro_batch;
     for (int pp = 1; pp <= s->task->shape.layers && pp <= cells && pp <= GANG_MAX_STAGES; pp++) {
         if (alike && cells % pp) continue;
@@ -403,12 +493,14 @@ static void each_width(struct search *s) {
         if (shape->heads % l.tp || shape->ffn % l.tp || (shape->experts && shape->expert_ffn % l.tp)) continue;
         for (l.cp = 1; l.cp <= s->task->sequence_length / 8192 || l.cp == 1; l.cp *= 2) {
             if (s->pool->devices < (int64_t)l.tp * l.cp || (s->pool->group_count == 1 && s->pool->devices % ((int64_t)l.tp * l.cp))) break;
-            for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2)
-                for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2)
-                    for (l.recompute = GANG_RECOMPUTE_NONE; l.recompute <= GANG_RECOMPUTE_FULL; l.recompute++) {
+            for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2) {
+                memset(s->known, 0, sizeof s->known);
+                for (l.micro_batch = 1; l.micro_batch < 1 << SIZES; l.micro_batch *= 2)
+                    for (l.recompute = 0; l.recompute < RECOMPUTES; l.recompute++) {
                         if (s->task->global_batch % l.micro_batch || s->task->sequence_length % ((int64_t)l.cp * l.tp)) continue;
                         each_stage_count(s, &l);
                     }
+            }
         }
     }
 }
@@ -437,11 +529,11 @@ static double lower_bound(const struct gang_task *task, const struct gang_pool *
         for (int g = 0; g < pool->group_count; g++) {
             double rate[3], most = 0;
             rates_of(pool->groups[g]->kind, math, soft, rate);
-            for (int i = 0; i < 3; i++) most = fmax(most, rate[i] / unit[i]);
+            for (int i = 0; i < 3; i++) most = gang_larger(most, rate[i] / unit[i]);
             right += most * (double)(pool->groups[g]->nodes * pool->groups[g]->devices);
         }
         for (int i = 0; i < 3; i++) left += work[i] / unit[i];
-        best = fmax(best, left / right);
+        best = gang_larger(best, left / right);
     }
     return best;
 }
@@ -453,15 +545,15 @@ static void enter_found(struct gang_search *out, int top, const struct gang_foun
     out->found[at] = *found;
 }
 
-static void simulate_best(struct search *s, int top) {
+static void simulate_best(struct search *s, const struct shelf *shelf, int top) {
     struct gang_search *out = s->out;
-    bool all = out->fitting <= KEPT;
+    bool all = shelf->fitting <= KEPT;
     int64_t instructions = 0;
-    for (int i = 0; i < s->kept; i++) {
-        struct gang_found *f = s->best[i];
+    for (int i = 0; i < shelf->kept; i++) {
+        struct gang_found *f = shelf->best[i];
         struct gang_answer answer;
-        if (!all && out->count == top && out->simulated >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
-        if (!all && out->simulated >= 2 * SIMULATE_LEAST && instructions > MAX_INSTRUCTIONS) break;
+        if (!all && out->count == top && i >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
+        if (!all && i >= 2 * SIMULATE_LEAST && instructions > MAX_INSTRUCTIONS) break;
         gang_arena_reset(&s->scratch);
         out->simulated++;
         if (gang_evaluate(s->task, s->pool, &f->layout, 0, &s->scratch, &answer)) continue; // does not fit after all
@@ -492,11 +584,11 @@ static bool alike(const struct gang_pool *pool, const struct gang_class *class, 
 }
 
 void gang_search_layers(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena) {
-    struct search s = {.task = task, .pool = pool, .prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.prices)};
+    struct search s = {.task = task, .pool = pool};
     struct gang_layout even = *layout, uneven;
     struct gang_placement placement;
     if (layout->vpp > 1 || gang_layout_place(task, pool, &even, arena, &placement) || alike(pool, &placement.classes[0], even.pp)) return;
-    for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, &even, pool->groups[g], &s.prices[g]);
+    gang_prices_fill(task, pool, &even, arena, &s.prices);
     uneven = even;
     if (!share_layers(&s, &uneven, &placement)) return;
     for (int i = 0; i < uneven.pp; i++)
@@ -505,25 +597,34 @@ void gang_search_layers(const struct gang_task *task, const struct gang_pool *po
     layout->layer_count = uneven.pp;
 }
 
+static void open_shelf(struct shelf *shelf, struct gang_arena *arena) {
+    struct gang_found *found = gang_arena_alloc(arena, KEPT * sizeof *found);
+    shelf->best = gang_arena_alloc(arena, KEPT * sizeof *shelf->best);
+    for (int i = 0; i < KEPT; i++) shelf->best[i] = &found[i];
+}
+
 enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
                                  struct gang_arena *arena, struct gang_search *out) {
-    struct search s = {.task = task, .pool = pool, .objective = objective, .out = out};
+    struct search s = {.task = task, .pool = pool, .objective = objective, .least = INFINITY, .out = out};
     enum gang_status status = GANG_OK;
     for (int g = 0; g < pool->group_count && objective != GANG_OBJECTIVE_TIME; g++)
         if (!(rate_of(&s, pool->groups[g]) > 0))
             return gang_fail(GANG_ERR_INPUT, "objective %s: group '%s' does not state its %s", gang_objective_names[objective], pool->groups[g]->name,
                              objective == GANG_OBJECTIVE_ENERGY ? "kind's power" : "price");
+    for (int g = 1; g < pool->group_count; g++) s.unlike |= pool->groups[g]->kind != pool->groups[0]->kind;
     *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};
     gang_arena_init(&s.scratch);
     s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
-    s.prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.prices);
-    s.best = gang_arena_alloc(arena, KEPT * sizeof *s.best);
-    struct gang_found *found = gang_arena_alloc(arena, KEPT * sizeof *found);
-    for (int i = 0; i < KEPT; i++) s.best[i] = &found[i];
+    for (int i = 0; i < RECOMPUTES * SIZES; i++)
+        s.priced[i / SIZES][i % SIZES] = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof(struct gang_price));
+    open_shelf(&s.alike, arena);
+    open_shelf(&s.mixed, arena);
     double start = gang_seconds();
     each_width(&s);
     out->estimate_seconds = gang_seconds() - start;
-    simulate_best(&s, top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top);
+    top = top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top;
+    simulate_best(&s, &s.alike, top);
+    simulate_best(&s, &s.mixed, top);
     if (!out->count) status = explain(&s);
     gang_arena_release(&s.scratch);
     return status;
