@@ -379,7 +379,7 @@ static void run_round(uint64_t seed) {
 enum { CUTS = 3, CUTS_MAX = 1000, BLOCKS = 64, BLOCK_BYTES = 128 << 10, SHORT_SPAN = 40, LONG_SPAN = 200, TRACE_MAX = 1 << 19 };
 static const double plane_rate = 60e6, distance_s = 0.005;
 
-struct transfer {
+struct stream_of_blocks {
     struct gang_wire *wires[2];
     struct gang_wire_link *links[2]; // 0 sends, 1 receives
     struct gang_relay *relays[2];
@@ -393,7 +393,7 @@ struct transfer {
 static uint8_t blocks[2][BLOCKS][BLOCK_BYTES];
 static double came_at[TRACE_MAX];
 
-static void post_block(struct transfer *t, struct gang_wire_op ops[2][BLOCKS], long i) {
+static void post_block(struct stream_of_blocks *t, struct gang_wire_op ops[2][BLOCKS], long i) {
     long slot = i % BLOCKS;
     fill(blocks[0][slot], BLOCK_BYTES, (uint64_t)i);
     memset(blocks[1][slot], 0xcc, BLOCK_BYTES);
@@ -402,7 +402,7 @@ static void post_block(struct transfer *t, struct gang_wire_op ops[2][BLOCKS], l
 }
 
 // Until there are no more faults; every block is looked at.
-static void transfer_blocks(struct transfer *t) {
+static void transfer_blocks(struct stream_of_blocks *t) {
     static struct gang_wire_op ops[2][BLOCKS];
     long posted = 0, came = 0;
     for (; came < posted || !posted; came++) {
@@ -414,12 +414,12 @@ static void transfer_blocks(struct transfer *t) {
     }
 }
 
-static void await_blocks(const struct transfer *t, long more) {
+static void await_blocks(const struct stream_of_blocks *t, long more) {
     long goal = __atomic_load_n(&t->came, __ATOMIC_RELAXED) + more;
     while (__atomic_load_n(&t->came, __ATOMIC_RELAXED) < (goal < TRACE_MAX ? goal : TRACE_MAX)) pause_ms(1);
 }
 
-static void await_plane(const struct transfer *t, int plane, bool up) {
+static void await_plane(const struct stream_of_blocks *t, int plane, bool up) {
     struct gang_wire_report report[2] = {{0}};
     do {
         pause_ms(1);
@@ -428,7 +428,7 @@ static void await_plane(const struct transfer *t, int plane, bool up) {
 }
 
 static void *cut_and_heal(void *context) {
-    struct transfer *t = context;
+    struct stream_of_blocks *t = context;
     for (long i = 0; i < t->cuts; i++) {
         int victim = (int)(i % 2);
         await_plane(t, victim, true);
@@ -447,13 +447,13 @@ static void *cut_and_heal(void *context) {
     return NULL;
 }
 
-static double rate_between(const struct transfer *t, double from, double to) {
+static double rate_between(const struct stream_of_blocks *t, double from, double to) {
     long count = 0;
     for (long i = 0; i < t->came; i++) count += came_at[i] > from && came_at[i] <= to;
     return (double)count * BLOCK_BYTES / (to - from);
 }
 
-static double longest_gap(const struct transfer *t, double from, double to) {
+static double longest_gap(const struct stream_of_blocks *t, double from, double to) {
     double last = from, gap = 0;
     for (long i = 0; i < t->came; i++) {
         if (came_at[i] <= from || last > to) continue;
@@ -469,7 +469,7 @@ static int by_size(const void *a, const void *b) {
 }
 
 // A busy machine spoils these figures: they are told, not judged.
-static void tell_times(const struct transfer *t) {
+static void tell_times(const struct stream_of_blocks *t) {
     static double stalls[CUTS_MAX], single[CUTS_MAX], both[CUTS_MAX];
     size_t n = (size_t)t->cuts;
     for (size_t i = 0; i < n; i++) {
@@ -487,12 +487,12 @@ static void tell_times(const struct transfer *t) {
 
 static void test_cuts_of_a_long_transfer(void **state) {
     (void)state;
-    static struct transfer t;
+    static struct stream_of_blocks t;
     pthread_t thread;
     const char *addresses[2], *cuts = getenv("GANG_TEST_CUTS");
     int64_t count = CUTS;
     if (cuts) assert_ok(gang_parse_int("GANG_TEST_CUTS", cuts, 1, CUTS_MAX, &count));
-    t = (struct transfer){.cuts = (long)count, .span = cuts ? LONG_SPAN : SHORT_SPAN};
+    t = (struct stream_of_blocks){.cuts = (long)count, .span = cuts ? LONG_SPAN : SHORT_SPAN};
     alarm((unsigned)(ROUND_LIMIT_S + 10 * count));
     struct round patient = {.way = WAY_FAR, .planes = 2, .streams = 1, .dead_ms = PATIENT_MS};
     for (int i = 0; i < 2; i++) assert_ok(open_side(&patient, i, secret, &t.wires[i]));
