@@ -217,7 +217,9 @@ enum gang_status gang_lead_plan(struct gang_lead *l) {
     for (int g = 0; g < l->pool->group_count; g++) settle_kind(l, l->pool->groups[g]);
     enum gang_status status = choose(l, &layout);
     int flags = GANG_EVALUATE_UNFOLDED | (l->options->job ? GANG_EVALUATE_ANY_MEMORY : 0);
-    if (!status) status = gang_evaluate(&l->task, l->pool, &layout, flags, l->arena, &l->answer);
+    if (!status)
+        status = l->options->plan ? gang_evaluate_plan(&l->task, l->pool, l->options->plan, flags, l->arena, &l->answer)
+                                  : gang_evaluate(&l->task, l->pool, &layout, flags, l->arena, &l->answer);
     if (!status) status = check_alike(l);
     if (!status) status = keep_spans(l);
     if (status) return status;

@@ -368,6 +368,7 @@ struct sharing {
 
 static bool adds_up(const struct sums *sums, int64_t sequences) {
     if (sequences < 0) return false;
+    assert(sums->smallest > 0);
     int64_t remainder = sequences % sums->smallest;
     return sums->least ? sums->least[remainder] <= sequences : remainder == 0;
 }

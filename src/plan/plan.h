@@ -309,6 +309,9 @@ GANG_CHECK_RESULT enum gang_status gang_program_build(const struct gang_task *ta
                                                       const struct gang_placement *placement, const struct gang_costs *costs, bool fold,
                                                       struct gang_arena *arena, struct gang_program *out, enum gang_schedule *used);
 
+// The same with every replica by itself. ERR_FORMAT where replicas that stand for several speak to others.
+GANG_CHECK_RESULT enum gang_status gang_program_unfold(const struct gang_program *program, struct gang_arena *arena, struct gang_program *out);
+
 // The class of each replica, which lie one class after another; [replicas].
 void gang_program_classes(const struct gang_program *program, const struct gang_class *classes, int count, int *out);
 

@@ -138,6 +138,40 @@ enum gang_status gang_program_build(const struct gang_task *task, const struct g
     return GANG_OK;
 }
 
+static enum gang_status copy_rank(const struct gang_program *from, int replica, int stage, int to, struct gang_arena *arena,
+                                  struct gang_rank_program *out) {
+    const struct gang_rank_program *rank = &from->ranks[replica * from->stages + stage];
+    *out = (struct gang_rank_program){.items = gang_arena_alloc(arena, (size_t)rank->count * sizeof *out->items), .count = rank->count};
+    for (int i = 0; i < rank->count; i++) {
+        struct gang_instruction *in = &out->items[i];
+        *in = rank->items[i];
+        if (gang_ops[in->op].takes != GANG_TAKES_PEER) continue;
+        if (in->peer / from->stages != replica)
+            return gang_fail(GANG_ERR_FORMAT, "program: replica %d: '%s' of rank %d, which belongs to another replica", replica,
+                             gang_ops[in->op].name, in->peer);
+        in->peer += (to - replica) * from->stages;
+    }
+    return GANG_OK;
+}
+
+enum gang_status gang_program_unfold(const struct gang_program *program, struct gang_arena *arena, struct gang_program *out) {
+    enum gang_status status = GANG_OK;
+    int64_t replicas = 0;
+    for (int r = 0; r < program->replicas; r++) replicas += program->copies[r];
+    *out = *program;
+    out->replicas = (int)replicas;
+    out->copies = gang_arena_alloc(arena, (size_t)replicas * sizeof *out->copies);
+    out->micro_batches = gang_arena_alloc(arena, (size_t)replicas * sizeof *out->micro_batches);
+    out->sizes = gang_arena_alloc(arena, (size_t)replicas * sizeof *out->sizes);
+    out->ranks = gang_arena_alloc(arena, (size_t)replicas * (size_t)program->stages * sizeof *out->ranks);
+    for (int r = 0, to = 0; r < program->replicas; r++)
+        for (int64_t copy = 0; copy < program->copies[r]; copy++, to++) {
+            out->copies[to] = 1, out->micro_batches[to] = program->micro_batches[r], out->sizes[to] = program->sizes[r];
+            for (int s = 0; s < program->stages && !status; s++) status = copy_rank(program, r, s, to, arena, &out->ranks[to * program->stages + s]);
+        }
+    return status;
+}
+
 void gang_program_classes(const struct gang_program *program, const struct gang_class *classes, int count, int *out) {
     int64_t seen = 0;
     for (int r = 0, c = 0; r < program->replicas; r++) {

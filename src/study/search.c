@@ -458,8 +458,9 @@ static void consider_unlike(struct search *s, const struct gang_layout *wanted) 
         if (!consider(s, &even, &placement, &score)) continue;
         int kinds = placement.kind_count;
         uneven = even;
-        if (wanted->vpp == 1 && share_layers(s, &uneven, &placement) && memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers) &&
-            consider(s, &uneven, &placement, &other) && other < score)
+        if (wanted->vpp == 1 && share_layers(s, &uneven, &placement) &&
+            memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers) != 0 && consider(s, &uneven, &placement, &other) &&
+            other < score)
             score = other, best = &uneven;
         if (s->unlike && kinds > 1 && score < promising * s->least) vary_sizes(s, best, score, kinds);
     }

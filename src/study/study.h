@@ -46,6 +46,8 @@ struct gang_plan {
     char *facts;         // what it holds for, a line each, and where the first stands
     int64_t facts_line;
     struct gang_layout layout; // nothing left to be chosen, the schedule that made the program included
+    int class_count;           // how the batch is shared out; of each class kind, replicas and micro_batches
+    struct gang_class classes[GANG_MAX_CLASSES];
     struct gang_program program;
 };
 
@@ -55,12 +57,12 @@ GANG_CHECK_RESULT enum gang_status gang_plan_write(const char *path, const char 
                                                    const struct gang_answer *answer);
 // Whether the file begins as a plan does.
 bool gang_plan_is(const char *path);
-// GANG_ERR_FORMAT with file and line for anything that is not a plan. What it says is not proven yet: gang_evaluate_plan does.
+// GANG_ERR_FORMAT with file and line for anything that is not a plan. What it says is not proven yet: gang_evaluate_plan does that.
 GANG_CHECK_RESULT enum gang_status gang_plan_read(const char *path, struct gang_arena *arena, struct gang_plan *out);
 // GANG_ERR_INPUT names the first fact of the model, the step or the pool for which the plan was not made.
 GANG_CHECK_RESULT enum gang_status gang_plan_check(const struct gang_plan *plan, const struct gang_task *task, const struct gang_pool *pool);
-// gang_evaluate of a plan: checks what it is for, that its program is one for its layout (its stages, chunks, replicas and micro-batches,
-// in the placement's order of classes) and verifies that program before it runs.
+// gang_evaluate of a plan that gang_plan_check has taken: its shares and its program in the place of new ones. Checks that the program is one
+// for its layout (its stages, chunks, replicas and micro-batches, in the order of its classes) and verifies it before it runs.
 GANG_CHECK_RESULT enum gang_status gang_evaluate_plan(const struct gang_task *task, const struct gang_pool *pool, const struct gang_plan *plan,
                                                       int flags, struct gang_arena *arena, struct gang_answer *out);
 

@@ -55,6 +55,15 @@ static void test_back(void **state) {
         assert_true(again.sim.step_seconds == m.answer.sim.step_seconds && again.memory_used == m.answer.memory_used);
         assert_int_equal(again.schedule, m.answer.schedule);
         assert_int_equal(again.program.replicas, i % 2 ? m.answer.layout.dp : m.answer.placement.class_count);
+        // Unfolded it is what an unfolded evaluation makes.
+        struct gang_answer whole;
+        struct gang_buffer text[2] = {{0}};
+        assert_ok(gang_evaluate_plan(&m.task, &m.pool, &plan, GANG_EVALUATE_UNFOLDED, &m.arena, &again));
+        assert_ok(gang_evaluate(&m.task, &m.pool, &m.answer.layout, GANG_EVALUATE_UNFOLDED, &m.arena, &whole));
+        gang_program_print(&again.program, &text[0]);
+        gang_program_print(&whole.program, &text[1]);
+        assert_string_equal(text[0].data, text[1].data);
+        for (int t = 0; t < 2; t++) gang_buffer_release(&text[t]);
         gang_arena_release(&m.arena);
     }
 }
@@ -88,6 +97,7 @@ static enum gang_status run(const struct made *m, struct gang_buffer *text) {
     assert_ok(gang_file_publish(m->file, text->data, text->len));
     gang_arena_init(&arena);
     enum gang_status status = gang_plan_read(m->file, &arena, &plan);
+    if (!status) status = gang_plan_check(&plan, &m->task, &m->pool);
     if (!status) status = gang_evaluate_plan(&m->task, &m->pool, &plan, 0, &arena, &answer);
     gang_arena_release(&arena);
     return status;
@@ -113,9 +123,16 @@ static void test_refuses(void **state) {
         {"\nfor layers 8", "", ":4: the plan is for 'hidden 1024'"},
         {"layout tp=1,", "layout tq=1,", ":28: layout: 'tq' is no field"},
         {"layout tp=1,", "layout tp=5,", "tp=5 does not divide"},
-        {"gangline-program 1", "gangline-program 3", ":29: not a program of version 1"},
+        {"gangline-program 1", "gangline-program 3", ":30: not a program of version 1"},
         {"layout tp=1,pp=2", "layout tp=1,pp=1", "2 stages and 2 chunks: the layout has 1 and 1"},
         {"copies 4", "copies 3", "fewer replicas"},
+        {"class 0 4 6", "class 0 4", ":29: expected 'class' and three numbers"},
+        {"class 0 4 6", "class 0 4 6 1", ":29: expected 'class' and three numbers"},
+        {"class 0 4 6", "class 1 4 6", "class 0: 4 replicas of kind 1: the layout has fewer"},
+        {"class 0 4 6", "class 0 5 6", "class 0: 5 replicas of kind 0: the layout has fewer"},
+        {"class 0 4 6", "class 0 3 6", "1 replicas of kind 0 are in no class"},
+        {"class 0 4 6", "class 0 4 5", "the classes share out 20 sequences: the batch has 24"},
+        {"class 0 4 6", "class 0 4 2000000000", "class 0: shares out more than the batch's 24 sequences"},
         {"copies 4", "copies 5", "replica 0: 5 copies of 6 micro-batches of 1: the layout has 4 of 6 of 1"},
         {" size 1", " size 2", "replica 0: 4 copies of 6 micro-batches of 2: the layout has 4 of 6 of 1"},
         {"gather c0\n", "", "other than the layout's sharding needs"},
