@@ -95,7 +95,7 @@ an_odd_host_is_refused() {
     other "$PWD/older" "$real" one odd "the coordinator is 0.0.9: install the same version on all nodes"
     cp model.json small.json && sed -i 's/"hidden_size": 16/"hidden_size": 512/; s/: 24/: 2048/' model.json
     other "$PWD/meminfo" /proc/meminfo one odd "the model does not fit: needs" "29.3 MiB available: choose"
-    cp small.json model.json
+    mv small.json model.json
 }
 
 inside_ssh() {
@@ -134,6 +134,7 @@ freed() {
 }
 in_background() { # NAME
     rm -rf "$1"
+    : >out && : >err # nothing of the run before is to be taken for this one's
     "$gangline" train "$1.yaml" --json >out 2>err </dev/null &
     background=$!
 }
