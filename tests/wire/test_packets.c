@@ -32,7 +32,7 @@ static struct gang_sites *open_sites(struct gang_relay_options options) {
 
 // ---- Datagrams: every packet by its number -----------------------------------------------------------------------------
 
-enum { DATAGRAMS = 3000, TOGETHER = 64, DATAGRAM_BYTES = 1000, WIRE_BYTES = DATAGRAM_BYTES + 8 + 20 + 14 };
+enum { TENTATIVE = 0x40, DATAGRAMS = 3000, TOGETHER = 64, DATAGRAM_BYTES = 1000, WIRE_BYTES = DATAGRAM_BYTES + 8 + 20 + 14 };
 
 struct datagrams {
     int fds[2]; // from, to
@@ -174,23 +174,59 @@ static void *receive_stream(void *context) {
     return NULL;
 }
 
-static void connect_tcp(const struct gang_sites *sites, int fds[2]) {
+// A relay that carries nothing is a failure, not a wait for ever.
+static void give_up_after_a_minute(int fd) {
+    const struct timeval minute = {.tv_sec = 60};
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &minute, sizeof minute), 0);
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &minute, sizeof minute), 0);
+}
+
+// A socket with the site's own link-local address, when the kernel has found that nobody else has it. -1: no IPv6 here.
+static int socket6_in(const struct gang_sites *sites, int site, struct sockaddr_in6 *address) {
+    char line[128], digits[33];
+    unsigned scope = 0, flags = TENTATIVE;
+    socklen_t length = sizeof *address;
+    *address = (struct sockaddr_in6){.sin6_family = AF_INET6};
+    assert_ok(gang_sites_enter(sites, site));
+    for (bool found = false; !found || flags & TENTATIVE; usleep(20000)) {
+        FILE *list = fopen("/proc/thread-self/net/if_inet6", "r");
+        if (!list) return -1;
+        for (found = false; !found && fgets(line, sizeof line, list);)
+            found = sscanf(line, "%32s %x %*x %*x %x", digits, &scope, &flags) == 3 && !strncmp(digits, "fe80", 4);
+        fclose(list);
+    }
+    address->sin6_scope_id = scope;
+    for (int i = 0; i < 16; i++) assert_int_equal(sscanf(digits + 2 * i, "%2hhx", &address->sin6_addr.s6_addr[i]), 1);
+    int fd = socket(AF_INET6, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)address, sizeof *address), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)address, &length), 0);
+    assert_ok(gang_sites_enter(sites, -1));
+    return fd;
+}
+
+static void connect_tcp(const struct gang_sites *sites, bool v6, int fds[2]) {
     struct sockaddr_in from, to;
-    int listener = socket_in(sites, 1, SOCK_STREAM, &to);
+    struct sockaddr_in6 from6, to6;
+    int listener = v6 ? socket6_in(sites, 1, &to6) : socket_in(sites, 1, SOCK_STREAM, &to);
+    fds[0] = v6 ? socket6_in(sites, 0, &from6) : socket_in(sites, 0, SOCK_STREAM, &from);
+    if (fds[0] < 0) skip();
+    if (v6) to6.sin6_scope_id = from6.sin6_scope_id; // a scope is a site's own
+    give_up_after_a_minute(listener);
+    give_up_after_a_minute(fds[0]);
     assert_int_equal(listen(listener, 1), 0);
-    fds[0] = socket_in(sites, 0, SOCK_STREAM, &from);
-    assert_int_equal(connect(fds[0], (struct sockaddr *)&to, sizeof to), 0);
+    assert_int_equal(connect(fds[0], v6 ? (struct sockaddr *)&to6 : (struct sockaddr *)&to, v6 ? sizeof to6 : sizeof to), 0);
     fds[1] = accept(listener, NULL, NULL);
+    give_up_after_a_minute(fds[1]);
     close(listener);
 }
 
 // Bits that differ after the way through a plain connection, both ways at once.
-static uint64_t through_tcp(const struct gang_sites *sites, size_t bytes) {
+static uint64_t through_tcp(const struct gang_sites *sites, bool v6, size_t bytes) {
     int fds[2];
     struct stream out[2], in[2];
     pthread_t threads[4];
     uint64_t differ = 0;
-    connect_tcp(sites, fds);
+    connect_tcp(sites, v6, fds);
     for (int i = 0; i < 2; i++) {
         out[i] = (struct stream){fds[i], malloc(bytes), bytes};
         in[i] = (struct stream){fds[!i], calloc(1, bytes), bytes};
@@ -213,8 +249,8 @@ static void test_tcp_comes_whole_through_all_faults(void **state) {
     (void)state;
     struct gang_sites *sites = open_sites(
         (struct gang_relay_options){.rtt_s = 0.002, .bytes_per_s = 100e6, .jitter_s = 0.001, .loss = 0.002, .doubled = 0.002, .reordered = 0.002});
-    assert_int_equal(through_tcp(sites, 16 << 20), 0);
-    for (int i = 0; i < 60; i++) assert_int_equal(through_tcp(sites, 200000), 0); // the queues run empty in between
+    assert_int_equal(through_tcp(sites, false, 16 << 20), 0);
+    for (int i = 0; i < 60; i++) assert_int_equal(through_tcp(sites, false, 200000), 0); // the queues run empty in between
     struct gang_relay_report report = report_of(sites);
     print_message("%llu packets, %llu lost, %llu doubled, %llu reordered\n", (unsigned long long)report.packets, (unsigned long long)report.lost,
                   (unsigned long long)report.doubled, (unsigned long long)report.reordered);
@@ -223,10 +259,20 @@ static void test_tcp_comes_whole_through_all_faults(void **state) {
     gang_sites_close(sites);
 }
 
+static void test_tcp_over_ipv6_too(void **state) {
+    (void)state;
+    struct gang_sites *sites = open_sites(
+        (struct gang_relay_options){.rtt_s = 0.001, .bytes_per_s = 200e6, .loss = 0.001, .doubled = 0.001, .reordered = 0.001});
+    assert_int_equal(through_tcp(sites, true, 16 << 20), 0);
+    struct gang_relay_report report = report_of(sites);
+    assert_true(report.packets > 2 * (16 << 20) / 1500 && report.lost && report.doubled && report.reordered);
+    gang_sites_close(sites);
+}
+
 static void test_flipped_bits_pass_tcp_unseen(void **state) {
     (void)state;
     struct gang_sites *sites = open_sites((struct gang_relay_options){.rtt_s = 0.001, .flips = 1e-7});
-    uint64_t differ = through_tcp(sites, 16 << 20), flipped = report_of(sites).flipped;
+    uint64_t differ = through_tcp(sites, false, 16 << 20), flipped = report_of(sites).flipped;
     print_message("%llu bits differ, %llu flipped\n", (unsigned long long)differ, (unsigned long long)flipped);
     assert_true(differ > 0 && differ <= flipped); // fewer where a packet was sent again
     gang_sites_close(sites);
@@ -335,6 +381,7 @@ int main(void) {
         cmocka_unit_test(test_the_queue_is_a_round_trip_of_the_rate),
         cmocka_unit_test(test_faults_are_as_many_as_said),
         cmocka_unit_test(test_tcp_comes_whole_through_all_faults),
+        cmocka_unit_test(test_tcp_over_ipv6_too),
         cmocka_unit_test(test_flipped_bits_pass_tcp_unseen),
         cmocka_unit_test(test_a_link_through_all_faults),
         cmocka_unit_test(test_a_cut_is_death_and_a_short_one_is_not),
