@@ -479,7 +479,8 @@ void gang_stream_heard(struct gang_stream *stream, int64_t now_ns) {
     struct gang_plane *plane = &link->planes[stream->plane];
     if (plane->stuck) return;
     // What waited for a peer that was stopped does not tell how far away it is. The last frame may: the way can have grown longer.
-    for (int s = 0; s < link->config.streams && silent_at(link, stream->plane) <= now_ns; s++)
+    // With one plane nothing is gained by noticing soon, and TCP on a poor way stands still for longer than the distance.
+    for (int s = 0; s < link->config.streams && link->config.planes > 1 && silent_at(link, stream->plane) <= now_ns; s++)
         link->streams[stream->plane][s]->sample_from = link->streams[stream->plane][s]->next_number - 1;
     stream->progress_ns = plane->progress_ns = now_ns;
 }

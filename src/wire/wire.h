@@ -161,6 +161,27 @@ GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_comm *group, int r
 GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_comm *group, const void *out, void *in, size_t bytes);
 GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_comm *group);
 
+// ---- What a link is worth ----------------------------------------------------------------------------------------------
+
+enum { GANG_LINK_MESSAGE_LEAST = 1 << 10, GANG_LINK_MESSAGE_MOST = 64 << 20, GANG_LINK_RATES = 9 };
+
+struct gang_link_profile {
+    double rtt_s;       // the least of many
+    int streams;        // the fewest of 1, 2, 4, 8 that come within 5 % of the best
+    double bytes_per_s; // the best of the rates below
+    int count;
+    struct gang_link_rate {
+        size_t message_bytes;
+        double bytes_per_s;   // with several messages on the way
+    } rates[GANG_LINK_RATES]; // from 1 KiB to 64 MiB in steps of four; over a slow link only what takes seconds
+};
+
+// Serves those who measure the link to here, one after the other, until *stop; `listening` hears once at which address.
+GANG_CHECK_RESULT enum gang_status gang_link_serve(const char *listen, const char *secret_path, void (*listening)(const char *address),
+                                                   const volatile int *stop);
+// Measures the link to who serves at `to`, about `seconds` per figure; what goes there, not what comes back.
+GANG_CHECK_RESULT enum gang_status gang_link_measure(const char *to, const char *secret_path, double seconds, struct gang_link_profile *out);
+
 // ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
 //
 // Of connections: it accepts them, connects each to where its route leads, and passes the bytes on late, at a rate, with outages.
