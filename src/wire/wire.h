@@ -93,9 +93,9 @@ void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out)
 // groups may be busy at once.
 //
 // A sum is always taken in the same order, in f32, whatever way the bytes go: all members get the same bits, every time,
-// whatever the number of planes and the size of the message. The order is that of the members, unless gang_comm_canonical gives another; in a group
-// over several sites each site's members are summed in their order, a sum of bf16 is rounded to bf16, and the sites' sums are added in the order of
-// the sites. NaN and infinities go as IEEE 754 says.
+// whatever the number of planes and the size of the message. The order is that of the members; in a group over several sites
+// each site's members are summed in their order, a sum of bf16 is rounded to bf16, and the sites' sums are added in the order
+// of the sites; gang_comm_canonical gives one that depends on neither. NaN and infinities go as IEEE 754 says.
 //
 // When a member dies, or another member says so, the call ends with GANG_ERR_PEER and a text that names it, on all members;
 // the group is broken then and every further call says so. The living make a new group, with other tags.
