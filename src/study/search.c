@@ -42,9 +42,10 @@ static double seconds_of(const struct gang_pool *pool, const struct gang_exchang
     return seconds;
 }
 
-// Seconds of a chunk's exchanges. Chunks of as many parameters that lie alike have the same.
+// The ways of a stage, which those that lie alike share, and the seconds of a chunk's exchanges: of as many parameters on them the same.
 struct exchanged {
-    int stage;
+    int stage; // -1: none yet
+    struct gang_ways ways;
     double parameters, reduce, gather;
 };
 
@@ -56,11 +57,18 @@ static bool lie_alike(const struct gang_placement *placement, int a, int b) {
 
 static void add_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
                          const struct gang_chunk_cost *cost, double times, struct exchanged *last, struct stage_sum *sum) {
-    if (last->parameters != cost->parameters || !lie_alike(placement, last->stage, chunk % l->pp)) {
+    int stage = chunk % l->pp;
+    if (l->zero >= 3) return; // inside the passes
+    bool alike = last->stage >= 0 && lie_alike(placement, last->stage, stage);
+    if (!alike) gang_ways_of(pool, l, placement, stage, &last->ways);
+    if (!alike || last->parameters != cost->parameters) {
         struct gang_exchange reduce, gather;
-        gang_chunk_exchange(pool, l, placement, chunk, cost, &reduce, &gather);
-        *last = (struct exchanged){chunk % l->pp, cost->parameters, seconds_of(pool, &reduce, l->pp), seconds_of(pool, &gather, l->pp)};
+        gang_chunk_exchange(pool, l, &last->ways, cost, &reduce, &gather);
+        last->parameters = cost->parameters;
+        last->reduce = seconds_of(pool, &reduce, l->pp);
+        last->gather = seconds_of(pool, &gather, l->pp);
     }
+    last->stage = stage;
     sum->reduce += times * last->reduce;
     sum->gather += times * last->gather;
 }
@@ -138,7 +146,7 @@ static double estimate_alike(const struct gang_task *task, const struct gang_poo
     int64_t dense = shape->experts ? (shape->dense_layers < least ? shape->dense_layers : least) : least;
     struct gang_chunk_cost first, middle, last;
     struct stage_sum stages[3] = {{.count = 1}, {.count = l->pp - 2}, {.count = 1}};
-    struct exchanged exchanged = {0};
+    struct exchanged exchanged = {.stage = -1};
     bool one = chunks == 1;
     gang_price_chunk(task, l, price, one && !shape->experts ? n : dense, least - dense, true, one, &first);
     gang_price_chunk(task, l, price, shape->experts ? 0 : n, shape->experts ? n : 0, false, false, &middle);
@@ -164,7 +172,7 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
                               const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     double slowest = 0, delay = hop_seconds(task, pool, l, placement);
     struct stage_sum stages[GANG_MAX_STAGES];
-    struct exchanged exchanged = {0};
+    struct exchanged exchanged = {.stage = -1};
     int starts[GANG_MAX_STAGES + 1], count = 0;
     for (int s = 0; s < l->pp; s++)
         if (!repeats(task, l, placement, s)) starts[count++] = s;
@@ -296,8 +304,14 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
     double score = score_of(s, l, placement, estimate, &s->scratch);
     s->least = gang_smaller(s->least, score);
     if (shelf->kept == KEPT && score >= shelf->best[KEPT - 1]->score) return score;
-    int at = shelf->kept;
-    while (at && shelf->best[at - 1]->score > score) at--;
+    int at = 0;
+    for (int end = shelf->kept; at < end;) { // behind all that are as good
+        int middle = (at + end) / 2;
+        if (shelf->best[middle]->score > score)
+            end = middle;
+        else
+            at = middle + 1;
+    }
     if (l->size_count && is_kept(shelf, l, score, at)) return score; // from another size
     if (shelf->kept < KEPT) shelf->kept++;
     struct gang_found *mine = shelf->best[shelf->kept - 1];
