@@ -173,6 +173,7 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
     double slowest = 0, delay = hop_seconds(task, pool, l, placement);
     struct stage_sum stages[GANG_MAX_STAGES];
     struct exchanged exchanged = {.stage = -1};
+    struct gang_chunk_cost cost = {0}; // of the chunk before
     int starts[GANG_MAX_STAGES + 1], count = 0;
     for (int s = 0; s < l->pp; s++)
         if (!repeats(task, l, placement, s)) starts[count++] = s;
@@ -185,7 +186,6 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
             const struct gang_price *price = gang_prices_of(prices, l, class, starts[i]);
             const struct stage_sum all = stages[i]; // of every class: the exchanges
             stages[i] = (struct stage_sum){.count = starts[i + 1] - starts[i], .limit = price->group->kind->memory_bytes};
-            struct gang_chunk_cost cost;
             for (int chunk = starts[i]; chunk < l->layer_count; chunk += l->pp) {
                 if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
                 add_work(&cost, 1, &stages[i]);
