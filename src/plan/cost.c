@@ -16,10 +16,10 @@ static const double fast_reach = 0.80, nic_reach = 0.88;
 static const double fast_latency = 1.5e-6, kernel_gap = 1.5e-6;
 // Fraction of its speed that computing loses while an exchange runs beside it: NCCL's kernels hold 16 to 24 of 132 cores and bandwidth.
 static const double exchange_steals = 0.12;
-// Seconds before a tile's sums run at full speed and after they end: two ways to memory and back (Hopper: 0.5 us, arXiv:2402.13499 table 4).
+// Seconds before a tile's sums run at full speed and after they end: two ways to memory and back, some 0.5 us each under load (our estimate).
 static const double tile_start = 1e-6;
 // Part of an exchange that goes on in pieces behind its products and does not lengthen the step: smaller products, cores and memory lent to
-// the copies take the rest. Asynchronous tensor parallelism gained 8 % where the exchange is some 17 % (discuss.pytorch.org/t/209487).
+// the copies take the rest. Asynchronous tensor parallelism gained 8 % (discuss.pytorch.org/t/209487) where we price the exchange at 17 %.
 static const double overlap_hides = 0.5;
 // Standard deviation of the speed of like devices at products: whiskers 8 % apart are 5.4 of them (arXiv:2208.11035, abstract). A step waits
 // for the slowest device.
