@@ -99,7 +99,7 @@ const struct gang_command gang_command_probe = {
             "  --link ADDR   measure the link to who serves there: round trip, streams, rate by size of message\n"
             "  --secret F    the cluster's secret, a file that only its owner may read; needed between machines\n\n"
             "A link is measured the way data goes from here; start it from the other end for the way back.\n\n"
-            "examples: gangline probe -o profile.json\n"
-            "          gangline probe --serve 0.0.0.0:7000 --secret secret\n"
-            "          gangline probe --link north1:7000 --secret secret\n",
+            "example: gangline probe -o profile.json\n"
+            "         gangline probe --serve 0.0.0.0:7000 --secret secret\n"
+            "         gangline probe --link north1:7000 --secret secret\n",
 };
