@@ -149,6 +149,6 @@ const struct gang_command gang_command_wan = {
             "Connections need no root: what is delayed then is data, not the set-up of a connection; nothing is lost, an outage\n"
             "holds everything back. Packets in an outage, or beyond a queue of a round trip of the rate, are lost. docs/wire.md\n"
             "says what either shows. Ctrl-C ends it and says how exact it was.\n\n"
-            "examples: gangline wan --listen 127.0.0.1:7001 --to 127.0.0.1:7000 --distance 500km --rate 3.2Gbps\n"
-            "          gangline wan --between veth0,veth1 --rtt 5ms --rate 1Gbps --loss 0.001\n",
+            "example: gangline wan --listen 127.0.0.1:7001 --to 127.0.0.1:7000 --distance 500km --rate 3.2Gbps\n"
+            "         gangline wan --between veth0,veth1 --rtt 5ms --rate 1Gbps --loss 0.001\n",
 };
