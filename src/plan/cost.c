@@ -144,7 +144,7 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
         double scores = p->M * (double)p->task->sequence_length * (double)s->heads / p->l->tp;
         seconds = 2 * flops / (p->kind->peak[math] * p->kind->reach[math]) + 6.5 * p->element * scores / p->memory + 4 * kernel_gap;
         out->forward.attention += seconds;
-        out->input.attention += 2 * seconds + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? seconds : 0);
+        out->input.attention += 2 * seconds;
         return;
     }
     out->forward.attention += seconds;
@@ -231,20 +231,20 @@ static double parameters_on_device(const struct pricing *p, bool moe, double *ex
 
 // Bytes one layer keeps for the backward pass; fused attention keeps one number a row and head. Korthikanti et al. 2022
 // (arXiv:2205.05198) count the same tensors without dropout, with unfused attention beside them.
-static double kept_bytes(const struct pricing *p, bool moe) {
+static double kept_bytes(const struct pricing *p, bool moe, enum gang_recompute recompute) {
     const struct gang_shape *s = &p->task->shape;
     double tp = p->l->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
     double stream = C * p->element * p->stream; // one tensor of the residual stream
-    if (p->l->recompute == GANG_RECOMPUTE_FULL) return p->M * stream;
+    if (recompute == GANG_RECOMPUTE_FULL) return p->M * stream;
     double heads = (double)(s->heads * (s->qk_dim + s->v_dim) + s->kv_heads * (s->qk_dim + s->v_dim)) / tp * p->element;
     double sums = 4.0 * (double)s->heads / tp;
     double up = (s->gated ? 2 : 1) * F / tp * p->element, down = F / tp * p->element;
     double routed = moe ? C * (double)s->experts_per_token * p->element * p->stream : 0;
     double again = 2 * stream + down; // norms' results and the activation's: made again when selective
-    if (p->l->attention == GANG_ATTENTION_UNFUSED && p->l->recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
+    if (p->l->attention == GANG_ATTENTION_UNFUSED && recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
         sums += (2 * p->element + 1) * (double)p->task->sequence_length * (double)s->heads / tp;
-    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * (3 * stream + (heads + up) / 2 + sums + routed);
-    return p->M * (2 * stream + heads + sums + up + routed + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
+    if (recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * (3 * stream + (heads + up) / 2 + sums + routed);
+    return p->M * (2 * stream + heads + sums + up + routed + (recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
 }
 
 // ---- A layer, the ends, a chunk ------------------------------------------------------------------------------------
@@ -255,24 +255,34 @@ static void scale_time(struct gang_time *to, const struct gang_time *from, doubl
     for (size_t i = 0; i < sizeof *to / sizeof *a; i++) a[i] += by * b[i];
 }
 
-static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
+// What is made again is made in the input's half.
+static void make_again(const struct pricing *p, enum gang_recompute recompute, double vector, struct gang_chunk_cost *out) {
+    struct gang_time forward = out->forward;
+    if (recompute == GANG_RECOMPUTE_SELECTIVE || recompute == GANG_RECOMPUTE_ALTERNATE) out->input.vector += vector;
+    if (recompute == GANG_RECOMPUTE_SELECTIVE && p->l->attention == GANG_ATTENTION_UNFUSED) out->input.attention += forward.attention;
+    if (recompute == GANG_RECOMPUTE_ALTERNATE) out->input.matmul += forward.matmul / 2;
+    if (recompute == GANG_RECOMPUTE_FULL) scale_time(&out->input, &forward, 1);
+}
+
+// out[recompute][moe]
+static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cost (*out)[2]) {
+    struct gang_chunk_cost cost = {.layers = 1};
     struct gang_matrix matrices[GANG_MAX_MATRICES];
     int n = gang_shape_matrices(&p->task->shape, moe, matrices);
     double expert = 0;
-    *out = (struct gang_chunk_cost){.layers = 1};
-    for (int i = 0; i < n; i++) price_matrix(p, &matrices[i], out);
-    price_attention(p, out);
+    for (int i = 0; i < n; i++) price_matrix(p, &matrices[i], &cost);
+    price_attention(p, &cost);
     double vector = p->M * vector_bytes(p, moe) / p->memory + 6 * kernel_gap;
-    out->forward.vector += vector;
-    out->input.vector += 2 * vector; // reads what the forward wrote, and its gradient
-    price_exchanges(p, moe, out);
-    struct gang_time forward = out->forward;
-    if (p->l->recompute == GANG_RECOMPUTE_SELECTIVE || p->l->recompute == GANG_RECOMPUTE_ALTERNATE) out->input.vector += vector;
-    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) out->input.matmul += forward.matmul / 2;
-    if (p->l->recompute == GANG_RECOMPUTE_FULL) scale_time(&out->input, &forward, 1);
-    out->parameters = parameters_on_device(p, moe, &expert) + expert;
-    out->expert_parameters = expert;
-    out->activation_bytes = kept_bytes(p, moe);
+    cost.forward.vector += vector;
+    cost.input.vector += 2 * vector; // reads what the forward wrote, and its gradient
+    price_exchanges(p, moe, &cost);
+    cost.parameters = parameters_on_device(p, moe, &expert) + expert;
+    cost.expert_parameters = expert;
+    for (int recompute = 0; recompute < GANG_RECOMPUTES; recompute++) {
+        out[recompute][moe] = cost;
+        make_again(p, recompute, vector, &out[recompute][moe]);
+        out[recompute][moe].activation_bytes = kept_bytes(p, moe, recompute);
+    }
 }
 
 // The embedding on the first chunk, the head and the loss on the last.
@@ -313,8 +323,8 @@ static void weigh(const struct gang_task *task, const struct gang_layout *l, str
 void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, struct gang_price *out) {
     struct pricing p = pricing_of(task, l, group);
     *out = (struct gang_price){.group = group};
-    if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, &out->layer[0]);
-    if (task->shape.experts) price_layer(&p, true, &out->layer[1]);
+    if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, out->layer);
+    if (task->shape.experts) price_layer(&p, true, out->layer);
     price_ends(&p, &out->first, &out->last);
     if (group->kind->times) gang_price_measured(group->kind->times, l, out);
 }
@@ -344,14 +354,15 @@ static void add_sharding(const struct gang_layout *l, const struct gang_group *g
     out->input.gather += n * fmax((gather + reduce) * exchange_steals, gather + reduce - backward);
 }
 
-void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int64_t dense, int64_t moe,
-                      bool first, bool last, struct gang_chunk_cost *out) {
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, enum gang_recompute recompute,
+                      int64_t dense, int64_t moe, bool first, bool last, struct gang_chunk_cost *out) {
     *out = (struct gang_chunk_cost){.layers = (int)(dense + moe)};
     const int64_t counts[2] = {dense, moe};
     for (int kind = 0; kind < 2; kind++) {
         if (!counts[kind]) continue;
-        add_cost(out, &price->layer[kind], (double)counts[kind]);
-        add_sharding(l, price->group, &price->layer[kind], (double)counts[kind], out);
+        const struct gang_chunk_cost *layer = &price->layer[recompute][kind];
+        add_cost(out, layer, (double)counts[kind]);
+        add_sharding(l, price->group, layer, (double)counts[kind], out);
     }
     if (first) add_cost(out, &price->first, 1);
     if (last) add_cost(out, &price->last, 1);
@@ -372,7 +383,7 @@ static int64_t dense_of(const struct gang_task *task, const struct gang_layout *
 }
 
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *l, int stage) {
-    if (stage < 2 || stage > l->pp - 2) return false;
+    if (stage < 2 || stage > l->pp - 2 || gang_of_stage(&l->recompute, stage) != gang_of_stage(&l->recompute, stage - 1)) return false;
     for (int c = stage; c < l->layer_count; c += l->pp)
         if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
     return true;
@@ -381,7 +392,7 @@ bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out) {
     int64_t n = l->layers[chunk], dense = dense_of(task, l, chunk);
-    gang_price_chunk(task, l, price, dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
+    gang_price_chunk(task, l, price, gang_of_stage(&l->recompute, chunk % l->pp), dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
 }
 
 // ---- Exchanges of gradients and weights ----------------------------------------------------------------------------
@@ -533,7 +544,7 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
         gang_chunk_exchange(pool, l, placement, chunk, gang_costs_chunk(out, 0, chunk), &out->reduce[chunk], &out->gather[chunk]);
 }
 
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, double layer_parameters) {
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, enum gang_recompute recompute, double layer_parameters) {
     const struct gang_shape *shape = &task->shape;
     double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
     double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
@@ -543,7 +554,7 @@ double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout 
     // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; one f32 copy more where nothing is fused.
     double logits = tokens * (double)shape->vocab / tp * (l->fused ? 8 : 12), layer = tokens * e * (4 * stream + 4 * C / tp + F);
     bytes = fmax(bytes, tokens * e * 2 * stream + logits);
-    if (l->recompute == GANG_RECOMPUTE_FULL) bytes += layer; // one layer's tensors, made again
+    if (recompute == GANG_RECOMPUTE_FULL) bytes += layer; // one layer's tensors, made again
     if (l->pp > 1) bytes += 4 * tokens * (double)task->shape.hidden * e / l->tp;
     if (l->zero >= 3) bytes += 2 * layer_parameters * ELEMENT;
     return bytes;
@@ -560,6 +571,6 @@ void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, c
         out->optimizer += cost->optimizer_bytes;
         if (cost->layers) largest = fmax(largest, cost->parameters / cost->layers);
     }
-    out->buffers = gang_buffer_bytes(task, l, largest);
+    out->buffers = gang_buffer_bytes(task, l, gang_of_stage(&l->recompute, stage), largest);
     out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
 }

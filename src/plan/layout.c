@@ -21,7 +21,7 @@ struct layout_field {
     const char *name;
     size_t offset;
     int64_t min, max, standard;
-    const char *const *choices; // NULL: a number
+    const char *const *choices; // NULL: a number; with max 1: one for each stage, a struct gang_by_stage
     const char *help;
 };
 
@@ -41,34 +41,70 @@ static const struct layout_field layout_fields[] = {
     {"fused", FIELD(fused), 0, 1, 1, NULL, "0: every element-wise operation by itself"},
     {"attention", FIELD(attention), 0, 0, 0, gang_attention_names, "fused, fused1, unfused"},
     {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
-    {"recompute", FIELD(recompute), 0, 0, 0, gang_recompute_names, "none, selective, alternate, full"},
+    {"recompute", FIELD(recompute), 0, 1, 0, gang_recompute_names, "none, selective, alternate, full"},
     {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
     {"schedule", FIELD(schedule), 0, 0, 0, gang_schedule_names, "auto, 1f1b, interleaved, zero-bubble, list"},
 };
 enum { LAYOUT_FIELDS = sizeof layout_fields / sizeof *layout_fields, TEXT_BYTES = 64 };
 
-static int *member_of(struct gang_layout *layout, const struct layout_field *field) { return (int *)((char *)layout + field->offset); }
+static bool is_by_stage(const struct layout_field *field) { return field->choices && field->max; }
+
+static void *member_of(const struct gang_layout *layout, const struct layout_field *field) { return (char *)layout + field->offset; }
+
+static void set_member(struct gang_layout *layout, const struct layout_field *field, int64_t value) {
+    if (is_by_stage(field))
+        *(struct gang_by_stage *)member_of(layout, field) = (struct gang_by_stage){.at = {(uint8_t)value}};
+    else
+        *(int *)member_of(layout, field) = (int)value;
+}
 
 void gang_layout_init(struct gang_layout *layout) {
     *layout = (struct gang_layout){0};
-    for (int i = 0; i < LAYOUT_FIELDS; i++) *member_of(layout, &layout_fields[i]) = (int)layout_fields[i].standard;
+    for (int i = 0; i < LAYOUT_FIELDS; i++) set_member(layout, &layout_fields[i], layout_fields[i].standard);
+}
+
+// The part of a list up to the next /, and in *text what follows it; NULL behind the last.
+static enum gang_status next_part(const char *name, int count, int most, const char **text, char part[TEXT_BYTES]) {
+    size_t len = strcspn(*text, "/");
+    if (len >= TEXT_BYTES || count == most) return gang_fail(GANG_ERR_INPUT, "layout: %s=: expected at most %d words with / between", name, most);
+    memcpy(part, *text, len);
+    part[len] = 0;
+    *text = (*text)[len] ? *text + len + 1 : NULL;
+    return GANG_OK;
 }
 
 static enum gang_status parse_layers(const char *text, struct gang_layout *out) {
-    for (;;) {
+    while (text) {
         char number[TEXT_BYTES];
-        size_t len = strcspn(text, "/");
-        if (len >= sizeof number || out->layer_count == GANG_MAX_CHUNKS)
-            return gang_fail(GANG_ERR_INPUT, "layout: layers=: expected at most %d numbers with / between", GANG_MAX_CHUNKS);
-        memcpy(number, text, len);
-        number[len] = 0;
         int64_t value = 0;
-        enum gang_status status = gang_parse_int("layout: layers", number, 0, 4096, &value);
+        enum gang_status status = next_part("layers", out->layer_count, GANG_MAX_CHUNKS, &text, number);
+        if (!status) status = gang_parse_int("layout: layers", number, 0, 4096, &value);
         if (status) return status;
         out->layers[out->layer_count++] = (int)value;
-        if (!text[len]) return GANG_OK;
-        text += len + 1;
     }
+    return GANG_OK;
+}
+
+static enum gang_status parse_choice(const struct layout_field *field, const char *value, int *out) {
+    for (int i = 0; field->choices[i]; i++)
+        if (!strcmp(field->choices[i], value)) {
+            *out = i;
+            return GANG_OK;
+        }
+    return gang_fail(GANG_ERR_INPUT, "layout: %s=%s: expected %s", field->name, value, field->help);
+}
+
+static enum gang_status parse_stages(const struct layout_field *field, const char *text, struct gang_by_stage *out) {
+    int choice = 0;
+    while (text) {
+        char word[TEXT_BYTES];
+        enum gang_status status = next_part(field->name, out->count, GANG_MAX_STAGES, &text, word);
+        if (!status) status = parse_choice(field, word, &choice);
+        if (status) return status;
+        out->at[out->count++] = (uint8_t)choice;
+    }
+    if (out->count == 1) out->count = 0;
+    return GANG_OK;
 }
 
 static enum gang_status parse_field(const char *name, const char *value, bool *seen, struct gang_layout *out) {
@@ -84,18 +120,12 @@ static enum gang_status parse_field(const char *name, const char *value, bool *s
     seen[f] = true;
     if (f == LAYOUT_FIELDS) return parse_layers(value, out);
     const struct layout_field *field = &layout_fields[f];
-    if (field->choices) {
-        for (int i = 0; field->choices[i]; i++)
-            if (!strcmp(field->choices[i], value)) {
-                *member_of(out, field) = i;
-                return GANG_OK;
-            }
-        return gang_fail(GANG_ERR_INPUT, "layout: %s=%s: expected %s", name, value, field->help);
-    }
+    if (is_by_stage(field)) return parse_stages(field, value, member_of(out, field));
+    if (field->choices) return parse_choice(field, value, member_of(out, field));
     snprintf(what, sizeof what, "layout: %.60s", name);
     int64_t number = 0;
     enum gang_status status = gang_parse_int(what, value, field->min, field->max, &number);
-    if (!status) *member_of(out, field) = (int)number;
+    if (!status) set_member(out, field, number);
     return status;
 }
 
@@ -103,7 +133,7 @@ enum gang_status gang_layout_parse(const char *text, struct gang_layout *out) {
     bool seen[LAYOUT_FIELDS + 1] = {false};
     gang_layout_init(out);
     while (*text) {
-        char part[4 * GANG_MAX_CHUNKS];
+        char part[16 * GANG_MAX_STAGES]; // a word for each stage, or a number for each chunk
         size_t len = strcspn(text, ",");
         if (len >= sizeof part) return gang_fail(GANG_ERR_INPUT, "layout: a field is longer than %zu characters", sizeof part - 1);
         memcpy(part, text, len);
@@ -126,11 +156,21 @@ static int even_layers(int64_t layers, int chunks, int chunk) {
     return (int)(layers / chunks + (chunk >= from && chunk < from + extra));
 }
 
+static void print_stages(const struct layout_field *field, const struct gang_by_stage *choices, struct gang_buffer *out) {
+    if (!choices->count && choices->at[0] == field->standard) return;
+    gang_buffer_printf(out, ",%s=", field->name);
+    for (int i = 0; i < choices->count || !i; i++) gang_buffer_printf(out, "%s%s", i ? "/" : "", field->choices[choices->at[i]]);
+}
+
 char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *arena) {
     struct gang_buffer text = {0};
     for (int i = 0; i < LAYOUT_FIELDS; i++) {
         const struct layout_field *field = &layout_fields[i];
-        int value = *member_of((struct gang_layout *)layout, field);
+        if (is_by_stage(field)) {
+            print_stages(field, member_of(layout, field), &text);
+            continue;
+        }
+        int value = *(int *)member_of(layout, field);
         if (i > 2 && value == field->standard) continue; // tp, pp and dp always stand there
         if (field->choices)
             gang_buffer_printf(&text, ",%s=%s", field->name, field->choices[value]);
@@ -220,6 +260,15 @@ static enum gang_status settle_layers(const struct gang_task *task, struct gang_
     if (l->layer_count != chunks) return REFUSE("layers= names %d chunks: expected pp * vpp = %d", l->layer_count, chunks);
     for (int c = 0; c < chunks; c++) sum += l->layers[c];
     if (sum != layers) return REFUSE("layers= adds up to %lld: the model has %lld", (long long)sum, (long long)layers);
+    return GANG_OK;
+}
+
+// As many choices as stages; as one where all are alike.
+static enum gang_status settle_stages(const struct gang_layout *l, const char *name, struct gang_by_stage *choices) {
+    bool alike = true;
+    if (choices->count && choices->count != l->pp) return REFUSE("%s= names %d stages: expected one word, or pp = %d", name, choices->count, l->pp);
+    for (int s = 1; s < choices->count; s++) alike &= choices->at[s] == choices->at[0];
+    if (alike) choices->count = 0;
     return GANG_OK;
 }
 
@@ -378,6 +427,7 @@ enum gang_status gang_layout_place_priced(const struct gang_task *task, const st
     *out = (struct gang_placement){.cell_devices = (int64_t)layout->tp * layout->cp};
     enum gang_status status = check_widths(task, layout);
     if (!status) status = settle_layers(task, layout);
+    if (!status) status = settle_stages(layout, "recompute", &layout->recompute);
     if (!status) status = settle_width(task, pool, layout);
     if (status) return status;
     out->classes = gang_arena_alloc(arena, GANG_MAX_CLASSES * sizeof *out->classes);

@@ -69,7 +69,8 @@ GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *
                                                   struct gang_pool *pool);
 
 // Made again on the way back: nothing; norms and activations; those and every second product (torchtitan's selective); all of a layer.
-enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL };
+// Each costs more time than the one before it, and of many layers it keeps less.
+enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL, GANG_RECOMPUTES };
 enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_ATTENTION_UNFUSED }; // second generation, first, T x T in memory
 enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
 enum gang_place_by { GANG_PLACE_STAGES, GANG_PLACE_REPLICAS }; // which index is outermost over the pool's devices
@@ -79,22 +80,29 @@ extern const char *const gang_recompute_names[],
 
 enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024 };
 
+// A choice for each stage. count 0: at[0] is that of all.
+struct gang_by_stage {
+    int count;
+    uint8_t at[GANG_MAX_STAGES];
+};
+static inline int gang_of_stage(const struct gang_by_stage *choices, int stage) { return choices->at[choices->count ? stage : 0]; }
+
 // How the work is split. A chunk is a run of layers; stage s holds chunks s, s + pp, s + 2 pp, ...
 struct gang_layout {
-    int tp, pp, dp, vpp, cp, ep; // ep shares a layer's experts out inside dp
-    int micro_batch;             // sequences
-    int zero;                    // 0 nothing sharded, 1 optimizer, 2 and gradients, 3 and weights
-    int sequence_parallel;       // norms and residual stream cut by tp too
-    int tp_overlap;              // tensor-parallel exchange in pieces behind the products
-    int dp_overlap;              // reduce-scatter behind the last backward, all-gather behind the first forward
-    int fused;                   // 0: a framework that runs every element-wise operation by itself (eager PyTorch)
-    int attention;               // enum gang_attention_kernel
-    int gradients;               // enum gang_gradients: type they are summed and exchanged in
-    int recompute;               // enum gang_recompute
-    int place;                   // enum gang_place_by
-    int schedule;                // enum gang_schedule
-    int layer_count;             // of `layers` given; 0: even
-    int layers[GANG_MAX_CHUNKS]; // of each chunk, in the model's order
+    int tp, pp, dp, vpp, cp, ep;    // ep shares a layer's experts out inside dp
+    int micro_batch;                // sequences
+    int zero;                       // 0 nothing sharded, 1 optimizer, 2 and gradients, 3 and weights
+    int sequence_parallel;          // norms and residual stream cut by tp too
+    int tp_overlap;                 // tensor-parallel exchange in pieces behind the products
+    int dp_overlap;                 // reduce-scatter behind the last backward, all-gather behind the first forward
+    int fused;                      // 0: a framework that runs every element-wise operation by itself (eager PyTorch)
+    int attention;                  // enum gang_attention_kernel
+    int gradients;                  // enum gang_gradients: type they are summed and exchanged in
+    int place;                      // enum gang_place_by
+    int schedule;                   // enum gang_schedule
+    int layer_count;                // of `layers` given; 0: even
+    int layers[GANG_MAX_CHUNKS];    // of each chunk, in the model's order
+    struct gang_by_stage recompute; // enum gang_recompute
 };
 
 // "tp=8,pp=16,dp=64,vpp=2,mb=1,...": fields that are not named keep their defaults (1; zero=1, sp=1 where tp > 1,
@@ -156,19 +164,19 @@ double gang_cost_all_to_all(int64_t n, double bytes, double bandwidth, double la
 // Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
 double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);
 
-// What one layer of each kind and the two ends cost on devices of a group: all that chunks are made of. Depends on the layout's widths
-// inside a cell, micro-batch and options; not on dp, zero, place, pp, vpp and layers.
+// What one layer of each kind, by what is made again of it, and the two ends cost on devices of a group: all that chunks are made of.
+// Depends on the layout's widths inside a cell, micro-batch and options; not on dp, zero, place, pp, vpp, layers and recompute.
 struct gang_price {
     const struct gang_group *group;
-    struct gang_chunk_cost layer[2], first, last; // layer[1]: with experts
+    struct gang_chunk_cost layer[GANG_RECOMPUTES][2], first, last; // layer[...][1]: with experts
 };
 void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, struct gang_price *out);
 // Puts measured seconds in the place of the worked-out ones, interpolated between the sizes that were measured: plan/measured.c
 void gang_price_measured(const struct gang_times *times, const struct gang_layout *layout, struct gang_price *price);
 // A chunk of `dense` and `moe` layers, with the embedding and the head as told; what sharding exchanges in every micro-batch included.
-void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe,
-                      bool first, bool last, struct gang_chunk_cost *out);
-// Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, and neither end.
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, enum gang_recompute recompute,
+                      int64_t dense, int64_t moe, bool first, bool last, struct gang_chunk_cost *out);
+// Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, as much made again, and neither end.
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
 // The layout's chunk of this number.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
@@ -217,7 +225,7 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *la
                       int from_stage, int to_stage, struct gang_hop *out);
 
 // Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, double layer_parameters);
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, enum gang_recompute recompute, double layer_parameters);
 // Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations.
 struct gang_memory_use {
     double weights, gradients, optimizer, activations, buffers, total, limit;

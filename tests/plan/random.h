@@ -91,7 +91,10 @@ static inline void gang_random_layout(uint64_t seed, const struct gang_task *tas
     while (task->global_batch % out->micro_batch);
     int64_t batches = task->global_batch / out->micro_batch, room = devices / out->pp;
     out->dp = 1 + gang_draw(&d, batches < room ? batches : room);
-    out->recompute = gang_draw(&d, GANG_RECOMPUTE_FULL + 1);
+    out->recompute.at[0] = (uint8_t)gang_draw(&d, GANG_RECOMPUTES);
+    if (out->pp > 1 && gang_draw(&d, 2))
+        for (; out->recompute.count < out->pp; out->recompute.count++)
+            out->recompute.at[out->recompute.count] = (uint8_t)gang_draw(&d, GANG_RECOMPUTES);
     out->zero = gang_draw(&d, 2);
     out->place = gang_draw(&d, 2);
     out->dp_overlap = gang_draw(&d, 2);

@@ -174,6 +174,9 @@ static void test_layouts(void **state) {
         {"tp=x", "'x' is not a whole number"},
         {"tp=0", "out of range"},
         {"recompute=some", "none, selective, alternate, full"},
+        {"recompute=full/some", "recompute=some: expected none, selective"},
+        {"recompute=full/", "recompute=: expected none, selective"},
+        {"place=stages/stages", "expected stages or replicas"},
         {"tp=8,", "a comma at the end"},
         {"layers=1/a", "'a' is not a whole number"},
         {"zero=4", "out of range"},
@@ -186,6 +189,7 @@ static void test_layouts(void **state) {
         {"tp=3", "tp=3 does not divide the model's 16 heads"},
         {"pp=4,vpp=8", "makes 32 chunks of 16 layers"},
         {"pp=4,layers=4/4/4", "names 3 chunks: expected pp * vpp = 4"},
+        {"pp=4,recompute=full/none/none", "recompute= names 3 stages: expected one word, or pp = 4"},
         {"pp=4,layers=4/4/4/5", "adds up to 17: the model has 16"},
         {"tp=8,pp=2", "needs 16 devices, the pool has 8"},
         {"dp=16", "needs 16 devices, the pool has 8: dp at most 8"},
@@ -209,8 +213,44 @@ static void test_layouts(void **state) {
     gang_arena_release(&m.arena);
 }
 
+// What each stage has by itself: the costs of a layout where all stages have it, and what the formulas say.
+static void test_recompute_by_stage(void **state) {
+    (void)state;
+    static const enum gang_recompute wanted[] = {GANG_RECOMPUTE_FULL, GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE};
+    struct made mixed, same[GANG_RECOMPUTES];
+    make("pp=4,vpp=2,recompute=full/none/none/selective", 8, &mixed);
+    for (int r = 0; r < GANG_RECOMPUTES; r++) {
+        char text[64];
+        snprintf(text, sizeof text, "pp=4,vpp=2,recompute=%s", gang_recompute_names[r]);
+        make(text, 8, &same[r]);
+    }
+    for (int c = 0; c < 8; c++) {
+        const struct gang_chunk_cost *cost = gang_costs_chunk(&mixed.answer.costs, 0, c);
+        assert_memory_equal(cost, gang_costs_chunk(&same[wanted[c % 4]].answer.costs, 0, c), sizeof *cost);
+    }
+    // Of two layers in the first chunk, made again: their inputs are kept, in two bytes; the input's half has the forward pass before it.
+    const struct gang_chunk_cost *full = gang_costs_chunk(&mixed.answer.costs, 0, 4), *none = gang_costs_chunk(&same[0].answer.costs, 0, 4);
+    double tokens = (double)mixed.task.sequence_length, stream = 2 * tokens * (double)mixed.task.shape.hidden;
+    assert_float_equal(full->activation_bytes, 2 * stream, 1);
+    assert_float_equal(gang_time_sum(&full->input), gang_time_sum(&none->input) + gang_time_sum(&none->forward), 1e-12);
+    // Selective keeps neither the two norms' results nor what the activation made.
+    const struct gang_chunk_cost *some = gang_costs_chunk(&mixed.answer.costs, 0, 3), *all = gang_costs_chunk(&same[0].answer.costs, 0, 3);
+    assert_float_equal(all->activation_bytes - some->activation_bytes, 2 * (2 * stream + 2 * tokens * (double)mixed.task.shape.ffn), 1);
+    // Working space beside it: stage 0 has room for a layer made again, the others do not.
+    assert_true(mixed.answer.memory[0].buffers > mixed.answer.memory[1].buffers && mixed.answer.memory[1].buffers == mixed.answer.memory[3].buffers);
+    assert_true(mixed.answer.memory[0].activations < same[0].answer.memory[0].activations);
+    struct gang_layout all_alike;
+    assert_ok(gang_layout_parse("pp=4,recompute=full/full/full/full", &all_alike));
+    assert_ok(gang_evaluate(&mixed.task, &mixed.pool, &all_alike, 0, &mixed.arena, &mixed.answer));
+    assert_string_equal(gang_layout_print(&mixed.answer.layout, &mixed.arena), "tp=1,pp=4,dp=2,recompute=full");
+    for (int r = 0; r < GANG_RECOMPUTES; r++) gang_arena_release(&same[r].arena);
+    gang_arena_release(&mixed.arena);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refuses), cmocka_unit_test(test_buffers),
-                                       cmocka_unit_test(test_mutations),  cmocka_unit_test(test_layouts), cmocka_unit_test(test_thousand_ranks)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_buffers),       cmocka_unit_test(test_mutations),
+                                       cmocka_unit_test(test_layouts),       cmocka_unit_test(test_recompute_by_stage),
+                                       cmocka_unit_test(test_thousand_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
