@@ -29,7 +29,7 @@ asan: ## the tests under the address and undefined-behaviour sanitizers
 	@tools/sanitized address tests/run build-asan
 
 # What runs on several OpenMP threads (src/device, fresh weights, what trains) is left out: see tools/sanitized.
-TSAN_TESTS = base yaml config safetensors tokenizer data save sample link wire relay group secure random
+TSAN_TESTS = base yaml config safetensors tokenizer data save sample link wire relay packets group secure random
 
 tsan: ## the tests of threads of our own under the thread sanitizer
 	@$(MAKE) --no-print-directory build BUILD=build-tsan OPTIONS="-DSANITIZE=thread"

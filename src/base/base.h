@@ -63,6 +63,7 @@ GANG_PRINTF(2, 3) char *gang_arena_printf(struct gang_arena *arena, const char *
 // GANG_ERR_MEMORY when the kernel refuses. Free with gang_big_free and the same size.
 GANG_CHECK_RESULT enum gang_status gang_big_alloc(size_t bytes, void **out);
 void gang_big_free(void *block, size_t bytes);
+void gang_big_forget(const void *from, size_t bytes); // gives a part's whole pages back, of a mapped file too; they read as at first
 
 // Growing byte buffer; heap. A zeroed struct is an empty buffer. `data` is always followed by a 0 byte once non-NULL.
 struct gang_buffer {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum { ALIGNMENT = 64, BLOCK_BYTES = 64 << 10 };
 
@@ -90,6 +91,11 @@ enum gang_status gang_big_alloc(size_t bytes, void **out) {
 
 void gang_big_free(void *block, size_t bytes) {
     if (block) munmap(block, (bytes + huge_page - 1) / huge_page * huge_page);
+}
+
+void gang_big_forget(const void *from, size_t bytes) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), skipped = (page - (uintptr_t)from % page) % page;
+    if (bytes >= skipped + page) madvise((char *)from + skipped, (bytes - skipped) / page * page, MADV_DONTNEED);
 }
 
 static void buffer_reserve(struct gang_buffer *buffer, size_t more) {

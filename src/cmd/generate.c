@@ -22,6 +22,8 @@ struct request {
     struct gang_sampling sampling;
 };
 
+static void take(void *net, int from, int to) { gang_net_take(net, from, to); }
+
 static enum gang_status open_speaker(struct speaker *s, const char *path, const struct request *request) {
     char *dir;
     gang_arena_init(&s->arena);
@@ -53,8 +55,8 @@ static enum gang_status open_speaker(struct speaker *s, const char *path, const 
     gang_net_memory(&s->model, s->device, &shape, &memory);
     status = gang_memory_check(&memory, "choose a smaller model or fewer --tokens");
     if (!status) status = gang_net_new(&s->model, s->device, &shape, &s->net);
-    if (!status) status = gang_model_load(&s->model, dir, gang_net_parameters(s->net));
-    if (!status) gang_net_refresh(s->net);
+    const struct gang_load_hook hook = {take, s->net};
+    if (!status) status = gang_model_load(&s->model, dir, gang_net_parameters(s->net), &hook);
     return status;
 }
 

@@ -12,8 +12,15 @@ typedef void gang_cpu_row_kernel(struct gang_device *device, void *y, bool y_f32
 // A matrix as the right operand of products: panels of columns, padded to a multiple of STRIP, in units of 32 bits along the
 // depth; so columns, padded, x units of memory, aligned to 64 bytes. The width of a panel is the variant's business.
 enum { GANG_CPU_PACK_STRIP = 16 };
-// `forward` becomes the right operand [in, out], `input` (bf16 only) [out, in].
-typedef void gang_cpu_pack_kernel(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in);
+// What AdamW needs beside the parameters.
+struct gang_cpu_step {
+    float *m, *v;
+    const float *g;
+    const struct gang_adamw *o;
+};
+// `forward` becomes the right operand [in, out], `input` (bf16 only) [out, in], after the step of the masters if there is one.
+typedef void gang_cpu_pack_kernel(struct gang_device *device, void *forward, void *input, float *master, const struct gang_cpu_step *step,
+                                  int64_t out, int64_t in);
 typedef void gang_cpu_round_kernel(struct gang_device *device, void *to, const float *from, int64_t n);
 
 // Units of working memory of every thread: a block of the left operand's rows and columns of the right one, a chunk deep.
@@ -71,6 +78,8 @@ size_t gang_cpu_linear_bytes(struct gang_device *device, enum gang_linear_use us
 struct gang_linear *gang_cpu_linear_new(struct gang_device *device, enum gang_linear_use use, int64_t out, int64_t in, void *memory,
                                         struct gang_arena *arena);
 void gang_cpu_linear_refresh(struct gang_device *device, struct gang_linear *linear, const float *master);
+void gang_cpu_linear_update(struct gang_device *device, struct gang_linear *linear, float *p, float *m, float *v, const float *g,
+                            const struct gang_adamw *o);
 void gang_cpu_linear(struct gang_device *device, const struct gang_linear *linear, void *y, bool y_f32, const void *x, int64_t M);
 void gang_cpu_linear_input(struct gang_device *device, const struct gang_linear *linear, void *dx, const void *dy, int64_t M);
 void gang_cpu_linear_weight(struct gang_device *device, const struct gang_linear *linear, float *dw, const void *dy, const void *x, bool accumulate,

@@ -209,17 +209,27 @@ static double sum_squares(struct gang_device *device, const float *x, int64_t n)
 }
 
 // Loshchilov and Hutter 2019 (decoupled weight decay), the form PyTorch uses.
-static void adamw(struct gang_device *device, float *p, float *m, float *v, const float *g, int64_t n, const struct gang_adamw *o) {
+void CPU_NAME(gang_cpu_adamw)(float *restrict p, const struct gang_cpu_step *step, int64_t from, int64_t n) {
+    const struct gang_adamw *o = step->o;
     const float b1 = o->beta1, b2 = o->beta2, scale = o->gradient_scale, keep = 1 - o->rate * o->decay;
-    const float step = o->rate / o->correct1, inv2 = 1 / sqrtf(o->correct2), eps = o->epsilon;
-#pragma omp parallel for simd schedule(static) num_threads(device->threads)
-    for (int64_t i = 0; i < n; i++) {
+    const float rate = o->rate / o->correct1, inv2 = 1 / sqrtf(o->correct2), eps = o->epsilon;
+    float *restrict m = step->m, *restrict v = step->v;
+    const float *restrict g = step->g;
+#pragma omp simd
+    for (int64_t i = from; i < from + n; i++) {
         float grad = g[i] * scale;
         float m1 = b1 * m[i] + (1 - b1) * grad, v1 = b2 * v[i] + (1 - b2) * grad * grad;
         m[i] = m1;
         v[i] = v1;
-        p[i] = p[i] * keep - step * m1 / (sqrtf(v1) * inv2 + eps);
+        p[i] = p[i] * keep - rate * m1 / (sqrtf(v1) * inv2 + eps);
     }
+}
+
+static void adamw(struct gang_device *device, float *p, float *m, float *v, const float *g, int64_t n, const struct gang_adamw *o) {
+    enum { BLOCK = 4096 };
+    const struct gang_cpu_step step = {m, v, g, o};
+    PARALLEL_ROWS
+    for (int64_t i = 0; i < n; i += BLOCK) CPU_NAME(gang_cpu_adamw)(p, &step, i, n - i < BLOCK ? n - i : BLOCK);
 }
 
 // w . x over n elements, as one stream through w that is fetched ahead of its use: a row alone is too short for the
@@ -304,6 +314,7 @@ const struct gang_kernels CPU_NAME(gang_cpu_table) = {
     .linear_bytes = gang_cpu_linear_bytes,
     .linear_new = gang_cpu_linear_new,
     .linear_refresh = gang_cpu_linear_refresh,
+    .linear_update = gang_cpu_linear_update,
     .linear = gang_cpu_linear,
     .linear_input = gang_cpu_linear_input,
     .linear_weight = gang_cpu_linear_weight,

@@ -52,8 +52,16 @@ struct gang_linear *gang_cpu_linear_new(struct gang_device *device, enum gang_li
 void gang_cpu_linear_refresh(struct gang_device *device, struct gang_linear *l, const float *master) {
     const struct gang_cpu_variant *variant = cpu_of(device)->variant;
     if (device->compute == GANG_COMPUTE_F32) l->plain = master;
-    if (l->forward) variant->pack(device, l->forward, l->input, master, l->out, l->in);
+    if (l->forward) variant->pack(device, l->forward, l->input, (float *)master, NULL, l->out, l->in);
     if (l->copy) variant->round(device, l->copy, master, l->out * l->in);
+}
+
+void gang_cpu_linear_update(struct gang_device *device, struct gang_linear *l, float *p, float *m, float *v, const float *g,
+                            const struct gang_adamw *o) {
+    assert(l->forward && "for training");
+    const struct gang_cpu_step step = {m, v, g, o};
+    if (device->compute == GANG_COMPUTE_F32) l->plain = p;
+    cpu_of(device)->variant->pack(device, l->forward, l->input, p, &step, l->out, l->in);
 }
 
 static void multiply(struct gang_device *device, struct gang_cpu_product product) {

@@ -19,7 +19,10 @@ void CPU_NAME(gang_cpu_cache_fill)(struct gang_device *device, void *k_cache, vo
                                    const struct gang_attention *shape);
 void CPU_NAME(gang_cpu_linear_row)(struct gang_device *device, void *y, bool y_f32, const void *weight, const void *x, int64_t out, int64_t in);
 void CPU_NAME(gang_cpu_multiply)(struct gang_device *device, const struct gang_cpu_product *product);
-void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in);
+void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, float *master, const struct gang_cpu_step *step,
+                                    int64_t out, int64_t in);
+// AdamW of elements [from, from + n), on the calling thread.
+void CPU_NAME(gang_cpu_adamw)(float *p, const struct gang_cpu_step *step, int64_t from, int64_t n);
 void CPU_NAME(gang_cpu_round_weight)(struct gang_device *device, void *to, const float *from, int64_t n);
 // FLOP done by `rounds` rounds of multiply-adds that stay in registers, on the calling thread.
 double CPU_NAME(gang_cpu_peak)(int64_t rounds);

@@ -404,12 +404,16 @@ static void pack_tile(uint32_t *forward, uint32_t *input, const float *master, i
 #endif
 }
 
-void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, const float *master, int64_t out, int64_t in) {
+// A strip of rows is stepped as the one stream it is, and packed while it is in the cache.
+void CPU_NAME(gang_cpu_pack_weight)(struct gang_device *device, void *forward, void *input, float *master, const struct gang_cpu_step *step,
+                                    int64_t out, int64_t in) {
 #pragma omp parallel num_threads(device->threads)
     {
 #pragma omp for schedule(static) nowait
-        for (int64_t o = 0; o < out; o += STRIP)
+        for (int64_t o = 0; o < out; o += STRIP) {
+            if (step) CPU_NAME(gang_cpu_adamw)(master, step, o * in, least(STRIP, out - o) * in);
             for (int64_t i = 0; i < in; i += STRIP * UNIT) pack_tile(forward, input, master, o, i, out, in);
+        }
         fence();
     }
 }

@@ -81,6 +81,9 @@ struct gang_kernels {
                                       struct gang_arena *arena);
     // Takes over the master weights [out, in]; f32 keeps the pointer, so the master must stay.
     void (*linear_refresh)(struct gang_device *device, struct gang_linear *linear, const float *master);
+    // adamw of the whole weight, then linear_refresh: each master is read once for both.
+    void (*linear_update)(struct gang_device *device, struct gang_linear *linear, float *p, float *m, float *v, const float *g,
+                          const struct gang_adamw *o);
     // y[M,out] = x[M,in] W^T. y is act, or f32 if `y_f32`.
     void (*linear)(struct gang_device *device, const struct gang_linear *linear, void *y, bool y_f32, const void *x, int64_t M);
     // dx[M,in] = dy[M,out] W.

@@ -281,6 +281,12 @@ static void linear_refresh(struct gang_device *device, struct gang_linear *l, co
     l->weight = master;
 }
 
+static void linear_update(struct gang_device *device, struct gang_linear *l, float *p, float *m, float *v, const float *g,
+                          const struct gang_adamw *o) {
+    adamw(device, p, m, v, g, l->out * l->in, o);
+    linear_refresh(device, l, p);
+}
+
 // The weight as the compute type sees it.
 static double weight_at(const struct gang_device *device, const struct gang_linear *l, int64_t i) {
     uint16_t rounded;
@@ -336,6 +342,7 @@ static const struct gang_kernels ref_table = {
     .linear_bytes = linear_bytes,
     .linear_new = linear_new,
     .linear_refresh = linear_refresh,
+    .linear_update = linear_update,
     .linear = linear,
     .linear_input = linear_input,
     .linear_weight = linear_weight,

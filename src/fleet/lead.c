@@ -292,7 +292,7 @@ static enum gang_status open_job(struct gang_lead *l, struct gang_job_output *ou
     struct gang_tokenizer *tokenizer = NULL;
     struct gang_data *data = NULL;
     enum gang_status status = gang_job_config(job, &config);
-    if (!status) status = gang_job_find_save(job, l->options->resume, l->arena, &l->resume);
+    if (!status) status = gang_job_find_save(job, &config, l->options->resume, l->arena, &l->resume);
     if (!status && l->resume) status = gang_path_absolute(l->resume, l->arena, &l->resume);
     if (!status) status = gang_job_tokenizer(job, &config, &tokenizer);
     if (!status) status = gang_job_data(job, &config, tokenizer, NULL, NULL, &data);

@@ -487,6 +487,32 @@ static void print_config(const struct gang_config *config, struct gang_buffer *t
     gang_buffer_printf(text, "  \"torch_dtype\": \"float32\"\n}\n");
 }
 
+// The first line in which two printed configurations differ.
+static void differing_line(const char **a, const char **b, int length[2]) {
+    for (const char *x = *a, *y = *b; *x; x++, y++) {
+        if (*x != *y) break;
+        if (*x == '\n') *a = x + 1, *b = y + 1;
+    }
+    length[0] = (int)strcspn(*a += strspn(*a, " "), "\n");
+    length[1] = (int)strcspn(*b += strspn(*b, " "), "\n");
+}
+
+enum gang_status gang_config_check_same(const struct gang_config *saved, const struct gang_config *now, const char *dir) {
+    struct gang_buffer text[2] = {{0}};
+    enum gang_status status = GANG_OK;
+    print_config(saved, &text[0]);
+    print_config(now, &text[1]);
+    const char *was = text[0].data, *is = text[1].data;
+    int length[2];
+    if (strcmp(was, is) != 0) {
+        differing_line(&was, &is, length);
+        status = gang_fail(GANG_ERR_INPUT, "%s: the model's config.json said %.*s in the saved run and says %.*s now: restore it, or start anew", dir,
+                           length[0], was, length[1], is);
+    }
+    for (int i = 0; i < 2; i++) gang_buffer_release(&text[i]);
+    return status;
+}
+
 enum gang_status gang_config_write(const struct gang_config *config, const char *dir) {
     struct gang_buffer text = {0}, path = {0};
     print_config(config, &text);

@@ -30,6 +30,8 @@ struct gang_config {
 GANG_CHECK_RESULT enum gang_status gang_config_read(const char *path, struct gang_config *out);
 // Writes DIR/config.json (LlamaForCausalLM) durably.
 GANG_CHECK_RESULT enum gang_status gang_config_write(const struct gang_config *config, const char *dir);
+// GANG_ERR_INPUT with the first field that differs, if the configuration of the save in `dir` is not the one of now.
+GANG_CHECK_RESULT enum gang_status gang_config_check_same(const struct gang_config *saved, const struct gang_config *now, const char *dir);
 
 // Rotations per position: inv_freq[i], i < head_dim / 2, after scaling.
 // Linear: Chen et al. 2023 (position interpolation). Llama 3: by wavelength bands, as published with Llama 3.1.
@@ -110,8 +112,14 @@ void gang_model_randomise(const struct gang_model *model, uint64_t seed, float *
 // Parameters from DIR/model.safetensors or DIR/model.safetensors.index.json with its shards (f32, bf16, f16 → f32).
 // Missing, doubled or ill-shaped tensors are refused by name; unknown ones too, except known buffers (rotary inv_freq) and
 // the head of a tied model where it equals the embedding. Nothing is written to `parameters` unless all of it fits. For a part
-// or slices the files hold, and are checked for, the whole model.
-GANG_CHECK_RESULT enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters);
+// or slices the files hold, and are checked for, the whole model. `taken` (or NULL) is called when tensors [from, to) of the table,
+// what is outside layers or one layer's, are there.
+struct gang_load_hook {
+    void (*taken)(void *context, int from, int to);
+    void *context;
+};
+GANG_CHECK_RESULT enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters,
+                                                   const struct gang_load_hook *hook);
 // True if DIR holds weights of any kind, so that nobody trains from nothing beside them: gang_model_load reads them or says why not.
 bool gang_model_has_weights(const char *dir);
 

@@ -220,7 +220,20 @@ static enum gang_status check_rest(const struct gang_model *model, const struct 
     return GANG_OK;
 }
 
-enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters) {
+// Tensors [from, to) and the gaps behind them, which are 0.
+static void load_tensors(const struct gang_model *model, const struct gang_st_entry *const *sources, int from, int to, float *parameters) {
+#pragma omp parallel for schedule(dynamic)
+    for (int i = from; i < to; i++) {
+        const struct gang_tensor *tensor = &model->tensors[i];
+        int64_t end = tensor->offset + tensor->rows * tensor->cols, next = i + 1 < model->count ? tensor[1].offset : model->elements;
+        const struct gang_st_entry *source = sources[tensor->index];
+        copy_slice(tensor, source, parameters + tensor->offset);
+        gang_big_forget(source->data, (size_t)source->elements * gang_dtype_bytes(source->type));
+        memset(parameters + end, 0, (size_t)(next - end) * sizeof *parameters);
+    }
+}
+
+enum gang_status gang_model_load(const struct gang_model *model, const char *dir, float *parameters, const struct gang_load_hook *hook) {
     struct weights weights;
     struct gang_model whole;
     enum gang_status status = weights_open(dir, &weights);
@@ -230,11 +243,10 @@ enum gang_status gang_model_load(const struct gang_model *model, const char *dir
     status = match(&whole, &weights, dir, sources);
     if (!status) status = check_rest(&whole, &weights, sources);
     if (status) goto out;
-    memset(parameters, 0, (size_t)model->elements * sizeof *parameters);
-#pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < model->count; i++) {
-        const struct gang_tensor *tensor = &model->tensors[i];
-        copy_slice(tensor, sources[tensor->index], parameters + tensor->offset);
+    for (int from = 0, to; from < model->count; from = to) {
+        for (to = from + 1; to < model->count && model->tensors[to].layer == model->tensors[from].layer;) to++;
+        load_tensors(model, sources, from, to, parameters);
+        if (hook) hook->taken(hook->context, from, to);
     }
 out:
     weights_close(&weights);

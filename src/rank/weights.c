@@ -15,7 +15,7 @@ enum gang_status gang_rank_weights(struct gang_rank *r, const char *dir, bool st
     if (!dir)
         gang_model_randomise(model, r->options.seed, r->cell.parameters);
     else if (!state)
-        status = gang_model_load(model, dir, r->cell.parameters);
+        status = gang_model_load(model, dir, r->cell.parameters, NULL);
     else
         status = gang_rank_restore(r, dir);
     if (!status) gang_net_refresh(net);

@@ -177,7 +177,15 @@ static void place_all(struct gang_net *net, char *base) {
     place_workspace(net, &p);
     for (int c = 0; c < net->shape.chunk_count; c++)
         for (int i = 0; i < net->chunks[c].slot_count; i++) place_slot(net, &p, &net->chunks[c], &net->chunks[c].slots[i]);
-    net->memory.total = p.used;
+    net->block_bytes = p.used;
+    size_t passing = 0, most = 0;
+    for (const struct weight *w = net->weights; w < net->weights + net->weight_count; w++) {
+        size_t bytes = w->passes ? (size_t)w->elements * sizeof(float) : 0;
+        passing += bytes;
+        if (bytes > most) most = bytes;
+    }
+    net->memory.parameters -= passing - most;
+    net->memory.total = p.used - (passing - most);
 }
 
 // ---- Buckets -------------------------------------------------------------------------------------------------------
@@ -221,6 +229,29 @@ static void find_buckets(struct gang_net *net) {
         net->chunks[net->buckets[i].chunk].bucket = i;
     }
     assert(covered == net->model->elements && "the chunks hold what the model's part holds");
+}
+
+// ---- Weights -------------------------------------------------------------------------------------------------------
+
+static void add_weight(struct gang_net *net, struct gang_linear *const *linear, const struct gang_tensor *from, int64_t elements) {
+    int at = net->weight_count++;
+    for (; at && net->weights[at - 1].offset > from->offset; at--) net->weights[at] = net->weights[at - 1];
+    bool passes = net->shape.inference && net->device->compute == GANG_COMPUTE_BF16 && from != net->embed;
+    net->weights[at] = (struct weight){.linear = linear, .offset = from->offset, .elements = elements, .passes = passes};
+}
+
+static void find_weights(struct gang_net *net) {
+    enum { OF_LAYER = 4 };
+    net->weights = gang_arena_alloc(&net->arena, (size_t)(net->model->config.layers * OF_LAYER + 1) * sizeof *net->weights);
+    for (int c = 0; c < net->shape.chunk_count; c++)
+        for (int i = net->chunks[c].from; i < net->chunks[c].to; i++) {
+            const struct layer *l = &net->layers[i];
+            add_weight(net, &l->qkv, l->q, net->W * net->C);
+            add_weight(net, &l->o, l->o_tensor, net->C * net->O);
+            add_weight(net, &l->gate_up, l->gate, 2 * net->F * net->C);
+            add_weight(net, &l->down, l->down_tensor, net->C * net->F);
+        }
+    if (net->head_tensor) add_weight(net, &net->head, net->head_tensor, net->V * net->C);
 }
 
 // ---- Set-up --------------------------------------------------------------------------------------------------------
@@ -287,6 +318,7 @@ static void net_init(struct gang_net *net, const struct gang_model *model, struc
     net->embed = gang_model_find(model, GANG_ROLE_EMBED, -1);
     net->norm_final = gang_model_find(model, GANG_ROLE_NORM_FINAL, -1);
     if (net->norm_final) net->head_tensor = c->tied ? net->embed : gang_model_find(model, GANG_ROLE_HEAD, -1);
+    find_weights(net);
     place_all(net, NULL);
 }
 
@@ -329,7 +361,7 @@ enum gang_status gang_net_new(const struct gang_model *model, struct gang_device
     assert(net && "out of memory");
     assert(model->tp == 1 || (shape->cell && !shape->inference));
     net_init(net, model, device, shape);
-    enum gang_status status = gang_big_alloc(net->memory.total, &net->block);
+    enum gang_status status = gang_big_alloc(net->block_bytes, &net->block);
     if (status) {
         gang_net_free(net);
         return status;
@@ -343,7 +375,7 @@ enum gang_status gang_net_new(const struct gang_model *model, struct gang_device
 void gang_net_free(struct gang_net *net) {
     if (!net) return;
     if (net->block) {
-        gang_big_free(net->block, net->memory.total);
+        gang_big_free(net->block, net->block_bytes);
         net->device->scratch = NULL;
     }
     gang_arena_release(&net->arena);

@@ -47,19 +47,30 @@ struct chunk {
     struct slot *slots;
 };
 
+// A linear layer's weight in the flat array.
+struct weight {
+    struct gang_linear *const *linear; // where the layer's is kept
+    int64_t offset, elements;
+    bool packed; // by the update, so that a refresh need not
+    bool passes; // inference in bf16: the master is given back once it is packed
+};
+
 struct gang_net {
     const struct gang_model *model;
     struct gang_device *device;
     struct gang_net_shape shape; // chunks and owned ranges are copies in the arena
     struct gang_arena arena;
     void *block;
-    struct gang_memory memory;
+    size_t block_bytes;
+    struct gang_memory memory; // of the block what is ever held at once
 
     float *parameters, *gradients, *moments[2];
     bool *set;            // by tensor of the table: has a gradient since gang_net_begin
     struct layer *layers; // by layer of the model; filled for those of the chunks
     struct gang_linear *head;
     const struct gang_tensor *embed, *norm_final, *head_tensor; // the head's is the embedding when tied
+    struct weight *weights;                                     // ascending
+    int weight_count;
     struct chunk *chunks;
     int bucket_count;
     struct gang_net_bucket *buckets;

@@ -59,7 +59,7 @@ enum gang_status gang_job_data(const struct gang_job *job, const struct gang_con
 
 // ---- Going on ------------------------------------------------------------------------------------------------------
 
-enum gang_status gang_job_find_save(const struct gang_job *job, bool resume, struct gang_arena *arena, char **dir) {
+enum gang_status gang_job_find_save(const struct gang_job *job, const struct gang_config *config, bool resume, struct gang_arena *arena, char **dir) {
     *dir = gang_arena_printf(arena, "%s/latest", job->output);
     char target[2];
     bool there = readlink(*dir, target, sizeof target) > 0 || gang_path_exists(*dir); // a link that leads nowhere is one too
@@ -67,7 +67,9 @@ enum gang_status gang_job_find_save(const struct gang_job *job, bool resume, str
         return gang_fail(GANG_ERR_INPUT, "%s: holds a run already: go on with --resume, or choose another output directory", job->output);
     if (!there && resume) return gang_fail(GANG_ERR_INPUT, "%s: holds no save to resume: start without --resume", job->output);
     if (!there) *dir = NULL;
-    return GANG_OK;
+    struct gang_config saved;
+    enum gang_status status = there ? gang_config_read(*dir, &saved) : GANG_OK;
+    return there && !status ? gang_config_check_same(&saved, config, *dir) : status;
 }
 
 static enum gang_status check_same(const char *dir, const char *what, int64_t saved, int64_t now) {

@@ -47,7 +47,7 @@ static enum gang_status load_weights(struct run *r, const char *resume_dir, bool
     if (*fresh)
         gang_model_randomise(&r->model, (uint64_t)r->job->seed, gang_net_parameters(r->net));
     else
-        status = gang_model_load(&r->model, r->job->model, gang_net_parameters(r->net));
+        status = gang_model_load(&r->model, r->job->model, gang_net_parameters(r->net), NULL);
     if (!status) gang_net_refresh(r->net);
     return status;
 }
@@ -57,7 +57,7 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     char *dir = NULL;
     bool fresh;
     enum gang_status status = gang_job_config(job, &r->config);
-    if (!status) status = gang_job_find_save(job, resume, &r->arena, &dir);
+    if (!status) status = gang_job_find_save(job, &r->config, resume, &r->arena, &dir);
     if (!status) status = gang_job_tokenizer(job, &r->config, &r->tokenizer);
     if (!status)
         status = gang_device_open(

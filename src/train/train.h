@@ -71,6 +71,9 @@ float *gang_net_parameters(struct gang_net *net); // flat, model->elements long;
 float *gang_net_gradients(struct gang_net *net);
 float *gang_net_moments(struct gang_net *net, int which); // 0: first, 1: second; of the owned ranges, one behind another
 void gang_net_refresh(struct gang_net *net);
+// Parameters of tensors [from, to) of the table are written. For inference in bf16, which has its own copy of every weight, this takes
+// the place of gang_net_refresh: their masters are given back, so that a model needs no more than one of them at a time.
+void gang_net_take(struct gang_net *net, int from, int to);
 
 // ---- A stage: passes of its chunks, in any order that the data allow -----------------------------------------------
 
@@ -175,8 +178,9 @@ GANG_CHECK_RESULT enum gang_status gang_job_config(const struct gang_job *job, s
 GANG_CHECK_RESULT enum gang_status gang_job_tokenizer(const struct gang_job *job, const struct gang_config *config, struct gang_tokenizer **out);
 GANG_CHECK_RESULT enum gang_status gang_job_data(const struct gang_job *job, const struct gang_config *config, const struct gang_tokenizer *tokenizer,
                                                  bool (*progress)(void *context, int64_t done, int64_t all), void *context, struct gang_data **out);
-// The save to go on from, NULL for a new run; an output directory is not silently used twice.
-GANG_CHECK_RESULT enum gang_status gang_job_find_save(const struct gang_job *job, bool resume, struct gang_arena *arena, char **dir);
+// The save to go on from, of the same model, NULL for a new run; an output directory is not silently used twice.
+GANG_CHECK_RESULT enum gang_status gang_job_find_save(const struct gang_job *job, const struct gang_config *config, bool resume,
+                                                      struct gang_arena *arena, char **dir);
 // The state at the start: of a new run, or as saved in `dir`, which must be of a run that this one goes on as if it had never stopped.
 GANG_CHECK_RESULT enum gang_status gang_job_state(const struct gang_job *job, const struct gang_data *data, const char *dir, struct gang_state *out);
 

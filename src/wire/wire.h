@@ -152,20 +152,26 @@ GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_comm *group);
 
 // ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
 //
-// It accepts TCP connections, connects each to where its route leads, and passes the bytes on late, at a rate, with outages. It works on
-// streams, not on packets: what it delays is data, not the set-up of a connection; a loss or a reordering is nothing it
-// can show. The rate is shared by all connections, each way its own. An outage or a cut holds everything back in silence.
+// Of connections: it accepts them, connects each to where its route leads, and passes the bytes on late, at a rate, with outages.
+// What it delays is data, not the set-up of a connection; a loss or a reordering is nothing it can show. The rate is shared by all
+// connections, each way its own. An outage or a cut holds everything back in silence.
+//
+// Of packets (root): it takes Ethernet frames from one network interface and gives them to another, and back. It loses, doubles
+// and reorders; what comes during an outage or a cut, or finds the queue full (a round trip of the rate), is lost. Flipped bits
+// are those of TCP's data, behind the back of its checksum: what a checksum finds is a loss.
 
 struct gang_relay;
 
 struct gang_relay_options {
-    const char *listen, *to;         // "host:port"; `to` may be NULL: no route yet
+    const char *listen, *to;         // of connections: "host:port"; `to` may be NULL: no route yet
+    const char *between[2];          // of packets: interfaces in the caller's network namespace; [0] NULL: of connections
     double rtt_s;                    // half of it each way
-    double jitter_s;                 // up to so much more each way, drawn anew every so often; order is kept
-    double bytes_per_s;              // 0: as fast as it goes
+    double jitter_s;                 // up to so much more each way, drawn anew every 5 ms; order is kept
+    double bytes_per_s;              // 0: as fast as it goes; of packets with their headers
     double outage_s, outage_every_s; // 0: none
     double cut_at_s, heal_at_s;      // after the start; 0: never
     double flips;                    // chance per bit to be flipped
+    double loss, doubled, reordered; // chance per packet; what is reordered comes 1 ms later than its neighbours
     uint64_t seed;
 };
 
@@ -178,11 +184,26 @@ void gang_relay_cut(struct gang_relay *relay, bool cut); // now, until healed; a
 void gang_relay_close(struct gang_relay *relay);
 
 struct gang_relay_report {
-    uint64_t bytes[2]; // towards `to`, and back; of all routes
+    uint64_t bytes[2]; // towards `to`, or from between[0], and back; of all routes
     double late_s;     // how much later than meant data left, on average by piece
     double late_most_s;
     uint64_t connections, flipped;
+    uint64_t packets, lost, doubled, reordered; // of packets: that came, and what was done to them as the options say
+    uint64_t blocked, overflowed;               // lost in an outage or a cut; in the queue
+    uint64_t missed;                            // lost because the relay was not fast enough
 };
 void gang_relay_report(struct gang_relay *relay, struct gang_relay_report *out);
+
+// Two sites on one machine, for tests and demonstrations: network namespaces that only this process has, a packet relay between them.
+// They are gone with the process, however it ends. Needs root.
+struct gang_sites;
+// `options` as for gang_relay_open; `between` is not looked at.
+GANG_CHECK_RESULT enum gang_status gang_sites_open(const struct gang_relay_options *options, struct gang_sites **out);
+// From now on the calling thread, and those that it starts, are in site 0 or 1; in -1 where gang_sites_open was called. A wire
+// belongs to the site in which it is opened, and is to be used by threads of that site.
+GANG_CHECK_RESULT enum gang_status gang_sites_enter(const struct gang_sites *sites, int site);
+const char *gang_sites_host(int site); // "10.77.0.1", "10.77.0.2"
+struct gang_relay *gang_sites_relay(const struct gang_sites *sites);
+void gang_sites_close(struct gang_sites *sites);
 
 #endif

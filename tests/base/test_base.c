@@ -66,6 +66,12 @@ static void test_big_alloc(void **state) {
     assert_int_equal((uintptr_t)block % (2 << 20), 0);
     assert_int_equal(((char *)block)[4999999], 0);
     memset(block, 1, 5000000);
+    // Of a part whole pages only, and of those around it nothing.
+    memset(block, 1, 20000);
+    gang_big_forget((char *)block + 100, 12300);
+    for (int i = 0; i < 20000; i++) assert_int_equal(((char *)block)[i], i < 4096 || i >= 12288);
+    gang_big_forget((char *)block + 100, 5000);
+    assert_int_equal(((char *)block)[4000], 1);
     gang_big_free(block, 5000000);
     gang_big_free(NULL, 0);
     assert_fails(GANG_ERR_MEMORY, "cannot reserve", gang_big_alloc((size_t)1 << 60, &block));

@@ -88,6 +88,15 @@ for name, fields in ("steps", {"seconds_left"}), ("json/metrics.jsonl", set()):
 '
 }
 
+test_other_model_resumed() {
+    job other "steps: 2"
+    rm -rf other && run 0 train other.yaml
+    sed 's/"vocab_size"/"rms_norm_eps": 0.001, "vocab_size"/' model.json >theirs.json
+    sed -i 's/model.json/theirs.json/; s/steps: 2/steps: 3/' other.yaml
+    run 1 train other.yaml --resume && one_error
+    says err 'other/latest: the model'"'"'s config.json said "rms_norm_eps": ' && says err 'and says "rms_norm_eps": 0.001, now: restore it'
+}
+
 # A run in the background that goes on for as long as it is let; its steps go to the file steps.
 endless() {
     job "$1" "steps: 99999999" "save_every: $2"

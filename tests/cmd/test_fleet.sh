@@ -255,7 +255,7 @@ test_jobs_that_make_no_sense() {
 test_too_little_memory() {
     sed 's/"hidden_size": 16/"hidden_size": 32768/; s/: 24/: 131072/; s/"num_attention_heads": 4/"num_attention_heads": 64/' model.json >huge.json
     job refusal "steps: 2" "cluster: near.yaml" "layout: pp=2,mb=1" && sed -i 's/model.json/huge.json/' refusal.yaml
-    refused refusal "on first" "needs" "iB"
+    refused refusal " on " "the model does not fit: needs" "iB"
 }
 
 # Between the coordinator's look and the ranks' the data go, or change: as if one site had none, or others.

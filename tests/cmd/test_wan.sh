@@ -19,7 +19,11 @@ refused() { # WORDS ARGUMENTS...: exit status 2 and these words on standard erro
 }
 
 bad=0
-refused "--listen and --to are needed" --rtt 5ms || bad=1
+refused "--listen and --to, or --between, are needed" --rtt 5ms || bad=1
+refused "give one of them" --between a,b --to 127.0.0.1:1 || bad=1
+refused "expected two network interfaces" --between a || bad=1
+refused "connections lose nothing" --listen 127.0.0.1:0 --to 127.0.0.1:1 --loss 0.001 || bad=1
+refused "not within 0 and 0.3" --between a,b --loss 0.5 || bad=1
 refused "not a number with a unit" --listen 127.0.0.1:0 --to 127.0.0.1:1 --rtt 5 || bad=1
 refused "expected so long" --listen 127.0.0.1:0 --to 127.0.0.1:1 --outage 50ms || bad=1
 refused "give one of them" --listen 127.0.0.1:0 --to 127.0.0.1:1 --rtt 5ms --distance 500km || bad=1

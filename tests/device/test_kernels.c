@@ -287,17 +287,18 @@ static void check_messages(struct pair *p) {
     release(x), release(delta), release(out);
 }
 
+static const struct gang_adamw adamw = {
+    .rate = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .decay = 0.1f, .correct1 = 0.19f, .correct2 = 0.1f, .gradient_scale = 0.5f};
+
 static void check_optimizer(struct pair *p) {
     int64_t n = draw(p, 1, 200000);
     float *g = random_f32(p, n, 1), *from[3], *state[2][3];
     for (int j = 0; j < 3; j++) from[j] = random_f32(p, n, 1);
     for (int64_t i = 0; i < n; i++) from[2][i] = fabsf(from[2][i]);
-    struct gang_adamw o = {
-        .rate = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .decay = 0.1f, .correct1 = 0.19f, .correct2 = 0.1f, .gradient_scale = 0.5f};
     struct gang_device *device[2] = {p->ref, p->cpu};
     for (int i = 0; i < 2; i++) {
         for (int j = 0; j < 3; j++) state[i][j] = memcpy(memory((size_t)n * 4), from[j], (size_t)n * 4);
-        device[i]->k->adamw(device[i], state[i][0], state[i][1], state[i][2], g, n, &o);
+        device[i]->k->adamw(device[i], state[i][0], state[i][1], state[i][2], g, n, &adamw);
     }
     for (int j = 0; j < 3; j++) same_f32("adamw", state[0][j], state[1][j], n, 1e-5);
     double want = p->ref->k->sum_squares(p->ref, g, n), got = p->cpu->k->sum_squares(p->cpu, g, n);
@@ -306,6 +307,31 @@ static void check_optimizer(struct pair *p) {
     gap_check("sum of squares", &gap, 3e-5); // blocks of 65536 are summed in f32
     for (int j = 0; j < 3; j++) release(from[j]), release(state[0][j]), release(state[1][j]);
     release(g);
+}
+
+// A step of the weight itself gives the bits of a step of its elements, and leaves what a refresh would.
+static void check_update(struct gang_device *d, struct gang_linear *l, const float *w, const void *x, const void *dy, int64_t M, int64_t out,
+                         int64_t in) {
+    size_t bytes = (size_t)(out * in) * 4, y_bytes = (size_t)(M * out) * 4, dx_bytes = (size_t)(M * in) * gang_device_act_bytes(d);
+    float *state[2][3], *y[2];
+    void *dx[2];
+    for (int i = 0; i < 2; i++) {
+        for (int j = 0; j < 3; j++) state[i][j] = memcpy(memory(bytes), w, bytes);
+        for (int64_t j = 0; j < out * in; j++) state[i][2][j] = fabsf(w[j]);
+        y[i] = memory(y_bytes), dx[i] = memory(dx_bytes);
+        if (i) {
+            d->k->linear_update(d, l, state[i][0], state[i][1], state[i][2], w, &adamw);
+        } else {
+            d->k->adamw(d, state[i][0], state[i][1], state[i][2], w, out * in, &adamw);
+            d->k->linear_refresh(d, l, state[i][0]);
+        }
+        d->k->linear(d, l, y[i], true, x, M);
+        d->k->linear_input(d, l, dx[i], dy, M);
+    }
+    for (int j = 0; j < 3; j++) assert_memory_equal(state[0][j], state[1][j], bytes);
+    assert_memory_equal(y[0], y[1], y_bytes);
+    assert_memory_equal(dx[0], dx[1], dx_bytes);
+    for (int i = 0; i < 2; i++) release(state[i][0]), release(state[i][1]), release(state[i][2]), release(y[i]), release(dx[i]);
 }
 
 static void check_linear(struct pair *p, enum gang_linear_use use, int64_t M, int64_t out, int64_t in) {
@@ -319,6 +345,7 @@ static void check_linear(struct pair *p, enum gang_linear_use use, int64_t M, in
         void *packed = gang_arena_alloc(&arena, d->k->linear_bytes(d, use, out, in) + 64);
         packed = (char *)packed + (64 - (uintptr_t)packed % 64) % 64;
         struct gang_linear *l = d->k->linear_new(d, use, out, in, packed, &arena);
+        if (use == GANG_LINEAR_TRAIN) check_update(d, l, w, x, dy, M, out, in);
         d->k->linear_refresh(d, l, w);
         y[i] = memory((size_t)(M * out) * 4), dx[i] = memory((size_t)(M * in) * 4), dw[i] = memory((size_t)(out * in) * 4),
         wide[i] = memory((size_t)(M * out) * 4);

@@ -127,7 +127,7 @@ static void test_golden_llamas(void **state) {
         gang_model_init(&model, &config, &arena);
         float *parameters = gang_arena_alloc(&arena, (size_t)model.elements * sizeof *parameters);
         assert_true(gang_model_has_weights(dir));
-        assert_ok(gang_model_load(&model, dir, parameters));
+        assert_ok(gang_model_load(&model, dir, parameters, NULL));
         struct gang_st_part part = {.prefix = "", .values = parameters};
         assert_ok(gang_model_save(&model, &part, 1, scratch_path("again.safetensors")));
         struct gang_buffer ours = {0}, theirs = {0};
@@ -328,7 +328,7 @@ static void write_part(const struct fixture *f, const char *file, struct writing
 #define WHOLE(f) .from = 0, .to = (f)->model.count, .skip = -1, .reshape = -1
 static const char single[] = "model/model.safetensors";
 
-static enum gang_status load(struct fixture *f) { return gang_model_load(&f->model, scratch_path("model"), f->loaded); }
+static enum gang_status load(struct fixture *f) { return gang_model_load(&f->model, scratch_path("model"), f->loaded, NULL); }
 
 static void test_load_single(void **state) {
     (void)state;
@@ -487,7 +487,7 @@ static void test_parts(void **state) {
         const struct gang_st_part whole = {.prefix = "", .values = f.weights},
                                   in = {.prefix = "", .values = gang_arena_alloc(&f.arena, (size_t)part.elements * sizeof(float))};
         assert_ok(gang_model_save(&f.model, &whole, 1, scratch_path(single)));
-        assert_ok(gang_model_load(&part, scratch_path("model"), (float *)in.values));
+        assert_ok(gang_model_load(&part, scratch_path("model"), (float *)in.values, NULL));
         same_tensors(&f, &part, in.values);
         memset((float *)in.values, 0xee, (size_t)part.elements * sizeof(float));
         assert_ok(gang_model_restore(&part, &in, 1, scratch_path(single)));
@@ -506,9 +506,9 @@ static void test_parts(void **state) {
     fixture_init(&f, false);
     gang_model_init_part(&part, &f.model.config, &parts[0], &f.arena);
     write_part(&f, single, (struct writing){WHOLE(&f), .extra_name = "model.layers.2.mlp.gate_proj.weight"});
-    assert_fails(GANG_ERR_UNSUPPORTED, "model.layers.2.mlp.gate_proj.weight", gang_model_load(&part, scratch_path("model"), f.loaded));
+    assert_fails(GANG_ERR_UNSUPPORTED, "model.layers.2.mlp.gate_proj.weight", gang_model_load(&part, scratch_path("model"), f.loaded, NULL));
     write_part(&f, single, (struct writing){.to = f.model.count - 1, .skip = -1, .reshape = -1});
-    assert_fails(GANG_ERR_INPUT, "lack lm_head.weight", gang_model_load(&part, scratch_path("model"), f.loaded));
+    assert_fails(GANG_ERR_INPUT, "lack lm_head.weight", gang_model_load(&part, scratch_path("model"), f.loaded, NULL));
     gang_arena_release(&f.arena);
 }
 
@@ -526,7 +526,7 @@ static void test_slices(void **state) {
         gang_model_init_part(&slice, &config, &part, &f.arena);
         const struct gang_st_part whole = {.prefix = "exp_avg.", .values = f.weights}, in = {.prefix = "exp_avg.", .values = f.loaded};
         write_part(&f, single, (struct writing){WHOLE(&f)});
-        assert_ok(gang_model_load(&slice, scratch_path("model"), f.loaded));
+        assert_ok(gang_model_load(&slice, scratch_path("model"), f.loaded, NULL));
         same_tensors(&f, &slice, f.loaded);
         memset(f.loaded, 0xee, f.bytes);
         assert_ok(gang_model_save(&f.model, &whole, 1, scratch_path("state.safetensors")));
@@ -534,7 +534,7 @@ static void test_slices(void **state) {
         same_tensors(&f, &slice, f.loaded);
         write_part(&f, single, (struct writing){.to = f.model.count, .skip = -1, .reshape = 3});
         assert_fails(GANG_ERR_INPUT, "contradicts the model's configuration, which asks for [4, 6]",
-                     gang_model_load(&slice, scratch_path("model"), f.loaded));
+                     gang_model_load(&slice, scratch_path("model"), f.loaded, NULL));
         gang_arena_release(&f.arena);
     }
 }

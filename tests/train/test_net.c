@@ -46,7 +46,7 @@ static void open_golden(struct golden *g, const char *name, const char *kind, en
     free(x);
     assert_ok(gang_device_open(&(struct gang_device_options){.kind = kind, .compute = compute, .threads = 2}, &g->device));
     assert_ok(gang_net_new(&g->model, g->device, &(struct gang_net_shape){.batch = g->batch, .length = g->length}, &g->net));
-    assert_ok(gang_model_load(&g->model, g->dir, gang_net_parameters(g->net)));
+    assert_ok(gang_model_load(&g->model, g->dir, gang_net_parameters(g->net), NULL));
     gang_net_refresh(g->net);
 }
 
@@ -149,6 +149,8 @@ static void test_same_bits(void **state) {
     assert_true(bits_after_steps(GANG_COMPUTE_F32) != bits_after_steps(GANG_COMPUTE_BF16));
 }
 
+static void take(void *net, int from, int to) { gang_net_take(net, from, to); }
+
 // Prompt at once or token by token, cached, gives the logits of the whole sequence.
 static void feed(enum gang_compute compute, int64_t at_once, double tolerance) {
     struct golden g;
@@ -158,8 +160,7 @@ static void feed(enum gang_compute compute, int64_t at_once, double tolerance) {
     gang_net_logits(g.net, g.tokens, want);
     struct gang_net *net = NULL;
     assert_ok(gang_net_new(&g.model, g.device, &(struct gang_net_shape){.batch = 1, .length = g.length, .inference = true}, &net));
-    assert_ok(gang_model_load(&g.model, g.dir, gang_net_parameters(net)));
-    gang_net_refresh(net);
+    assert_ok(gang_model_load(&g.model, g.dir, gang_net_parameters(net), &(struct gang_load_hook){take, net}));
     for (int64_t t = 0; t < g.length;) {
         int64_t n = t == 0 ? at_once : 1;
         const float *logits = gang_net_feed(net, g.tokens + t, n);

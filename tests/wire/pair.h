@@ -51,4 +51,41 @@ static inline void fill(uint8_t *data, size_t bytes, uint64_t seed) {
     }
 }
 
+// A message from link 0 to link 1.
+struct transfer {
+    uint8_t *out, *in;
+    size_t bytes;
+    struct gang_wire_op send, recv;
+};
+
+static inline void start_transfer(struct transfer *t, struct pair *pair, size_t bytes, uint64_t seed) {
+    t->bytes = bytes;
+    t->out = malloc(bytes);
+    t->in = calloc(1, bytes);
+    fill(t->out, bytes, seed);
+    assert_ok(gang_wire_recv(pair->links[1], 1, t->in, bytes, &t->recv));
+    assert_ok(gang_wire_send(pair->links[0], 1, 1, t->out, bytes, &t->send));
+}
+
+static inline void end_transfer(struct transfer *t) {
+    assert_ok(gang_wire_wait(&t->recv));
+    assert_ok(gang_wire_wait(&t->send));
+    assert_true(memcmp(t->out, t->in, t->bytes) == 0);
+    free(t->out);
+    free(t->in);
+}
+
+static inline double round_trip(struct pair *pair) {
+    uint8_t byte[2];
+    struct gang_wire_op out, there, back, in;
+    assert_ok(gang_wire_recv(pair->links[1], 8, &byte[0], 1, &there));
+    assert_ok(gang_wire_recv(pair->links[0], 9, &byte[1], 1, &in));
+    double start = gang_seconds();
+    assert_ok(gang_wire_send(pair->links[0], 8, 0, "x", 1, &out));
+    assert_ok(gang_wire_wait(&there));
+    assert_ok(gang_wire_send(pair->links[1], 9, 0, "y", 1, &back));
+    assert_ok(gang_wire_wait(&in));
+    return gang_seconds() - start;
+}
+
 #endif
