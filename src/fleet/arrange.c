@@ -138,6 +138,8 @@ static const char *cannot_run(const struct gang_layout *l) {
     if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
     if (l->gradients != GANG_GRADIENTS_F32) return "gradients other than f32 do not run yet: choose gradients=f32";
     for (int s = 0; s < l->pp; s++)
+        if (gang_of_stage(&l->offload, s)) return "offload does not run yet: choose offload=none";
+    for (int s = 0; s < l->pp; s++)
         if (gang_of_stage(&l->recompute, s) == GANG_RECOMPUTE_ALTERNATE) return "recompute=alternate does not run yet: choose recompute=full or none";
     for (int c = 0; c < l->layer_count; c++)
         if (!l->layers[c]) return "a chunk without layers does not run yet: give every chunk at least one";

@@ -21,6 +21,10 @@ static const double attention_backward = 2.5;
 // The first generation of fused attention reaches 25 to 40 % of A100's peak where the second reaches 50 to 73 % (same paper, abstract).
 static const double first_generation = 0.53;
 
+// Of PCIe's and of a host memory's stated bandwidth what large copies and an update hold: 25 to 26 of 32 GB/s (CUDA's bandwidthTest on
+// A100), and 75 to 85 % by STREAM.
+static const double host_reach = 0.80;
+
 // Parameters of a bucket of gradients that leaves behind the backward pass, the least and for each member: Megatron-LM's default
 // (core/distributed/distributed_data_parallel.py). Buckets go one after another, and each pays the way's latency.
 static const double bucket_least = 40e6, bucket_per_member = 1e6;
@@ -383,7 +387,9 @@ static int64_t dense_of(const struct gang_task *task, const struct gang_layout *
 }
 
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *l, int stage) {
-    if (stage < 2 || stage > l->pp - 2 || gang_of_stage(&l->recompute, stage) != gang_of_stage(&l->recompute, stage - 1)) return false;
+    if (stage < 2 || stage > l->pp - 2 || gang_of_stage(&l->recompute, stage) != gang_of_stage(&l->recompute, stage - 1) ||
+        gang_of_stage(&l->offload, stage) != gang_of_stage(&l->offload, stage - 1))
+        return false;
     for (int c = stage; c < l->layer_count; c += l->pp)
         if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
     return true;
@@ -393,6 +399,9 @@ void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, co
                    struct gang_chunk_cost *out) {
     int64_t n = l->layers[chunk], dense = dense_of(task, l, chunk);
     gang_price_chunk(task, l, price, gang_of_stage(&l->recompute, chunk % l->pp), dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
+    if (gang_of_stage(&l->offload, chunk % l->pp) == GANG_OFFLOAD_NONE) return;
+    out->host_bytes = out->optimizer_bytes;
+    out->optimizer_bytes = 0;
 }
 
 // ---- Exchanges of gradients and weights ----------------------------------------------------------------------------
@@ -495,28 +504,37 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l,
 
 // ---- All of it -----------------------------------------------------------------------------------------------------
 
-// Of the parameters whose state this is.
-static double measured_optimizer(const struct gang_task *task, const struct gang_times *times, double state) {
-    return state / (task->math == GANG_MATH_F32 ? 8 : 12) * times->optimizer;
+double gang_optimizer_seconds(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, double device_bytes,
+                              double host_bytes) {
+    // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
+    // for each of which the state takes 12 (8 in f32).
+    const double of_parameter = task->math == GANG_MATH_F32 ? 8 : 12, moved = 30;
+    const struct gang_kind *kind = group->kind;
+    double here = device_bytes / of_parameter, there = host_bytes / of_parameter;
+    double seconds = here * moved / (kind->memory_bandwidth * kind->memory_reach) + 20 * kernel_gap;
+    if (kind->times) seconds = here * kind->times->optimizer;
+    if (!(there > 0)) return seconds;
+    // One after another: gradients to the host, the update by this device's part of the node, weights back.
+    double link = kind->host_link * host_reach, host = group->host_bandwidth / (double)group->devices * host_reach;
+    return seconds + there * (gradient_element(l) + element_of(task)) / link + there * moved / host;
 }
 
 static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class,
                        const struct gang_price *price, int c, int s, struct gang_costs *out) {
     const struct gang_group *group = pool->groups[class->groups[s]];
-    double optimizer = 0, fixed = 0, state = 0;
+    double fixed = 0, state = 0, host = 0;
+    int cell = c * out->stages + s;
     for (int chunk = s; chunk < out->chunks; chunk += l->pp) {
         struct gang_chunk_cost *cost = &out->chunk[c * out->chunks + chunk];
         gang_chunk_of(task, l, price, chunk, cost);
         fixed += cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes;
         state += cost->optimizer_bytes;
+        host += cost->host_bytes;
     }
-    // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
-    // for each of which the state takes 12 (8 in f32).
-    optimizer = state / (task->math == GANG_MATH_F32 ? 8 : 12) * 30 / (group->kind->memory_bandwidth * group->kind->memory_reach) + 20 * kernel_gap;
-    if (group->kind->times) optimizer = measured_optimizer(task, group->kind->times, state);
-    out->optimizer_seconds[c * out->stages + s] = optimizer;
-    out->fixed_bytes[c * out->stages + s] = fixed;
-    out->device_bytes[c * out->stages + s] = group->kind->memory_bytes;
+    out->optimizer_seconds[cell] = gang_optimizer_seconds(task, l, group, state, host);
+    out->fixed_bytes[cell] = fixed;
+    out->device_bytes[cell] = group->kind->memory_bytes;
+    out->host_limit[cell] = group->host_memory / (double)group->devices;
 }
 
 void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
@@ -529,6 +547,7 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->optimizer_seconds = gang_arena_alloc(arena, cells * sizeof(double));
     out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
+    out->host_limit = gang_arena_alloc(arena, cells * sizeof(double));
     out->copy_bytes = task->shape.tied && l->pp > 1 ? 4 * (double)task->shape.vocab * (double)task->shape.hidden : 0;
     out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
     struct gang_price price = {0};
@@ -562,13 +581,15 @@ double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout 
 
 void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_costs *costs, int class_index, int stage,
                     double activation_bytes, struct gang_memory_use *out) {
-    *out = (struct gang_memory_use){.activations = activation_bytes, .limit = costs->device_bytes[class_index * costs->stages + stage]};
+    int cell = class_index * costs->stages + stage;
+    *out = (struct gang_memory_use){.activations = activation_bytes, .limit = costs->device_bytes[cell], .host_limit = costs->host_limit[cell]};
     double largest = 0;
     for (int chunk = stage; chunk < costs->chunks; chunk += costs->stages) {
         const struct gang_chunk_cost *cost = gang_costs_chunk(costs, class_index, chunk);
         out->weights += cost->parameter_bytes;
         out->gradients += cost->gradient_bytes;
         out->optimizer += cost->optimizer_bytes;
+        out->host += cost->host_bytes;
         if (cost->layers) largest = fmax(largest, cost->parameters / cost->layers);
     }
     out->buffers = gang_buffer_bytes(task, l, gang_of_stage(&l->recompute, stage), largest);

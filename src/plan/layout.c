@@ -12,6 +12,7 @@
 #include <string.h>
 
 const char *const gang_recompute_names[] = {"none", "selective", "alternate", "full", NULL};
+const char *const gang_offload_names[] = {"none", "optimizer", NULL};
 const char *const gang_place_names[] = {"stages", "replicas", NULL};
 const char *const gang_gradient_names[] = {"f32", "bf16", NULL};
 const char *const gang_attention_names[] = {"fused", "fused1", "unfused", NULL};
@@ -42,6 +43,7 @@ static const struct layout_field layout_fields[] = {
     {"attention", FIELD(attention), 0, 0, 0, gang_attention_names, "fused, fused1, unfused"},
     {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
     {"recompute", FIELD(recompute), 0, 1, 0, gang_recompute_names, "none, selective, alternate, full"},
+    {"offload", FIELD(offload), 0, 1, 0, gang_offload_names, "none or optimizer"},
     {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
     {"schedule", FIELD(schedule), 0, 0, 0, gang_schedule_names, "auto, 1f1b, interleaved, zero-bubble, list"},
 };
@@ -415,6 +417,21 @@ static void share_batches(const struct gang_task *task, const struct gang_pool *
     }
 }
 
+static enum gang_status check_devices(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                                      const struct gang_placement *placement) {
+    for (int c = 0; c < placement->class_count; c++)
+        for (int s = 0; s < l->pp; s++) {
+            const struct gang_group *group = pool->groups[placement->classes[c].groups[s]];
+            const struct gang_kind *kind = group->kind;
+            if (!(kind->peak[task->math] > 0)) return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
+            if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0))
+                return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
+            if (gang_of_stage(&l->offload, s) && !gang_group_offloads(group))
+                return REFUSE("offload on stage %d: give group '%s' host_memory and host_bandwidth, and its kind host_link", s, group->name);
+        }
+    return GANG_OK;
+}
+
 enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena,
                                    struct gang_placement *out) {
     struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
@@ -428,19 +445,14 @@ enum gang_status gang_layout_place_priced(const struct gang_task *task, const st
     enum gang_status status = check_widths(task, layout);
     if (!status) status = settle_layers(task, layout);
     if (!status) status = settle_stages(layout, "recompute", &layout->recompute);
+    if (!status) status = settle_stages(layout, "offload", &layout->offload);
     if (!status) status = settle_width(task, pool, layout);
     if (status) return status;
     out->classes = gang_arena_alloc(arena, GANG_MAX_CLASSES * sizeof *out->classes);
     out->devices_used = out->cell_devices * layout->pp * layout->dp;
     status = find_classes(pool, layout, arena, out);
+    if (!status) status = check_devices(task, pool, layout, out);
     if (status) return status;
-    for (int c = 0; c < out->class_count; c++)
-        for (int s = 0; s < layout->pp; s++) {
-            const struct gang_kind *kind = pool->groups[out->classes[c].groups[s]]->kind;
-            if (!(kind->peak[task->math] > 0)) return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
-            if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0))
-                return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
-        }
     for (int s = 0; s < layout->pp && layout->zero >= 2; s++)
         for (int c = 1; c < out->class_count; c++)
             if (pool->groups[out->classes[c].groups[s]]->site != pool->groups[out->classes[0].groups[s]]->site)

@@ -71,12 +71,14 @@ GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *
 // Made again on the way back: nothing; norms and activations; those and every second product (torchtitan's selective); all of a layer.
 // Each costs more time than the one before it, and of many layers it keeps less.
 enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL, GANG_RECOMPUTES };
+enum gang_offload { GANG_OFFLOAD_NONE, GANG_OFFLOAD_OPTIMIZER, GANG_OFFLOADS }; // what lies in the node's memory and is updated there
 enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_ATTENTION_UNFUSED }; // second generation, first, T x T in memory
 enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
 enum gang_place_by { GANG_PLACE_STAGES, GANG_PLACE_REPLICAS }; // which index is outermost over the pool's devices
 enum gang_schedule { GANG_SCHEDULE_AUTO, GANG_SCHEDULE_1F1B, GANG_SCHEDULE_INTERLEAVED, GANG_SCHEDULE_ZERO_BUBBLE, GANG_SCHEDULE_LIST };
 extern const char *const gang_recompute_names[],
-    *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[], *const gang_attention_names[]; // end with NULL
+    *const gang_offload_names[], *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[],
+                                                                                              *const gang_attention_names[]; // end with NULL
 
 enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024 };
 
@@ -103,6 +105,7 @@ struct gang_layout {
     int layer_count;                // of `layers` given; 0: even
     int layers[GANG_MAX_CHUNKS];    // of each chunk, in the model's order
     struct gang_by_stage recompute; // enum gang_recompute
+    struct gang_by_stage offload;   // enum gang_offload
 };
 
 // "tp=8,pp=16,dp=64,vpp=2,mb=1,...": fields that are not named keep their defaults (1; zero=1, sp=1 where tp > 1,
@@ -152,6 +155,7 @@ struct gang_chunk_cost {
     double parameters, expert_parameters;    // of one device, after tensor and expert parallelism; experts' are part of all
     double copied_parameters;                // beside those, a tied head's copy of the embedding: weights and gradients, no optimizer
     double parameter_bytes, gradient_bytes, optimizer_bytes;
+    double host_bytes; // of one device in its node's memory
     int layers;
 };
 
@@ -163,6 +167,10 @@ double gang_cost_all_to_all(int64_t n, double bytes, double bandwidth, double la
 
 // Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
 double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);
+
+// Seconds of the update of what has this state on the device, and this in its node's memory.
+double gang_optimizer_seconds(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, double device_bytes,
+                              double host_bytes);
 
 // What one layer of each kind, by what is made again of it, and the two ends cost on devices of a group: all that chunks are made of.
 // Depends on the layout's widths inside a cell, micro-batch and options; not on dp, zero, place, pp, vpp, layers and recompute.
@@ -176,9 +184,10 @@ void gang_price_measured(const struct gang_times *times, const struct gang_layou
 // A chunk of `dense` and `moe` layers, with the embedding and the head as told; what sharding exchanges in every micro-batch included.
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, enum gang_recompute recompute,
                       int64_t dense, int64_t moe, bool first, bool last, struct gang_chunk_cost *out);
-// Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, as much made again, and neither end.
+// Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, as much made again and
+// offloaded, and neither end.
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
-// The layout's chunk of this number.
+// The layout's chunk of this number, with its stage's recompute and offload.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);
 
@@ -207,6 +216,7 @@ struct gang_costs {
     double *optimizer_seconds;             // [classes, stages]
     double *fixed_bytes;                   // [classes, stages] weights, gradients, optimizer, temporary: all but activations in flight
     double *device_bytes;                  // [classes, stages] what the device has
+    double *host_limit;                    // [classes, stages] a device's part of its node's memory
 };
 static inline const struct gang_chunk_cost *gang_costs_chunk(const struct gang_costs *costs, int class_index, int chunk) {
     return &costs->chunk[class_index * costs->chunks + chunk];
@@ -226,9 +236,10 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *la
 
 // Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
 double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, enum gang_recompute recompute, double layer_parameters);
-// Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations.
+// Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations, and beside them in its node's memory.
 struct gang_memory_use {
     double weights, gradients, optimizer, activations, buffers, total, limit;
+    double host, host_limit;
 };
 void gang_memory_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_costs *costs, int class_index, int stage,
                     double activation_bytes, struct gang_memory_use *out);

@@ -3,7 +3,8 @@
 // The space: tp over the powers of two inside the high-bandwidth domain, cp where the sequence is long, ep over the powers of two
 // that divide the experts, pp over every number of stages, vpp, micro-batch, recomputation, and sharding 1 to 3; on a pool of
 // unlike groups both placements, with as many layers on a stage as its devices' speed and memory allow. Recomputation is tried in
-// four ways alike on all stages, and as little on each as it has memory for: nobody can take less time by the closed form. What the
+// four ways alike on all stages, and as little on each as it has memory for: nobody can take less time by the closed form. Where nothing
+// fits, all is looked at again, with the optimizer in the nodes' memory on the stages that are short of their own. What the
 // layout does not fix (order of work, micro-batches of each replica) follows by gang_layout_place and the list scheduler.
 //
 // The closed form of a pipeline: the slowest stage works through all micro-batches; before and behind it the others fill and
@@ -30,6 +31,8 @@ struct stage_sum {
     double fixed, activation;      // bytes: states and working space; of one chunk in flight, the largest
     double reduce, gather;         // seconds of the exchanges, over the stage's chunks
     double layers, limit;          // limit: bytes of the device
+    double host, host_limit;       // bytes in the node's memory, of one device, and its part of it
+    double update;                 // seconds of the optimizer on what lies there
     double layer_parameters;
 };
 
@@ -74,6 +77,7 @@ static void add_work(const struct gang_chunk_cost *cost, double times, struct st
     sum->weight += times * gang_time_sum(&cost->weight);
     sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
     sum->activation = fmax(sum->activation, cost->activation_bytes);
+    sum->host += times * cost->host_bytes;
     sum->layers += times * cost->layers;
     if (cost->layers) sum->layer_parameters = fmax(sum->layer_parameters, cost->parameters / cost->layers);
 }
@@ -92,7 +96,8 @@ static double in_flight(const struct gang_layout *l, double m, int from_end) {
 
 // The share of a device's memory, its margin left alone, with the stage `from_end` before the last.
 static double share_used(const struct gang_layout *l, const struct stage_sum *s, double m, int from_end) {
-    return (s->fixed + in_flight(l, m, from_end) * s->activation) / (s->limit * (1 - gang_memory_margin));
+    double share = (s->fixed + in_flight(l, m, from_end) * s->activation) / (s->limit * (1 - gang_memory_margin));
+    return s->host > 0 ? fmax(share, s->host / (s->host_limit * (1 - gang_memory_margin))) : share;
 }
 
 static double combine(const struct gang_layout *l, const struct stage_sum *stages, int count, double m, double delay, double *memory_used) {
@@ -107,7 +112,7 @@ static double combine(const struct gang_layout *l, const struct stage_sum *stage
         fill += s->count * part;
         double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / fmax(s->layers, 1);
         double shown = fmax(tail, s->reduce - hidden), head = fmax(s->gather / fmax(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
-        exchange = fmax(exchange, shown + head);
+        exchange = fmax(exchange, shown + head + s->update);
         *memory_used = fmax(*memory_used, share_used(l, s, m, l->pp - 1 - before));
         before += s->count;
     }
@@ -187,6 +192,8 @@ static void add_stage(const struct gang_task *task, const struct gang_layout *l,
         add_chunk(x, l, chunk, &cost, 1, sum);
     }
     sum->fixed += gang_buffer_bytes(task, l, (enum gang_recompute)gang_of_stage(&l->recompute, stage), sum->layer_parameters);
+    sum->host_limit = price->group->host_memory / (double)price->group->devices;
+    if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, price->group, 0, sum->host);
 }
 
 static double estimate_unlike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
@@ -214,7 +221,8 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
 static double estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                        const struct gang_placement *placement, const struct gang_price *prices, double *memory_used) {
     *memory_used = 0;
-    if (pool->group_count > 1 || placement->class_count > 1) return estimate_unlike(task, pool, l, placement, prices, memory_used);
+    if (pool->group_count > 1 || placement->class_count > 1 || l->offload.count || l->offload.at[0])
+        return estimate_unlike(task, pool, l, placement, prices, memory_used);
     struct stage_sum sums[GANG_RECOMPUTES][ENDS];
     struct exchanges exchanges = {.pool = pool, .placement = placement};
     for (int r = 0; r < GANG_RECOMPUTES; r++) sum_alike(task, l, prices, (enum gang_recompute)r, &exchanges, sums[r]);
@@ -238,6 +246,7 @@ struct search {
     const struct gang_task *task;
     const struct gang_pool *pool;
     enum gang_objective objective;
+    bool offload;              // the optimizer may lie in the nodes' memory
     struct gang_arena scratch; // of one layout; emptied after each
     int *zeros;                // [GANG_MAX_STAGES] the only group, under every stage
     struct gang_price *prices; // [groups] at the widths and micro-batch looked at
@@ -388,10 +397,11 @@ static bool hand_out(int64_t layers, int count, struct share *shares) {
 // `one`: a layer by choice; `ends`: what the stage has beside layers; `flight`: chunks under way on it.
 static void fill_share(const struct search *s, const struct gang_layout *l, const struct gang_kind *kind, const enum gang_recompute *recompute,
                        const struct gang_chunk_cost *one, const struct gang_chunk_cost *ends, double flight, struct share *out) {
-    double states = ends->parameter_bytes + ends->gradient_bytes + ends->optimizer_bytes + flight * ends->activation_bytes;
+    double here = s->offload ? 0 : 1; // what of the optimizer's state is
+    double states = ends->parameter_bytes + ends->gradient_bytes + here * ends->optimizer_bytes + flight * ends->activation_bytes;
     out->load = gang_time_sum(&ends->forward) + gang_time_sum(&ends->input) + gang_time_sum(&ends->weight);
     for (int r = 0; r < out->choices; r++) {
-        double each = one[r].parameter_bytes + one[r].gradient_bytes + one[r].optimizer_bytes + flight * one[r].activation_bytes;
+        double each = one[r].parameter_bytes + one[r].gradient_bytes + here * one[r].optimizer_bytes + flight * one[r].activation_bytes;
         double room = kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, recompute[r], one[r].parameters) - states;
         out->seconds[r] = gang_time_sum(&one[r].forward) + gang_time_sum(&one[r].input) + gang_time_sum(&one[r].weight);
         out->most[r] = room > 0 ? (int64_t)(room / each) : 0;
@@ -428,32 +438,40 @@ static int share_layers(const struct search *s, struct gang_layout *l, const str
 
 // What a stage holds in each class by what is made again; kept for the stages behind it that hold the same.
 struct held {
-    bool filled[GANG_RECOMPUTES];
-    struct stage_sum sums[GANG_RECOMPUTES][GANG_MAX_CLASSES];
+    bool filled[GANG_OFFLOADS][GANG_RECOMPUTES];
+    struct stage_sum sums[GANG_OFFLOADS][GANG_RECOMPUTES][GANG_MAX_CLASSES];
 };
 
 static bool has_room(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, int stage, struct held *held) {
-    int r = l->recompute.at[stage];
-    for (int c = 0; c < placement->class_count && !held->filled[r]; c++) {
+    int offload = l->offload.at[stage], recompute = l->recompute.at[stage];
+    struct stage_sum *sums = held->sums[offload][recompute];
+    for (int c = 0; c < placement->class_count && !held->filled[offload][recompute]; c++) {
         const struct gang_price *price = &s->prices[placement->classes[c].groups[stage]];
-        held->sums[r][c] = (struct stage_sum){.limit = price->group->kind->memory_bytes};
-        add_stage(s->task, l, price, stage, NULL, &held->sums[r][c]);
+        sums[c] = (struct stage_sum){.limit = price->group->kind->memory_bytes};
+        add_stage(s->task, l, price, stage, NULL, &sums[c]);
     }
-    held->filled[r] = true;
+    held->filled[offload][recompute] = true;
     for (int c = 0; c < placement->class_count; c++)
-        if (share_used(l, &held->sums[r][c], (double)placement->classes[c].micro_batches, l->pp - 1 - stage) > 1) return false;
+        if (share_used(l, &sums[c], (double)placement->classes[c].micro_batches, l->pp - 1 - stage) > 1) return false;
     return true;
 }
 
-// As pick_alike, on devices of any kind: what every class has room for.
+// As pick_alike, on devices of any kind: what every class has room for; if offloading is allowed, with it where nothing else is enough.
 static bool pick_unlike(const struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
     struct held held;
-    l->recompute.count = l->pp;
+    int choices = (s->offload ? GANG_OFFLOADS : 1) * GANG_RECOMPUTES;
+    l->recompute.count = l->offload.count = l->pp;
     for (int i = 0; i < l->pp; i++) {
         l->recompute.at[i] = l->recompute.at[i ? i - 1 : 0];
+        l->offload.at[i] = l->offload.at[i ? i - 1 : 0];
         if (!repeats(s->task, l, placement, i)) memset(held.filled, 0, sizeof held.filled);
-        for (l->recompute.at[i] = 0; !has_room(s, l, placement, i, &held);)
-            if (++l->recompute.at[i] == GANG_RECOMPUTES) return false;
+        int choice = 0;
+        for (bool room = false; choice < choices && !room; choice += !room) {
+            l->offload.at[i] = (uint8_t)(choice / GANG_RECOMPUTES);
+            l->recompute.at[i] = (uint8_t)(choice % GANG_RECOMPUTES);
+            room = has_room(s, l, placement, i, &held);
+        }
+        if (choice == choices) return false;
     }
     return true;
 }
@@ -467,9 +485,9 @@ static double consider_placed(struct search *s, struct gang_layout *l, struct ga
     return memory_used;
 }
 
-// With as little made again on each stage as it has room for, where that is not the same on all.
+// With as little made again on each stage as it has room for, where that has not been looked at: the same on all.
 static void consider_picked(struct search *s, struct gang_layout *l, struct gang_placement *placement) {
-    if (pick_unlike(s, l, placement) && !is_uniform(&l->recompute)) consider_placed(s, l, placement);
+    if (pick_unlike(s, l, placement) && (s->offload || !is_uniform(&l->recompute))) consider_placed(s, l, placement);
 }
 
 static bool same_layers(const struct gang_layout *a, const struct gang_layout *b) {
@@ -503,12 +521,30 @@ static void consider_unlike(struct search *s, const struct gang_layout *wanted) 
     }
 }
 
+static void consider_offloaded(struct search *s, const struct gang_layout *wanted) {
+    bool same = wanted->pp == 1 || wanted->dp == 1;
+    for (int place = 0; place < (same ? 1 : 2); place++) {
+        struct gang_placement placement;
+        struct gang_layout even = *wanted, uneven;
+        even.place = place;
+        gang_arena_reset(&s->scratch);
+        if (gang_layout_place_priced(s->task, s->pool, s->prices, &even, &s->scratch, &placement)) continue;
+        uneven = even;
+        consider_picked(s, &even, &placement);
+        if (wanted->vpp == 1 && share_layers(s, &uneven, &placement, true) >= 0 && !same_layers(&even, &uneven))
+            consider_picked(s, &uneven, &placement);
+    }
+}
+
 static void each_depth(struct search *s, struct gang_layout *l) {
     int64_t layers = s->task->shape.layers;
     bool whole = s->task->global_batch / l->micro_batch % l->dp == 0;
     for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
         for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
-            if (s->pool->group_count == 1 && whole)
+            l->recompute = l->offload = (struct gang_by_stage){0};
+            if (s->offload)
+                consider_offloaded(s, l);
+            else if (s->pool->group_count == 1 && whole)
                 consider_alike(s, l);
             else
                 consider_unlike(s, l);
@@ -619,18 +655,24 @@ static void simulate_best(struct search *s, int top) {
     }
 }
 
-// On one stage after another another choice of what is made again, as long as that is better: what the closed form does not see is
-// that a stage with room for more micro-batches under way may let others wait less.
+static void expand(struct gang_by_stage *choices, int stages) {
+    if (!choices->count) memset(choices->at, choices->at[0], (size_t)stages);
+    choices->count = stages;
+}
+
+// On one stage after another another choice of what is made again and offloaded, as long as that is better: what the closed form does not
+// see is that a stage with room for more micro-batches under way may let others wait less.
 static void refine(struct search *s, struct gang_found *f, int64_t *instructions) {
-    int moves = f->layout.pp * GANG_RECOMPUTES, idle = 0;
+    int choices = (s->offload ? GANG_OFFLOADS : 1) * GANG_RECOMPUTES, moves = f->layout.pp * choices, idle = 0;
     for (int move = 0; idle < moves && *instructions < MAX_INSTRUCTIONS; move = (move + 1) % moves, idle++) {
-        int stage = move / GANG_RECOMPUTES, recompute = move % GANG_RECOMPUTES;
+        int stage = move / choices, offload = move % choices / GANG_RECOMPUTES, recompute = move % GANG_RECOMPUTES;
         struct gang_found other = *f;
-        struct gang_by_stage *choices = &other.layout.recompute;
-        if (!choices->count) memset(choices->at, choices->at[0], (size_t)f->layout.pp);
-        choices->count = f->layout.pp;
-        if (choices->at[stage] == recompute) continue;
-        choices->at[stage] = (uint8_t)recompute;
+        struct gang_layout *l = &other.layout;
+        expand(&l->recompute, l->pp);
+        expand(&l->offload, l->pp);
+        if (l->recompute.at[stage] == recompute && l->offload.at[stage] == offload) continue;
+        l->recompute.at[stage] = (uint8_t)recompute;
+        l->offload.at[stage] = (uint8_t)offload;
         if (!simulate(s, &other, instructions) || other.score >= f->score * (1 - 1e-9)) continue;
         *f = other;
         idle = 0;
@@ -644,7 +686,7 @@ static void refine_best(struct search *s, int top) {
     memcpy(best, s->out->found, (size_t)count * sizeof *best);
     for (int i = 0; i < count; i++) {
         double score = best[i].score;
-        if (best[i].layout.pp > 1) refine(s, &best[i], &instructions);
+        if (best[i].layout.pp > 1 || s->offload) refine(s, &best[i], &instructions);
         if (best[i].score < score) enter_found(s->out, top, &best[i]);
     }
 }
@@ -696,6 +738,8 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     for (int i = 0; i < KEPT; i++) s.best[i] = &found[i];
     double start = gang_seconds();
     each_width(&s);
+    for (int g = 0; g < pool->group_count && !out->fitting; g++) s.offload |= gang_group_offloads(pool->groups[g]);
+    if (s.offload) each_width(&s);
     out->estimate_seconds = gang_seconds() - start;
     top = top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top;
     simulate_best(&s, top);

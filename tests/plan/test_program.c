@@ -189,6 +189,7 @@ static void test_layouts(void **state) {
         {"tp=3", "tp=3 does not divide the model's 16 heads"},
         {"pp=4,vpp=8", "makes 32 chunks of 16 layers"},
         {"pp=4,layers=4/4/4", "names 3 chunks: expected pp * vpp = 4"},
+        {"offload=optimizer", "offload on stage 0: give group 'H100-80GB' host_memory and host_bandwidth, and its kind host_link"},
         {"pp=4,recompute=full/none/none", "recompute= names 3 stages: expected one word, or pp = 4"},
         {"pp=4,layers=4/4/4/5", "adds up to 17: the model has 16"},
         {"tp=8,pp=2", "needs 16 devices, the pool has 8"},
@@ -247,10 +248,39 @@ static void test_recompute_by_stage(void **state) {
     gang_arena_release(&mixed.arena);
 }
 
+// A stage's state in its node's memory: it frees the device, and each step pays gradients there, the update there, and weights back.
+static void test_offload_by_stage(void **state) {
+    (void)state;
+    struct made plain, moved;
+    struct gang_layout layout;
+    struct gang_answer answer;
+    make("pp=2,dp=4", 8, &plain);
+    make("pp=2,dp=4", 8, &moved);
+    struct gang_group *group = moved.pool.groups[0];
+    group->host_memory = 1e12, group->host_bandwidth = 400e9;
+    assert_ok(gang_layout_parse("pp=2,dp=4,offload=none/optimizer", &layout));
+    assert_ok(gang_evaluate(&moved.task, &moved.pool, &layout, 0, &moved.arena, &answer));
+    assert_string_equal(gang_layout_print(&answer.layout, &moved.arena), "tp=1,pp=2,dp=4,offload=none/optimizer");
+    const struct gang_memory_use *before = plain.answer.memory, *after = answer.memory;
+    assert_memory_equal(&after[0].optimizer, &before[0].optimizer, sizeof(double));
+    assert_true(after[0].host == 0 && after[1].optimizer == 0 && before[1].optimizer > 0);
+    assert_float_equal(after[1].host, before[1].optimizer, 1);
+    assert_float_equal(after[1].host_limit, 1e12 / 8, 1);
+    // Parameters by 12 bytes of state: 4 of gradient over the link, 30 through an eighth of the node's memory, 2 back; both hold 80 %.
+    double n = before[1].optimizer / 12, seconds = n * (4 + 2) / (64e9 * 0.8) + n * 30 / (400e9 / 8 * 0.8);
+    assert_float_equal(answer.costs.optimizer_seconds[1], seconds, 0.01 * seconds);
+    assert_true(answer.costs.optimizer_seconds[0] == plain.answer.costs.optimizer_seconds[0]);
+    assert_true(answer.sim.step_seconds > plain.answer.sim.step_seconds && answer.sim.step_seconds < plain.answer.sim.step_seconds + 1.01 * seconds);
+    group->host_memory = 8 * after[1].host;
+    assert_fails(GANG_ERR_MEMORY, "of its node's memory for each device", gang_evaluate(&moved.task, &moved.pool, &layout, 0, &moved.arena, &answer));
+    gang_arena_release(&plain.arena);
+    gang_arena_release(&moved.arena);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_refuses),
-                                       cmocka_unit_test(test_buffers),       cmocka_unit_test(test_mutations),
-                                       cmocka_unit_test(test_layouts),       cmocka_unit_test(test_recompute_by_stage),
-                                       cmocka_unit_test(test_thousand_ranks)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip),       cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_buffers),          cmocka_unit_test(test_mutations),
+                                       cmocka_unit_test(test_layouts),          cmocka_unit_test(test_recompute_by_stage),
+                                       cmocka_unit_test(test_offload_by_stage), cmocka_unit_test(test_thousand_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -153,6 +153,7 @@ static void draw(uint64_t seed, bool real, bool mixed, struct gang_arena *arena,
     gang_random_layout(seed, &out->task, pool, &layout);
     for (int s = 0; s < layout.pp; s++)
         if (layout.recompute.at[s] == GANG_RECOMPUTE_ALTERNATE) layout.recompute.at[s] = GANG_RECOMPUTE_FULL;
+    layout.offload = (struct gang_by_stage){0};
     if (mixed) layout.zero = 1, out->compute[1] = GANG_COMPUTE_BF16; // replicas of unlike types
     evaluate(out, pool, &layout, arena);
     const struct gang_shape *s = &out->task.shape;

@@ -151,6 +151,68 @@ static void test_recompute_by_stage(void **state) {
     assert_true(mixed);
 }
 
+// Every choice of what is made again and offloaded, alike on all stages or not.
+static double exhaust_offload(const struct made *m, struct gang_layout *best) {
+    double seconds = INFINITY;
+    struct gang_layout l;
+    gang_layout_init(&l);
+    for (l.pp = 1; l.pp <= 2; l.pp++)
+        for (l.zero = 1; l.zero <= 3; l.zero++)
+            for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2)
+                for (int code = 0; code < 1 << 3 * l.pp; code++) {
+                    struct gang_arena arena;
+                    struct gang_answer answer;
+                    l.recompute.count = l.offload.count = l.pp;
+                    for (int s = 0; s < l.pp; s++) l.recompute.at[s] = (uint8_t)(code >> 3 * s & 3), l.offload.at[s] = code >> (3 * s + 2) & 1;
+                    l.dp = (int)(m->pool.devices / l.pp);
+                    gang_arena_init(&arena);
+                    if (!gang_evaluate(&m->task, &m->pool, &l, 0, &arena, &answer) && answer.summary.step_seconds < seconds)
+                        *best = answer.layout, seconds = answer.summary.step_seconds;
+                    gang_arena_release(&arena);
+                }
+    return seconds;
+}
+
+// Nothing fits into little more than half of what the leanest pipeline takes; with the optimizer in the nodes' memory something does, if
+// they have enough.
+static void test_offload(void **state) {
+    (void)state;
+    for (uint64_t i = 0; i < 4; i++) {
+        struct made m;
+        struct gang_search search;
+        struct gang_layout best = {0}, layout;
+        struct gang_answer answer;
+        make(gang_random_at(17, 1, i), false, &m);
+        m.task.global_batch = 4;
+        gang_layout_init(&layout);
+        layout.pp = 4;
+        layout.recompute.at[0] = GANG_RECOMPUTE_FULL;
+        assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &answer));
+        struct gang_group *group = m.pool.groups[0];
+        struct gang_kind *kind = gang_arena_alloc(&m.arena, sizeof *kind);
+        *kind = *group->kind;
+        kind->memory_bytes *= answer.memory_used * 0.55;
+        group->fast_domain = 1;
+        group->kind = kind;
+        assert_fails(GANG_ERR_MEMORY, "on stage", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        group->host_bandwidth = 400e9;
+        group->host_memory = 1e9;
+        assert_fails(GANG_ERR_MEMORY, "", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        group->host_memory = 1e12;
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        double seconds = exhaust_offload(&m, &best);
+        const struct gang_found *found = &search.found[0];
+        assert_true(found->layout.offload.count || found->layout.offload.at[0]);
+        if (found->summary.step_seconds > seconds * (1 + 1e-3))
+            fail_msg("case %d: found %g with %s, exhaustive %g with %s", (int)i, found->summary.step_seconds,
+                     gang_layout_print(&found->layout, &m.arena), seconds, gang_layout_print(&best, &m.arena));
+        kind->memory_bytes *= 2; // some layout fits by itself
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        for (int k = 0; k < search.count; k++) assert_true(!search.found[k].layout.offload.count && !search.found[k].layout.offload.at[0]);
+        gang_arena_release(&m.arena);
+    }
+}
+
 static void test_objectives(void **state) {
     (void)state;
     for (uint64_t i = 0; i < 4; i++) {
@@ -258,7 +320,7 @@ static void test_refuses(void **state) {
 
 // What random_layout saw; every one must occur.
 struct seen {
-    int pipeline, replicas, chunks, uneven, unlike, far, tied, full, picked;
+    int pipeline, replicas, chunks, uneven, unlike, far, tied, full, picked, offload;
     int schedules[GANG_SCHEDULE_LIST + 1];
 };
 
@@ -270,6 +332,7 @@ static void note(const struct gang_task *task, const struct gang_pool *pool, con
     seen->far += a->sim.link_bytes[0] > 0;
     seen->full += l->recompute.at[0] == GANG_RECOMPUTE_FULL;
     seen->picked += l->recompute.count > 0;
+    seen->offload += l->offload.count || l->offload.at[0];
     seen->schedules[l->schedule]++;
 }
 
@@ -316,9 +379,9 @@ static void test_kendall(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive),     cmocka_unit_test(test_recompute_by_stage),
-                                       cmocka_unit_test(test_objectives),     cmocka_unit_test(test_carried),
-                                       cmocka_unit_test(test_outages),        cmocka_unit_test(test_refuses),
-                                       cmocka_unit_test(test_random_layouts), cmocka_unit_test(test_kendall)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_offload),    cmocka_unit_test(test_exhaustive),     cmocka_unit_test(test_recompute_by_stage),
+        cmocka_unit_test(test_objectives), cmocka_unit_test(test_carried),        cmocka_unit_test(test_outages),
+        cmocka_unit_test(test_refuses),    cmocka_unit_test(test_random_layouts), cmocka_unit_test(test_kendall)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
