@@ -203,6 +203,9 @@ const char *gang_human_seconds(double seconds, char *out);
 // A pure function of (seed, stream, index): 64 uniform bits. The base of all reproducible choices.
 uint64_t gang_random_at(uint64_t seed, uint64_t stream, uint64_t index);
 // Uniform in [0, 1) from 64 bits; standard normal from two draws at (seed, stream, index).
+// The larger and the smaller of two numbers that are none of them NaN: what fmax and fmin, which are calls, give.
+static inline double gang_larger(double a, double b) { return a > b ? a : b; }
+static inline double gang_smaller(double a, double b) { return a < b ? a : b; }
 static inline double gang_uniform(uint64_t bits) { return (double)(bits >> 11) * 0x1.0p-53; }
 double gang_normal_at(uint64_t seed, uint64_t stream, uint64_t index);
 

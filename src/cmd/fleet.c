@@ -24,8 +24,9 @@ static void show_ranks(const struct gang_fleet_start *start) {
         char memory[GANG_HUMAN_BYTES];
         int node, stage = r % a->program.stages, replica = r / a->program.stages;
         const struct gang_group *group = gang_fleet_group(start->pool, start->device[r], &node);
-        printf("    rank %-3d %s/%s, node %d: replica %d (%lld micro-batches), stage %d, layers", r, gang_pool_site(start->pool, group->site)->name,
-               group->name, node, replica, (long long)a->program.micro_batches[replica], stage);
+        printf("    rank %-3d %s/%s, node %d: replica %d (%lld micro-batches of %lld), stage %d, layers", r,
+               gang_pool_site(start->pool, group->site)->name, group->name, node, replica, (long long)a->program.micro_batches[replica],
+               (long long)a->program.sizes[replica], stage);
         for (int c = stage; c < a->layout.layer_count; c += a->program.stages) printf("%s%d", c > stage ? "+" : " ", a->layout.layers[c]);
         if (a->layout.tp > 1) printf(", on %d devices", a->layout.tp);
         if (start->memory[r]) printf(", %s%s", a->layout.tp > 1 ? "each " : "", gang_human_bytes((double)start->memory[r], memory));

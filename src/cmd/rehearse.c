@@ -9,12 +9,11 @@
 enum { MOST_STEPS = 1000000 };
 
 static enum gang_status read_request(const char *path, const char *cluster, const char *layout_text, struct gang_arena *arena, struct gang_task *task,
-                                     struct gang_pool *pool, struct gang_layout *layout) {
-    struct gang_plan plan;
-    enum gang_status status = gang_task_open(path, cluster, arena, task, pool, &plan);
-    if (status || (!plan.path && !layout_text)) return status;
-    *layout = plan.layout;
-    if (plan.path) return layout_text ? gang_fail(GANG_ERR_INPUT, "%s: a plan has its layout: --layout is for jobs", path) : GANG_OK;
+                                     struct gang_pool *pool, struct gang_layout *layout, struct gang_plan *plan) {
+    enum gang_status status = gang_task_open(path, cluster, arena, task, pool, plan);
+    if (status || (!plan->path && !layout_text)) return status;
+    *layout = plan->layout;
+    if (plan->path) return layout_text ? gang_fail(GANG_ERR_INPUT, "%s: a plan has its layout: --layout is for jobs", path) : GANG_OK;
     return gang_layout_parse(layout_text, layout);
 }
 
@@ -36,13 +35,15 @@ static int run_rehearse(int argc, char **argv) {
     struct gang_task task;
     struct gang_pool pool;
     struct gang_layout layout;
+    struct gang_plan plan;
     struct gang_fleet_result result;
     gang_arena_init(&arena);
     screen.live = isatty(STDOUT_FILENO) && !screen.json;
     fleet.task = &task;
     fleet.pool = &pool;
     if (layout_text || gang_plan_is(path[0])) fleet.layout = &layout;
-    enum gang_status status = read_request(path[0], cluster, layout_text, &arena, &task, &pool, &layout);
+    enum gang_status status = read_request(path[0], cluster, layout_text, &arena, &task, &pool, &layout, &plan);
+    if (plan.path) fleet.plan = &plan;
     if (!status) status = gang_show_fleet(&fleet, &screen, &result);
     gang_arena_release(&arena);
     return gang_report(status);

@@ -68,8 +68,9 @@ void gang_show_answer(const struct gang_task *task, const struct gang_pool *pool
     printf("  layout  %s on %lld of %lld devices; schedule %s\n", gang_layout_print(&a->layout, &arena), (long long)s->devices,
            (long long)pool->devices, gang_schedule_names[a->schedule]);
     for (int c = 0; c < a->placement.class_count && a->placement.class_count > 1; c++)
-        printf("          %lld replicas of %lld micro-batches, from group %s on\n", (long long)a->placement.classes[c].replicas,
-               (long long)a->placement.classes[c].micro_batches, pool->groups[a->placement.classes[c].groups[0]]->name);
+        printf("          %lld replicas of %lld micro-batches of %d, from group %s on\n", (long long)a->placement.classes[c].replicas,
+               (long long)a->placement.classes[c].micro_batches, a->placement.classes[c].micro_batch,
+               pool->groups[a->placement.classes[c].groups[0]]->name);
     printf("  step    %.4g s, %s tokens/s, %.1f tokens/s/device, MFU %.1f %%, bubble %.1f %%\n", s->step_seconds,
            gang_human_count(s->tokens_per_second, n), s->tokens_per_second_per_device, 100 * s->mfu, 100 * s->bubble_fraction);
     parts_of(s, parts);

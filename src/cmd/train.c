@@ -46,7 +46,7 @@ static void show_start(void *context, const struct gang_run_start *r) {
            (long long)job->sequence_length, (long long)job->steps);
     printf("  memory  %s at most: weights %s, gradients and optimizer %s, activations %s, the rest %s\n", gang_human_bytes(s->expected_bytes, a),
            gang_human_bytes((double)(m->parameters + m->packed), b), gang_human_bytes((double)(m->gradients + m->optimizer), d),
-           gang_human_bytes((double)m->activations, e), gang_human_bytes(r->baseline_bytes + (double)m->workspace, f));
+           gang_human_bytes((double)m->activations, e), gang_human_bytes(r->baseline_bytes + (double)(m->workspace + m->packing), f));
 }
 
 static void show_step(void *context, const struct gang_run_step *p) {
@@ -109,25 +109,26 @@ static enum gang_status make_absolute(struct gang_arena *arena, char **path) {
 }
 
 // On a cluster: every device that its file names. `planned` or NULL: how.
-static enum gang_status train_fleet(struct gang_job *job, const struct gang_layout *planned, bool resume, struct gang_fleet_screen *screen,
+static enum gang_status train_fleet(struct gang_job *job, const struct gang_plan *plan, bool resume, struct gang_fleet_screen *screen,
                                     struct gang_arena *arena) {
     struct gang_config config;
     struct gang_task task;
     struct gang_pool pool;
     struct gang_layout layout;
     struct gang_fleet_result result;
-    bool searched = !planned && !strcmp(job->layout, "auto");
+    bool searched = !plan && !strcmp(job->layout, "auto");
     enum gang_status status = gang_job_config(job, &config);
     if (!status) status = make_absolute(arena, &job->path);
     if (!status) status = gang_pool_read(job->cluster, arena, &pool);
-    if (planned) layout = *planned;
-    if (!status && !planned && !searched) status = gang_layout_parse(job->layout, &layout);
+    if (plan) layout = plan->layout;
+    if (!status && !plan && !searched) status = gang_layout_parse(job->layout, &layout);
     if (status) return status;
     gang_fleet_task(job, &config, &task);
     const struct gang_fleet_options options = {.job = job,
                                                .task = &task,
                                                .pool = &pool,
                                                .layout = searched ? NULL : &layout,
+                                               .plan = plan,
                                                .launcher = (enum gang_launcher)job->launcher,
                                                .resume = resume};
     return gang_show_fleet(&options, screen, &result);
@@ -142,7 +143,7 @@ static enum gang_status train_plan(const char *path, bool resume, struct gang_fl
     if (!status) status = gang_job_read(plan.job, arena, &job);
     if (status) return status;
     job.cluster = plan.cluster;
-    return train_fleet(&job, &plan.layout, resume, screen, arena);
+    return train_fleet(&job, &plan, resume, screen, arena);
 }
 
 static enum gang_status train_here(const struct gang_job *job, bool resume, struct screen *screen) {

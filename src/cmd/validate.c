@@ -115,12 +115,68 @@ static enum gang_status write_report(const struct gang_validation *v, const char
     return status;
 }
 
+// ---- Far and unlike ------------------------------------------------------------------------------------------------
+
+static const char apart_heading[] = "efficiency in %: of the same devices in one room, or of the sum of what unlike devices do by themselves";
+
+// "97.3", or "97 to 99".
+static const char *percent_range(double low, double high, char out[32]) {
+    snprintf(out, 32, high - low < 5e-4 ? "%.4g" : "%.4g to %.4g", 100 * low, 100 * high);
+    return out;
+}
+
+static void show_apart(const struct gang_apart *apart) {
+    char stated[32], predicted[32];
+    printf("  %s\n  %-10s %-12s %-32s %-30s %13s %18s %11s\n", apart_heading, "id", "model", "devices", "crossing", "measured", "predicted",
+           "points off");
+    for (int i = 0; i < apart->count; i++) {
+        const struct gang_apart_case *c = &apart->cases[i];
+        printf("  %-10s %-12s %-32.32s %-30s ", c->id, c->model, c->devices, c->crossing);
+        if (c->why_not)
+            printf("%s\n", c->why_not);
+        else
+            printf("%13s %18s %11.2f\n", percent_range(c->stated_low, c->stated_high, stated), percent_range(c->low, c->high, predicted),
+                   100 * c->off);
+    }
+}
+
+static void show_apart_json(const struct gang_apart *apart) {
+    json_t *rows = json_array(), *skipped = json_array();
+    for (int i = 0; i < apart->count; i++) {
+        const struct gang_apart_case *c = &apart->cases[i];
+        if (c->why_not)
+            json_array_append_new(skipped, json_pack("{s:s, s:s}", "id", c->id, "why", c->why_not));
+        else
+            json_array_append_new(rows, json_pack("{s:s, s:s, s:[ff], s:[ff], s:f}", "id", c->id, "what", c->what, "stated", c->stated_low,
+                                                  c->stated_high, "predicted", c->low, c->high, "off_points", 100 * c->off));
+    }
+    json_t *all = json_pack("{s:o, s:o, s:f}", "rows", rows, "skipped", skipped, "worst_points", 100 * apart->worst);
+    char *text = json_dumps(all, JSON_REAL_PRECISION(9));
+    printf("%s\n", text);
+    free(text);
+    json_decref(all);
+}
+
+static int validate_apart(const char *path, bool json, const char *report) {
+    struct gang_arena arena;
+    struct gang_apart apart;
+    gang_arena_init(&arena);
+    enum gang_status status = report ? gang_fail(GANG_ERR_INPUT,
+                                                 "validate: --report is for tables of training runs: %s is one of far and unlike ones", path)
+                                     : GANG_OK;
+    if (!status) status = gang_apart_read(path, &arena, &apart);
+    if (!status) (json ? show_apart_json : show_apart)(&apart);
+    gang_arena_release(&arena);
+    return gang_report(status);
+}
+
 static int run_validate(int argc, char **argv) {
     const char *path[1] = {NULL}, *report = NULL;
     bool json = false;
     const struct gang_option options[] = {{"--json", NULL, &json}, {"--report", &report, NULL}};
     int code = gang_options(&gang_command_validate, argc, argv, options, 2, 1, 1, path);
     if (code >= 0) return code;
+    if (gang_apart_is(path[0])) return validate_apart(path[0], json, report);
     struct gang_arena arena;
     struct gang_validation validation;
     gang_arena_init(&arena);
@@ -140,5 +196,7 @@ const struct gang_command gang_command_validate = {
             "  --json          {\"rows\": [...], \"skipped\": [...], \"summary\": {...}}\n\n"
             "CASES.csv has the columns of data/cases/training_runs.csv. Rows that cannot be predicted are listed with the reason. A\n"
             "row that a calibration in data/devices.yaml used (calibrated_on) is predicted too, but counts in no error.\n\n"
+            "Or those of data/cases/far_and_unlike.csv: what distance costs, and what unlike devices do together, as ranges over\n"
+            "the batches, layouts and networks that the sources leave open.\n\n"
             "example: gangline validate data/cases/training_runs.csv\n",
 };

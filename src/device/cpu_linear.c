@@ -120,6 +120,21 @@ void gang_cpu_linear_weight(struct gang_device *device, const struct gang_linear
 
 static size_t own_bytes(const struct gang_device *device) { return (size_t)device->threads * GANG_CPU_PRODUCT_OWN * sizeof(uint32_t); }
 
+// Of every thread's part a block of A and as many columns of B as fit; in whole huge pages.
+size_t gang_device_packing_bytes(const struct gang_device *device, int64_t depth, int64_t columns) {
+    enum { CHUNK = GANG_CPU_PRODUCT_CHUNK, BLOCK = GANG_CPU_PRODUCT_BLOCK, PAGE = 2 << 20 };
+    if (!device->own) return 0;
+    int64_t units = device->compute == GANG_COMPUTE_BF16 ? (depth + 1) / 2 : depth;
+    if (units > CHUNK) units = CHUNK;
+    if (columns > CHUNK * (int64_t)GANG_CPU_PRODUCT_COLUMNS / units) columns = CHUNK * (int64_t)GANG_CPU_PRODUCT_COLUMNS / units;
+    size_t bytes = (size_t)(units * (BLOCK + columns)) * sizeof(uint32_t);
+    return (size_t)device->threads * ((bytes + PAGE - 1) / PAGE * PAGE);
+}
+
+void gang_device_rest(struct gang_device *device) {
+    if (device->own) gang_big_forget(cpu_of(device)->own, own_bytes(device));
+}
+
 enum gang_status gang_cpu_linear_open(struct gang_device *device, const struct gang_cpu_isa *isa) {
     struct gang_cpu *cpu = calloc(1, sizeof *cpu);
     assert(cpu && "out of memory");

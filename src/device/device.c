@@ -44,8 +44,3 @@ size_t gang_device_scratch_bytes(const struct gang_device *device, const struct 
     size_t attention = gang_cpu_attention_bytes(shape), sums = (size_t)columns * sizeof(float);
     return (size_t)device->threads * (attention > sums ? attention : sums);
 }
-
-// What products pack their operands into.
-double gang_device_overhead_bytes(const struct gang_device *device) {
-    return device->own ? (double)device->threads * GANG_CPU_PRODUCT_OWN * (double)sizeof(uint32_t) : 0;
-}

@@ -117,8 +117,9 @@ size_t gang_device_act_bytes(const struct gang_device *device); // of one act el
 // block of that size into device->scratch before the first call; 64-byte aligned.
 size_t gang_device_scratch_bytes(const struct gang_device *device, const struct gang_attention *shape, int64_t columns);
 
-// What the device allocates for itself, in bytes.
-double gang_device_overhead_bytes(const struct gang_device *device);
+// What products pack their operands into, in bytes: of those that sum over up to `depth` and give up to `columns`, in f32 or bf16.
+size_t gang_device_packing_bytes(const struct gang_device *device, int64_t depth, int64_t columns);
+void gang_device_rest(struct gang_device *device); // gives that memory back until it is needed again
 
 int gang_cpu_count(void);     // cores this process may run on
 int gang_cpu_at(int index);   // the number of one of them; -1: there are not so many

@@ -58,12 +58,23 @@ void gang_lead_line_up(struct gang_lead *l) {
     name_nodes(l);
 }
 
-// Micro-batch sizes that a plan may choose: those that divide the batch, up to 8 samples; or the one that the layout names.
+static int ascending(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+// Micro-batch sizes that a plan may choose: those that divide the batch, up to 8 samples; or those that the layout names.
 static int sizes_of(const struct gang_lead *l, int64_t *size) {
     enum { MOST = 8 };
     int count = 0;
-    if (l->options->layout) {
-        size[count++] = l->options->layout->micro_batch;
+    const struct gang_layout *given = l->options->layout;
+    if (given) {
+        int64_t named[GANG_MAX_REPLICA_KINDS];
+        int kinds = given->size_count ? given->size_count : 1;
+        for (int k = 0; k < kinds; k++) named[k] = gang_layout_size(given, k);
+        qsort(named, (size_t)kinds, sizeof *named, ascending);
+        for (int k = 0; k < kinds; k++)
+            if (!k || named[k] != named[k - 1]) size[count++] = named[k];
         return count;
     }
     for (int64_t b = 1; b <= MOST && b <= l->task.global_batch; b *= 2)
@@ -216,7 +227,9 @@ enum gang_status gang_lead_plan(struct gang_lead *l) {
     for (int g = 0; g < l->pool->group_count; g++) settle_kind(l, l->pool->groups[g]);
     enum gang_status status = choose(l, &layout);
     int flags = GANG_EVALUATE_UNFOLDED | (l->options->job ? GANG_EVALUATE_ANY_MEMORY : 0);
-    if (!status) status = gang_evaluate(&l->task, l->pool, &layout, flags, l->arena, &l->answer);
+    if (!status)
+        status = l->options->plan ? gang_evaluate_plan(&l->task, l->pool, l->options->plan, flags, l->arena, &l->answer)
+                                  : gang_evaluate(&l->task, l->pool, &layout, flags, l->arena, &l->answer);
     if (!status) status = check_alike(l);
     if (!status) status = keep_spans(l);
     if (status) return status;
@@ -309,7 +322,7 @@ static void add_stand_in(const struct gang_lead *l, int rank, json_t *body) {
     static const char *const names[] = {"forward", "input", "weight", "parameters"};
     for (int i = 0; i < 4; i++) json_object_set_new(body, names[i], gang_fleet_array(chunks, columns + i * chunks));
     json_object_set_new(body, "optimizer", json_real(a->costs.optimizer_seconds[class * a->costs.stages + rank % a->layout.pp]));
-    json_object_set_new(body, "message_bytes", json_real(a->costs.message_bytes / (a->layout.sequence_parallel ? a->layout.tp : 1)));
+    json_object_set_new(body, "message_bytes", json_real(a->costs.message_bytes[class] / (a->layout.sequence_parallel ? a->layout.tp : 1)));
     json_object_set_new(body, "spread", json_real(l->options->spread));
     json_object_set_new(body, "slow", json_real(l->options->slow));
 }
@@ -321,9 +334,9 @@ enum gang_status gang_lead_assignment(struct gang_lead *l, int worker, json_t **
     json_t *layers = json_array();
     gang_program_print(&l->answer.program, &program);
     for (int c = 0; c < layout->layer_count; c++) json_array_append_new(layers, json_integer(layout->layers[c]));
-    *out = json_pack("{s:i, s:i, s:i, s:b, s:s, s:o, s:i, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "tp", layout->tp, "tp_index", tp_index,
-                     "sequence_parallel", layout->sequence_parallel && layout->tp > 1, "program", program.data, "layers", layers, "micro_batch",
-                     layout->micro_batch, "length", (json_int_t)l->task.sequence_length, "sharded", layout->zero == 1 && layout->dp > 1, "recompute",
+    *out = json_pack("{s:i, s:i, s:i, s:b, s:s, s:o, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "tp", layout->tp, "tp_index", tp_index,
+                     "sequence_parallel", layout->sequence_parallel && layout->tp > 1, "program", program.data, "layers", layers, "length",
+                     (json_int_t)l->task.sequence_length, "sharded", layout->zero == 1 && layout->dp > 1, "recompute",
                      gang_of_stage(&layout->recompute, rank % layout->pp) == GANG_RECOMPUTE_FULL, "resume", l->resume ? l->resume : "", "first_step",
                      (json_int_t)l->first_step, "steps", (json_int_t)l->steps);
     gang_buffer_release(&program);

@@ -20,6 +20,7 @@ struct gang_fleet_options {
     const struct gang_task *task;
     const struct gang_pool *pool;     // the kinds of its groups of device cpu are measured in place
     const struct gang_layout *layout; // NULL: the best that is found
+    const struct gang_plan *plan;     // NULL: programs are compiled here; otherwise its own are run, and `layout` is the plan's
     enum gang_launcher launcher;
     bool resume;
     // Stand-ins: standard deviation of waits as a fraction; how much slower than in truth everything is; steps.

@@ -69,6 +69,7 @@ enum gang_status gang_fleet_times_parse(const json_t *object, struct gang_times 
     double sizes[GANG_TIMES_SIZES] = {0};
     if (!count || count > GANG_TIMES_SIZES) return gang_fail(GANG_ERR_FORMAT, "run: times of %zu sizes: expected 1 to %d", count, GANG_TIMES_SIZES);
     *out = (struct gang_times){.count = (int)count, .optimizer = gang_fleet_number(object, "optimizer")};
+    if (!(out->optimizer >= 0 && out->optimizer < 1e6)) return gang_fail(GANG_ERR_FORMAT, "run: times: optimizer is %g s", out->optimizer);
     enum gang_status status = gang_fleet_numbers(object, "sizes", out->count, sizes);
     for (int i = 0; i < out->count; i++) out->size[i] = (int64_t)sizes[i];
     for (int f = 0; f < TIMES_FIELDS && !status; f++) {

@@ -285,7 +285,6 @@ static enum gang_status build(struct work *w) {
                                               .tp_index = a->tp_index,
                                               .sequence_parallel = json_is_true(json_object_get(a->body, "sequence_parallel")),
                                               .layers = a->layers,
-                                              .micro_batch = integer(a->body, "micro_batch"),
                                               .length = integer(a->body, "length"),
                                               .sharded = json_is_true(json_object_get(a->body, "sharded")),
                                               .recompute = json_is_true(json_object_get(a->body, "recompute")),
@@ -303,8 +302,9 @@ static enum gang_status build(struct work *w) {
     memory.net.workspace += memory.messages;
     memory.net.total += memory.messages;
     if (!status) status = gang_memory_check(&memory.net, "choose more stages, recompute=full or a smaller mb in the layout");
+    if (w->device) gang_device_rest(w->device); // after measuring
     gang_resident_reset();
-    w->said_bytes = gang_resident_bytes("VmRSS") + (double)memory.total + (w->device ? gang_device_overhead_bytes(w->device) : 0);
+    w->said_bytes = gang_resident_bytes("VmRSS") + (double)memory.total;
     if (!status) status = gang_rank_new(&options, &w->rank);
     if (!status) status = load(w);
     return status ? status : tell(w, FLEET_BUILT, json_pack("{s:f}", "memory", w->said_bytes));

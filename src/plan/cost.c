@@ -15,6 +15,14 @@ static const double fast_reach = 0.80, nic_reach = 0.88;
 static const double fast_latency = 1.5e-6, kernel_gap = 1.5e-6;
 // Fraction of its speed that computing loses while an exchange runs beside it: NCCL's kernels hold 16 to 24 of 132 cores and bandwidth.
 static const double exchange_steals = 0.12;
+// Seconds before a tile's sums run at full speed and after they end: two ways to memory and back (Hopper: 0.5 us, arXiv:2402.13499 table 4).
+static const double tile_start = 1e-6;
+// Part of an exchange that goes on in pieces behind its products and does not lengthen the step: smaller products, cores and memory lent to
+// the copies take the rest. Asynchronous tensor parallelism gained 8 % where the exchange is some 17 % (discuss.pytorch.org/t/209487).
+static const double overlap_hides = 0.5;
+// Standard deviation of the speed of like devices at products: whiskers 8 % apart are 5.4 of them (arXiv:2208.11035, abstract). A step waits
+// for the slowest device.
+static const double device_spread = 0.015;
 // Backward of fused attention makes the scores again: 5 products for the forward's 2 (FlashAttention-2, arXiv:2307.08691 section 3.1).
 static const double attention_backward = 2.5;
 
@@ -70,29 +78,17 @@ static struct tier tier_of(const struct gang_group *group, int64_t members, int6
     double nic = group->nic_bandwidth * nic_reach;
     // Beyond a leaf switch, its uplinks are shared.
     if (group->leaf_nodes && members * stride > group->leaf_nodes * group->devices) nic /= group->oversubscription;
-    tier.bandwidth = fmin(fast, nic * (double)tier.local);
+    tier.bandwidth = gang_smaller(fast, nic * (double)tier.local);
     tier.latency = group->nic_latency / (double)tier.local + fast_latency;
     return tier;
 }
 
 // ---- Operators -----------------------------------------------------------------------------------------------------
 
-double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K) {
-    // Tiles that libraries choose from, with the share of the inner loop's speed each keeps.
-    static const struct { double m, n, speed; } tiles[] = {{128, 256, 1}, {128, 128, 0.92}, {64, 128, 0.75}};
-    double use = 1;
-    if (kind->cores) {
-        use = 0;
-        for (int i = 0; i < 3; i++) {
-            double rows = ceil(M / tiles[i].m), columns = ceil(N / tiles[i].n), count = rows * columns;
-            double waves = ceil(count / (double)kind->cores) * (double)kind->cores;
-            double whole = M * N / (waves * tiles[i].m * tiles[i].n);
-            use = fmax(use, whole * tiles[i].speed);
-        }
-    }
-    double bytes = (math == GANG_MATH_F32 ? 4 : math == GANG_MATH_F8 ? 1 : 2) * (M * K + N * K) + (math == GANG_MATH_F32 ? 4 : 2) * M * N;
-    double compute = 2 * M * N * K / (kind->peak[math] * kind->reach[math] * use);
-    return fmax(compute, bytes / (kind->memory_bandwidth * kind->memory_reach)) + kernel_gap;
+// The largest of n numbers drawn from a normal distribution, in its standard deviations: the expectation's first terms.
+static double largest_of(double n) {
+    double width = sqrt(2 * log(n));
+    return n < 2 ? 0 : width - (log(log(n)) + log(4 * M_PI)) / (2 * width);
 }
 
 // All that pricing a layer needs, worked out once.
@@ -103,35 +99,58 @@ struct pricing {
     const struct gang_kind *kind;
     double M, element, memory; // tokens on one device; bytes of an element; bytes/s
     double stream;             // the part of the residual stream a device holds: 1 or 1 / tp
+    double slowest;            // of the group's devices: its time for what the middle one does in 1
 };
 
-static struct pricing pricing_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group) {
+static struct pricing pricing_of(const struct gang_task *task, const struct gang_layout *l, int micro_batch, const struct gang_group *group) {
     return (struct pricing){.task = task,
                             .l = l,
                             .group = group,
                             .kind = group->kind,
-                            .M = (double)l->micro_batch * (double)task->sequence_length / l->cp,
+                            .M = (double)micro_batch * (double)task->sequence_length / l->cp,
                             .element = element_of(task),
                             .memory = group->kind->memory_bandwidth * group->kind->memory_reach,
-                            .stream = l->sequence_parallel ? 1.0 / l->tp : 1.0};
+                            .stream = l->sequence_parallel ? 1.0 / l->tp : 1.0,
+                            .slowest = 1 + device_spread * largest_of((double)(group->nodes * group->devices))};
+}
+
+// Seconds of y[M,N] = x[M,K] W[N,K], whose elements take `written` bytes of memory traffic: roofline with waves and tile edges. A tile's
+// result is written when its sum is done, so that time stands beside the sums' (a block is a whole core's; persistent kernels hide some).
+static double product_seconds(const struct pricing *p, enum gang_math math, double M, double N, double K, double written) {
+    // Tiles that libraries choose from, with the share of the inner loop's speed each keeps.
+    static const struct { double m, n, speed; } tiles[] = {{128, 256, 1}, {128, 128, 0.92}, {64, 128, 0.75}};
+    double rate = p->kind->peak[math] * p->kind->reach[math] / p->slowest, sums = 2 * M * N * K / rate;
+    for (int i = 0; i < 3 && p->kind->cores; i++) {
+        double cores = (double)p->kind->cores, waves = ceil(ceil(M / tiles[i].m) * ceil(N / tiles[i].n) / cores);
+        double seconds = waves * (cores * tiles[i].m * tiles[i].n * 2 * K / (rate * tiles[i].speed) + tile_start);
+        sums = i ? gang_smaller(sums, seconds) : seconds;
+    }
+    double operands = (math == GANG_MATH_F32 ? 4 : math == GANG_MATH_F8 ? 1 : 2) * (M * K + N * K) / p->memory, result = written * M * N / p->memory;
+    return gang_larger(sums, operands) + result + kernel_gap;
 }
 
 // A product that is cut by tensor parallelism, and by expert parallelism its rows: forward, and the two of backward.
 static void price_matrix(const struct pricing *p, const struct gang_matrix *m, struct gang_chunk_cost *out) {
-    double N = (double)m->out, K = (double)m->in, rows = p->M * (double)m->active, copies = 1;
+    double N = (double)m->out, K = (double)m->in, rows = p->M * (double)m->active, copies = 1, result = p->element;
     if (m->cut == GANG_CUT_OUT) N /= p->l->tp;
     if (m->cut == GANG_CUT_IN) K /= p->l->tp;
     if (m->expert) { // a grouped product: each expert here sees its part of the rows
         copies = (double)m->stored / p->l->ep;
         rows /= copies;
     }
-    out->forward.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, rows, N, K);
-    out->input.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, rows, K, N);
-    out->weight.matmul += copies * gang_matmul_seconds(p->kind, p->task->math, N, K, rows);
+    out->forward.matmul += copies * product_seconds(p, p->task->math, rows, N, K, result);
+    out->input.matmul += copies * product_seconds(p, p->task->math, rows, K, N, result);
+    // Where micro-batches are summed on the device, the product adds to what stands there.
+    double summed = p->l->zero >= 2 ? p->element : 2 * gradient_element(p->l);
+    out->weight.matmul += copies * product_seconds(p, p->task->math, N, K, rows, summed);
     if (p->task->math == GANG_MATH_F8) {
-        // Casts: each operand is read in two bytes and written in one, twice (as it is and transposed).
-        out->forward.vector += copies * rows * K * 4 / p->memory;
-        out->input.vector += copies * rows * N * 4 / p->memory;
+        // Casts: each operand is read in two bytes and written in one, twice (as it is and transposed). Rows that have a scale each are
+        // another tensor when transposed: each of the two reads its operand for the largest value first, and weights are cast every time.
+        bool rows_scaled = p->l->scaling == GANG_SCALING_ROWS;
+        double each = rows_scaled ? 10 : 4;
+        out->forward.vector += copies * rows * K * each / p->memory;
+        out->input.vector += copies * rows * N * each / p->memory;
+        if (rows_scaled) out->forward.vector += copies * N * K * each / p->memory;
     }
 }
 
@@ -141,7 +160,7 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
     // The causal half of 2 T (qk_dim + v_dim) per head and token.
     double flops = p->M * (double)p->task->sequence_length * (double)(s->heads * (s->qk_dim + s->v_dim)) / p->l->tp;
     double rate = p->kind->peak[math] * p->kind->attention_reach * (p->l->attention == GANG_ATTENTION_FIRST ? first_generation : 1);
-    double seconds = flops / rate + kernel_gap;
+    double seconds = flops / rate * p->slowest + kernel_gap;
     if (p->l->attention == GANG_ATTENTION_UNFUSED) {
         // Two batched products over the whole square, and its scores through memory: written, read and written by softmax and by dropout,
         // read again: 13 bytes in two-byte numbers.
@@ -157,8 +176,8 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
         double bytes = p->M * (double)(s->kv_heads * (s->qk_dim + s->v_dim)) / p->l->tp * p->element;
         struct tier tier = tier_of(p->group, p->l->cp, p->l->tp);
         double ring = (p->l->cp - 1) * (bytes / tier.bandwidth + tier.latency);
-        out->forward.context += fmax(0, ring - seconds * (p->l->cp - 1) / p->l->cp);
-        out->input.context += fmax(0, 2 * ring - attention_backward * seconds * (p->l->cp - 1) / p->l->cp);
+        out->forward.context += gang_larger(0, ring - seconds * (p->l->cp - 1) / p->l->cp);
+        out->input.context += gang_larger(0, 2 * ring - attention_backward * seconds * (p->l->cp - 1) / p->l->cp);
     }
 }
 
@@ -170,23 +189,21 @@ static double vector_bytes(const struct pricing *p, bool moe) {
     double rotation = s->positions ? 0 : 2 * (double)((s->heads + s->kv_heads) * s->qk_dim) / tp;
     double activation = (s->gated ? 3 : 2) * F / tp;
     if (!p->l->fused) {
-        // Norms go through f32 and back (8 bytes more an element than the 4 of one pass), every product's result is read and written
-        // once more for its bias or its new order, the residual addition is a pass of its own.
-        double results = (double)(s->heads * s->qk_dim + s->kv_heads * (s->qk_dim + s->v_dim)) / tp + (s->gated ? 2 : 1) * F / tp + 2 * C * p->stream;
-        norms = 2 * (2 * C + 4 * C + 3 * C) * p->stream;
-        activation += s->gated ? 2 * F / tp : 0;
+        // What attention takes and gives is copied into another order. Where no kernel does it as one (RMSNorm, rotation, a gate), norms go
+        // through f32 and back (8 bytes more an element than the 4 of one pass) and each operation is a pass of its own.
+        double attention = (double)(2 * s->heads * s->v_dim + s->heads * s->qk_dim + s->kv_heads * (s->qk_dim + s->v_dim)) / tp;
+        if (s->gated) norms = 2 * (2 * C + 4 * C + 3 * C) * p->stream + 2 * (2 * F / tp + 2 * C * p->stream), activation += 2 * F / tp;
         rotation *= 3;
-        norms += 2 * results + 2 * (double)(s->heads * (s->qk_dim + s->v_dim)) / tp;
+        norms += 2 * attention;
     }
-    double routing = moe ? 4 * C * (double)s->experts_per_token * p->stream : 0; // permute there and back
+    // Copies of tokens are put in order for their devices and back, and where a device has several experts for these, gathered over tp.
+    double order = s->experts > p->l->ep ? 4 : 0, routing = moe ? (4 * p->stream + order) * C * (double)s->experts_per_token : 0;
     return p->element * (norms + rotation + activation + routing);
 }
 
 // An exchange beside products of `seconds`: whole before or after them, or in tp pieces behind them.
 static double exposed(const struct pricing *p, double exchange, double seconds) {
-    if (!p->l->tp_overlap) return exchange;
-    double piece = fmin(exchange, seconds) / p->l->tp;
-    return fmax(exchange - seconds * (1 - exchange_steals), 0) + piece + fmin(exchange, seconds) * exchange_steals;
+    return exchange - (p->l->tp_overlap ? overlap_hides * gang_smaller(exchange, seconds) : 0);
 }
 
 static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
@@ -202,7 +219,7 @@ static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk
         out->forward.tensor += exposed(p, both, out->forward.matmul);
         out->input.tensor += exposed(p, both, out->input.matmul);
         // With sequence parallelism the inputs are gathered once more for the weights' gradients, behind the input's product.
-        if (l->sequence_parallel) out->weight.tensor += fmax(0, both / 2 - out->weight.matmul);
+        if (l->sequence_parallel) out->weight.tensor += gang_larger(0, both / 2 - out->weight.matmul);
     }
     if (moe && l->ep > 1) {
         struct tier tier = tier_of(p->group, l->ep, l->tp * l->cp);
@@ -210,7 +227,7 @@ static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk
         // No ring here: what leaves the domain leaves by the device's own NIC.
         double away = (double)(l->ep - tier.local) / l->ep * bytes / (p->group->nic_bandwidth * nic_reach);
         double near = (double)(tier.local - 1) / l->ep * bytes / (p->group->fast_bandwidth * fast_reach);
-        double both = 2 * (fmax(away, near) + tier.latency * (double)(l->ep - 1));
+        double both = 2 * (gang_larger(away, near) + tier.latency * (double)(l->ep - 1));
         out->forward.expert += both;
         out->input.expert += both;
     }
@@ -247,7 +264,8 @@ static double kept_bytes(const struct pricing *p, bool moe, enum gang_recompute 
     double again = 2 * stream + down; // norms' results and the activation's: made again when selective
     if (p->l->attention == GANG_ATTENTION_UNFUSED && recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
         sums += (2 * p->element + 1) * (double)p->task->sequence_length * (double)s->heads / tp;
-    if (recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * (3 * stream + (heads + up) / 2 + sums + routed);
+    // Every second product's result; a compiler does not keep the last one's, which nothing asks for.
+    if (recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * ((p->l->fused ? 2 : 3) * stream + (heads + up) / 2 + sums + routed);
     return p->M * (2 * stream + heads + sums + up + routed + (recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
 }
 
@@ -264,7 +282,10 @@ static void make_again(const struct pricing *p, enum gang_recompute recompute, d
     struct gang_time forward = out->forward;
     if (recompute == GANG_RECOMPUTE_SELECTIVE || recompute == GANG_RECOMPUTE_ALTERNATE) out->input.vector += vector;
     if (recompute == GANG_RECOMPUTE_SELECTIVE && p->l->attention == GANG_ATTENTION_UNFUSED) out->input.attention += forward.attention;
-    if (recompute == GANG_RECOMPUTE_ALTERNATE) out->input.matmul += forward.matmul / 2;
+    if (recompute == GANG_RECOMPUTE_ALTERNATE) {
+        out->input.matmul += forward.matmul / 2;
+        out->input.tensor += forward.tensor / 2; // what was scattered is kept, what was gathered is not
+    }
     if (recompute == GANG_RECOMPUTE_FULL) scale_time(&out->input, &forward, 1);
 }
 
@@ -298,9 +319,9 @@ static void price_ends(const struct pricing *p, struct gang_chunk_cost *first, s
     first->weight.vector = 3 * stream / p->memory;
     enum gang_math math = p->task->math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
     *last = (struct gang_chunk_cost){.parameters = C + V * C, .activation_bytes = stream + p->M * V * 4};
-    last->forward.matmul = gang_matmul_seconds(p->kind, math, p->M, V, C);
-    last->input.matmul = gang_matmul_seconds(p->kind, math, p->M, C, V);
-    last->weight.matmul = gang_matmul_seconds(p->kind, math, V, C, p->M);
+    last->forward.matmul = product_seconds(p, math, p->M, V, C, p->element);
+    last->input.matmul = product_seconds(p, math, p->M, C, V, p->element);
+    last->weight.matmul = product_seconds(p, math, V, C, p->M, p->element);
     // Logits are made f32, read for the sum, and become their own gradient; every step by itself where nothing is fused.
     last->forward.vector = p->M * V * (p->l->fused ? 10 : 22) / p->memory;
     last->input.vector = p->M * V * (p->l->fused ? 6 : 18) / p->memory;
@@ -319,18 +340,33 @@ static void weigh(const struct gang_task *task, const struct gang_layout *l, str
     int zero = l->zero;
     // An expert's copies are fewer by ep, and so are those that share its state.
     double width = (double)l->dp * l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * l->ep / width;
-    out->parameter_bytes = ((zero >= 3 ? sharded : out->parameters) + out->copied_parameters) * (mixed ? 2 : 4);
+    // With all sharded (FSDP) the optimizer's f32 weights are the only ones kept: what is gathered is made of them.
+    out->parameter_bytes = ((zero < 3 ? out->parameters : mixed ? 0 : sharded) + out->copied_parameters) * (mixed ? 2 : 4);
     out->gradient_bytes = ((zero >= 2 ? sharded : out->parameters) + out->copied_parameters) * gradient_element(l);
     out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
 }
 
-void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, struct gang_price *out) {
-    struct pricing p = pricing_of(task, l, group);
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, int micro_batch, const struct gang_group *group,
+                     struct gang_price *out) {
+    struct pricing p = pricing_of(task, l, micro_batch, group);
     *out = (struct gang_price){.group = group};
     if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, out->layer);
     if (task->shape.experts) price_layer(&p, true, out->layer);
     price_ends(&p, &out->first, &out->last);
-    if (group->kind->times) gang_price_measured(group->kind->times, l, out);
+    if (group->kind->times) gang_price_measured(group->kind->times, l, micro_batch, out);
+}
+
+void gang_prices_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_arena *arena,
+                      struct gang_prices *out) {
+    for (int i = 0; i < (l->size_count ? l->size_count : 1); i++) {
+        struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
+        for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, l, gang_layout_size(l, i), pool->groups[g], &prices[g]);
+        out->at[i] = prices;
+    }
+}
+
+const struct gang_price *gang_prices_of(const struct gang_prices *prices, const struct gang_layout *l, const struct gang_class *class, int stage) {
+    return &prices->at[l->size_count ? class->kind : 0][class->groups[stage]];
 }
 
 static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *from, double n) {
@@ -348,14 +384,17 @@ static void add_sharding(const struct gang_layout *l, const struct gang_group *g
                          struct gang_chunk_cost *out) {
     if (l->zero < 2 || l->dp < 2) return;
     struct tier tier = tier_of(group, l->dp, (int64_t)l->tp * l->cp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1));
-    // Hops of a ring inside a node, of a tree between nodes.
-    double hops = tier.latency * ((double)tier.local + 2 * log2((double)l->dp / (double)tier.local)), part = (double)(l->dp - 1) / l->dp;
+    double hops = tier.latency * (l->dp - 1), part = (double)(l->dp - 1) / l->dp; // rings (NCCL before 2.23)
     double gather = part * layer->parameters * ELEMENT / tier.bandwidth + hops;
     double reduce = part * layer->parameters * gradient_element(l) / tier.bandwidth + hops;
+    // Through memory: weights arrive, go on, and are copied to where the products read them; gradients are copied out in the type they
+    // are summed in, and every sum reads two and writes one.
+    double per_byte = layer->parameters / (group->kind->memory_bandwidth * group->kind->memory_reach);
+    double arrive = 4 * ELEMENT * per_byte, leave = (ELEMENT + 4 * gradient_element(l)) * per_byte;
     double forward = gang_time_sum(&layer->forward), backward = gang_time_sum(&layer->input) + gang_time_sum(&layer->weight);
-    if (l->zero < 3) gather = 0;
-    out->forward.gather += n * fmax(gather * exchange_steals, gather - forward);
-    out->input.gather += n * fmax((gather + reduce) * exchange_steals, gather + reduce - backward);
+    if (l->zero < 3) gather = arrive = 0;
+    out->forward.gather += n * (arrive + gang_larger(gather * exchange_steals, gather - forward));
+    out->input.gather += n * (arrive + leave + gang_larger((gather + reduce) * exchange_steals, gather + reduce - backward));
 }
 
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, enum gang_recompute recompute,
@@ -393,6 +432,11 @@ bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *
     for (int c = stage; c < l->layer_count; c += l->pp)
         if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
     return true;
+}
+
+bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *l, int chunk) {
+    int before = chunk - l->pp;
+    return before > 0 && chunk < l->layer_count - 1 && l->layers[chunk] == l->layers[before] && dense_of(task, l, chunk) == dense_of(task, l, before);
 }
 
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
@@ -440,10 +484,11 @@ static void ways_of(const struct gang_pool *pool, const struct gang_layout *l, c
         const struct gang_group *group = pool->groups[placement->classes[c].groups[stage]];
         int64_t here = members[group->site] * l->cp;
         struct tier tier = tier_of(group, here, stride);
-        out->bandwidth = fmin(out->bandwidth, tier.bandwidth);
+        out->bandwidth = gang_smaller(out->bandwidth, tier.bandwidth);
         // Trees over nodes: hops grow with the logarithm (NCCL).
-        out->latency = fmax(out->latency, tier.latency * (double)(tier.local - 1) + 2 * group->nic_latency * log2((double)here / (double)tier.local));
-        if (here > tier.local) out->nic_share = fmax(out->nic_share, (double)(here - 1) / (double)here / (double)tier.local);
+        out->latency = gang_larger(out->latency,
+                                   tier.latency * (double)(tier.local - 1) + 2 * group->nic_latency * log2((double)here / (double)tier.local));
+        if (here > tier.local) out->nic_share = gang_larger(out->nic_share, (double)(here - 1) / (double)here / (double)tier.local);
     }
     // Sites on a line in the file's order; each crossing carries the site's sum once in each direction.
     for (int s = 0, before = -1; s < pool->sites.count && sites > 1; s++) {
@@ -460,7 +505,7 @@ static void ways_of(const struct gang_pool *pool, const struct gang_layout *l, c
 static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct ways *ways, double parameters, double element,
                            int passes, struct gang_exchange *out) {
     double bytes = parameters * element, crossing = 0, over = passes / 2.0 * bytes * l->tp;
-    double buckets = l->dp_overlap ? fmax(ceil(parameters / fmax(bucket_least, bucket_per_member * ways->members)), 1) : 1;
+    double buckets = l->dp_overlap ? gang_larger(ceil(parameters / gang_larger(bucket_least, bucket_per_member * ways->members)), 1) : 1;
     out->bytes = bytes;
     if (ways->members < 2 || bytes <= 0) return;
     out->nic_bytes = passes * bytes * ways->nic_share;
@@ -498,8 +543,12 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l,
         out->delay = fast_latency;
         return;
     }
-    out->bandwidth = lanes * fmin(from->nic_bandwidth, to->nic_bandwidth) * nic_reach;
-    out->delay = fmax(from->nic_latency, to->nic_latency) + out->route->delay;
+    out->bandwidth = lanes * gang_smaller(from->nic_bandwidth, to->nic_bandwidth) * nic_reach;
+    out->delay = gang_larger(from->nic_latency, to->nic_latency) + out->route->delay;
+}
+
+double gang_message_bytes(const struct gang_task *task, int micro_batch) {
+    return (double)micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
 }
 
 // ---- All of it -----------------------------------------------------------------------------------------------------
@@ -539,7 +588,7 @@ static void fill_stage(const struct gang_task *task, const struct gang_pool *poo
 
 void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
                      struct gang_arena *arena, struct gang_costs *out) {
-    *out = (struct gang_costs){.classes = placement->class_count, .chunks = l->layer_count, .stages = l->pp};
+    *out = (struct gang_costs){.classes = placement->class_count, .chunks = l->layer_count, .stages = l->pp, .class = placement->classes};
     size_t cells = (size_t)out->classes * (size_t)out->stages;
     out->chunk = gang_arena_alloc(arena, (size_t)out->classes * (size_t)out->chunks * sizeof *out->chunk);
     out->reduce = gang_arena_alloc(arena, (size_t)out->chunks * sizeof *out->reduce);
@@ -549,33 +598,34 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->host_limit = gang_arena_alloc(arena, cells * sizeof(double));
     out->copy_bytes = task->shape.tied && l->pp > 1 ? 4 * (double)task->shape.vocab * (double)task->shape.hidden : 0;
-    out->message_bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * element_of(task);
-    struct gang_price price = {0};
-    int priced = -1; // group
-    for (int c = 0; c < out->classes; c++)
-        for (int s = 0; s < out->stages; s++) {
-            int group = placement->classes[c].groups[s];
-            if (group != priced) gang_price_fill(task, l, pool->groups[group], &price);
-            priced = group;
-            fill_stage(task, pool, l, &placement->classes[c], &price, c, s, out);
-        }
+    out->message_bytes = gang_arena_alloc(arena, (size_t)out->classes * sizeof *out->message_bytes);
+    struct gang_prices prices;
+    gang_prices_fill(task, pool, l, arena, &prices);
+    for (int c = 0; c < out->classes; c++) {
+        const struct gang_class *class = &placement->classes[c];
+        out->message_bytes[c] = gang_message_bytes(task, class->micro_batch);
+        for (int s = 0; s < out->stages; s++) fill_stage(task, pool, l, class, gang_prices_of(&prices, l, class, s), c, s, out);
+    }
     for (int chunk = 0; chunk < out->chunks; chunk++)
         gang_chunk_exchange(pool, l, placement, chunk, gang_costs_chunk(out, 0, chunk), &out->reduce[chunk], &out->gather[chunk]);
 }
 
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, enum gang_recompute recompute, double layer_parameters) {
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, int micro_batch, enum gang_recompute recompute,
+                         double layer_parameters) {
     const struct gang_shape *shape = &task->shape;
-    double tokens = (double)l->micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
+    double tokens = (double)micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
     double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
-    // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one.
-    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? 3 * C : 0;
-    double bytes = tokens * e * (4 * stream + gathered + F);
-    // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; one f32 copy more where nothing is fused.
-    double logits = tokens * (double)shape->vocab / tp * (l->fused ? 8 : 12), layer = tokens * e * (4 * stream + 4 * C / tp + F);
-    bytes = fmax(bytes, tokens * e * 2 * stream + logits);
-    if (recompute == GANG_RECOMPUTE_FULL) bytes += layer; // one layer's tensors, made again
-    if (l->pp > 1) bytes += 4 * tokens * (double)task->shape.hidden * e / l->tp;
-    if (l->zero >= 3) bytes += 2 * layer_parameters * ELEMENT;
+    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? C : 0;
+    // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one; with full recomputation the layer made again.
+    double layer = tokens * e * (4 * stream + 3 * gathered + F);
+    if (recompute == GANG_RECOMPUTE_FULL) layer += tokens * e * (4 * stream + 4 * C / tp + F);
+    // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; PyTorch's own loss keeps the gradient
+    // of its two steps apart, and over tp one copy more.
+    double logits = tokens * ((double)shape->vocab / tp * (l->zero >= 3 && l->tp > 1 ? 12 : 8) + e * (2 * stream + gathered));
+    double bytes = gang_larger(layer, logits);
+    if (l->pp > 1) bytes += 4 * tokens * C * e / tp;
+    // Two layers' weights are gathered at a time, and the ends', which FSDP's outermost unit holds, all the while.
+    if (l->zero >= 3) bytes += (2 * layer_parameters + (double)((l->pp > 1 || shape->tied ? 1 : 2) * shape->vocab) * C / tp) * ELEMENT;
     return bytes;
 }
 
@@ -590,8 +640,9 @@ void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, c
         out->gradients += cost->gradient_bytes;
         out->optimizer += cost->optimizer_bytes;
         out->host += cost->host_bytes;
-        if (cost->layers) largest = fmax(largest, cost->parameters / cost->layers);
+        if (cost->layers) largest = gang_larger(largest, cost->parameters / cost->layers);
     }
-    out->buffers = gang_buffer_bytes(task, l, gang_of_stage(&l->recompute, stage), largest);
+    enum gang_recompute recompute = (enum gang_recompute)gang_of_stage(&l->recompute, stage);
+    out->buffers = gang_buffer_bytes(task, l, costs->class[class_index].micro_batch, recompute, largest);
     out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
 }

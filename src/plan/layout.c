@@ -16,6 +16,7 @@ const char *const gang_offload_names[] = {"none", "optimizer", NULL};
 const char *const gang_place_names[] = {"stages", "replicas", NULL};
 const char *const gang_gradient_names[] = {"f32", "bf16", NULL};
 const char *const gang_attention_names[] = {"fused", "fused1", "unfused", NULL};
+const char *const gang_scaling_names[] = {"tensor", "rows", NULL};
 const char *const gang_schedule_names[] = {"auto", "1f1b", "interleaved", "zero-bubble", "list", NULL};
 
 struct layout_field {
@@ -34,7 +35,7 @@ static const struct layout_field layout_fields[] = {
     {"vpp", FIELD(vpp), 1, 64, 1, NULL, "chunks of layers on a stage"},
     {"cp", FIELD(cp), 1, 1024, 1, NULL, "context-parallel width"},
     {"ep", FIELD(ep), 1, 4096, 1, NULL, "expert-parallel width, inside dp"},
-    {"mb", FIELD(micro_batch), 1, 1 << 16, 1, NULL, "sequences of a micro-batch"},
+    {"mb", FIELD(micro_batch), 1, 1 << 16, 1, NULL, "sequences of a micro-batch; 4/2: of each kind of replicas"},
     {"zero", FIELD(zero), 0, 3, 1, NULL, "sharding over dp"},
     {"sp", FIELD(sequence_parallel), 0, 1, 1, NULL, "sequence parallel beside tp"},
     {"tp_overlap", FIELD(tp_overlap), 0, 1, 0, NULL, "tensor exchange behind products"},
@@ -42,6 +43,7 @@ static const struct layout_field layout_fields[] = {
     {"fused", FIELD(fused), 0, 1, 1, NULL, "0: every element-wise operation by itself"},
     {"attention", FIELD(attention), 0, 0, 0, gang_attention_names, "fused, fused1, unfused"},
     {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
+    {"scaling", FIELD(scaling), 0, 0, 0, gang_scaling_names, "tensor or rows"},
     {"recompute", FIELD(recompute), 0, 1, 0, gang_recompute_names, "none, selective, alternate, full"},
     {"offload", FIELD(offload), 0, 1, 0, gang_offload_names, "none or optimizer"},
     {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
@@ -75,14 +77,17 @@ static enum gang_status next_part(const char *name, int count, int most, const c
     return GANG_OK;
 }
 
-static enum gang_status parse_layers(const char *text, struct gang_layout *out) {
+// Numbers with / between.
+static enum gang_status parse_list(const char *name, const char *text, int64_t min, int64_t max, int most, int *out, int *count) {
+    char what[TEXT_BYTES * 2];
+    snprintf(what, sizeof what, "layout: %.60s", name);
     while (text) {
         char number[TEXT_BYTES];
         int64_t value = 0;
-        enum gang_status status = next_part("layers", out->layer_count, GANG_MAX_CHUNKS, &text, number);
-        if (!status) status = gang_parse_int("layout: layers", number, 0, 4096, &value);
+        enum gang_status status = next_part(name, *count, most, &text, number);
+        if (!status) status = gang_parse_int(what, number, min, max, &value);
         if (status) return status;
-        out->layers[out->layer_count++] = (int)value;
+        out[(*count)++] = (int)value;
     }
     return GANG_OK;
 }
@@ -109,8 +114,16 @@ static enum gang_status parse_stages(const struct layout_field *field, const cha
     return GANG_OK;
 }
 
+static enum gang_status parse_sizes(const struct layout_field *field, const char *text, struct gang_layout *out) {
+    bool alike = true;
+    enum gang_status status = parse_list(field->name, text, field->min, field->max, GANG_MAX_REPLICA_KINDS, out->sizes, &out->size_count);
+    for (int i = 1; i < out->size_count; i++) alike &= out->sizes[i] == out->sizes[0];
+    out->micro_batch = out->sizes[0];
+    if (alike) out->size_count = 0;
+    return status;
+}
+
 static enum gang_status parse_field(const char *name, const char *value, bool *seen, struct gang_layout *out) {
-    char what[TEXT_BYTES * 2];
     int f = 0;
     while (f < LAYOUT_FIELDS && strcmp(layout_fields[f].name, name) != 0) f++;
     if (f == LAYOUT_FIELDS && strcmp(name, "layers") != 0) {
@@ -120,15 +133,13 @@ static enum gang_status parse_field(const char *name, const char *value, bool *s
     }
     if (seen[f]) return gang_fail(GANG_ERR_INPUT, "layout: '%s' is given twice", name);
     seen[f] = true;
-    if (f == LAYOUT_FIELDS) return parse_layers(value, out);
+    if (f == LAYOUT_FIELDS) return parse_list(name, value, 0, 4096, GANG_MAX_CHUNKS, out->layers, &out->layer_count);
     const struct layout_field *field = &layout_fields[f];
+    if (field->offset == FIELD(micro_batch)) return parse_sizes(field, value, out);
     if (is_by_stage(field)) return parse_stages(field, value, member_of(out, field));
     if (field->choices) return parse_choice(field, value, member_of(out, field));
-    snprintf(what, sizeof what, "layout: %.60s", name);
-    int64_t number = 0;
-    enum gang_status status = gang_parse_int(what, value, field->min, field->max, &number);
-    if (!status) set_member(out, field, number);
-    return status;
+    int count = 0;
+    return parse_list(name, value, field->min, field->max, 1, member_of(out, field), &count);
 }
 
 enum gang_status gang_layout_parse(const char *text, struct gang_layout *out) {
@@ -173,11 +184,13 @@ char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *are
             continue;
         }
         int value = *(int *)member_of(layout, field);
-        if (i > 2 && value == field->standard) continue; // tp, pp and dp always stand there
+        bool sizes = field->offset == FIELD(micro_batch) && layout->size_count;
+        if (i > 2 && value == field->standard && !sizes) continue; // tp, pp and dp always stand there
         if (field->choices)
             gang_buffer_printf(&text, ",%s=%s", field->name, field->choices[value]);
         else
             gang_buffer_printf(&text, ",%s=%d", field->name, value);
+        for (int k = 1; k < layout->size_count && sizes; k++) gang_buffer_printf(&text, "/%d", layout->sizes[k]);
     }
     bool uneven = false;
     int64_t sum = 0;
@@ -283,8 +296,13 @@ static enum gang_status settle_width(const struct gang_task *task, const struct 
         return REFUSE("tp=%d x cp=%d x pp=%d x dp=%d needs %lld devices, the pool has %lld: dp at most %lld", l->tp, l->cp, l->pp, l->dp,
                       (long long)(one * l->dp), (long long)pool->devices, (long long)(pool->devices / one));
     if (l->dp % l->ep) return REFUSE("ep=%d does not divide dp=%d", l->ep, l->dp);
-    if (task->global_batch % l->micro_batch)
-        return REFUSE("mb=%d does not divide the batch of %lld sequences", l->micro_batch, (long long)task->global_batch);
+    if (l->size_count) return GANG_OK; // see check_sizes
+    if (task->global_batch % l->micro_batch) {
+        int nearest = l->micro_batch;
+        while (task->global_batch % nearest) nearest--;
+        return REFUSE("mb=%d does not divide the batch of %lld sequences: choose for example mb=%d", l->micro_batch, (long long)task->global_batch,
+                      nearest);
+    }
     if (task->global_batch / l->micro_batch < l->dp)
         return REFUSE("dp=%d replicas for %lld micro-batches of mb=%d: choose dp at most %lld, or a smaller mb", l->dp,
                       (long long)(task->global_batch / l->micro_batch), l->micro_batch, (long long)(task->global_batch / l->micro_batch));
@@ -346,75 +364,195 @@ static enum gang_status find_classes(const struct gang_pool *pool, const struct 
         }
         int c = 0;
         while (c < out->class_count && memcmp(out->classes[c].groups, groups, (size_t)l->pp * sizeof *groups) != 0) c++;
-        if (c == GANG_MAX_CLASSES / 2) return REFUSE("more than %d kinds of replicas: choose place=replicas, or widths that divide the groups", c);
+        if (c == GANG_MAX_REPLICA_KINDS) return REFUSE("more than %d kinds of replicas: choose place=replicas, or widths that divide the groups", c);
         if (c == out->class_count) {
-            out->classes[out->class_count++] = (struct gang_class){.groups = groups};
+            out->classes[out->class_count++] = (struct gang_class){.kind = c, .micro_batch = gang_layout_size(l, c), .groups = groups};
             groups = gang_arena_alloc(arena, (size_t)l->pp * sizeof *groups);
         }
         out->classes[c].replicas += alike;
     }
+    out->kind_count = out->class_count;
+    if (l->size_count && l->size_count != out->kind_count)
+        return REFUSE("mb= names %d sizes: expected one for all, or one for each of the %d kinds of replicas (those that lie on the same groups), "
+                      "in the cluster's order",
+                      l->size_count, out->kind_count);
     return GANG_OK;
 }
 
 // Seconds of one micro-batch on a class's slowest stage.
-static double class_seconds(const struct gang_task *task, const struct gang_price *prices, const struct gang_layout *l,
+static double class_seconds(const struct gang_task *task, const struct gang_prices *prices, const struct gang_layout *l,
                             const struct gang_class *class) {
     double slowest = 0;
     for (int s = 0; s < l->pp; s++) {
-        double sum = 0;
+        double sum = 0, chunk = 0;
         if (s && class->groups[s] == class->groups[s - 1] && gang_stage_repeats(task, l, s)) continue;
         for (int c = s; c < l->layer_count; c += l->pp) {
             struct gang_chunk_cost cost;
-            gang_chunk_of(task, l, &prices[class->groups[s]], c, &cost);
-            sum += gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
+            if (!gang_chunk_repeats(task, l, c)) {
+                gang_chunk_of(task, l, gang_prices_of(prices, l, class, s), c, &cost);
+                chunk = gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
+            }
+            sum += chunk;
         }
-        slowest = fmax(slowest, sum);
+        slowest = gang_larger(slowest, sum);
     }
     return slowest;
 }
 
-// Whole micro-batches for every class so that they end together as nearly as whole numbers allow, and add up exactly: the
-// shares by speed are rounded down, then whoever would end first takes one more; a class that cannot take one more each
-// is split in two.
-static void share_batches(const struct gang_task *task, const struct gang_pool *pool, const struct gang_price *prices, const struct gang_layout *l,
-                          struct gang_placement *out) {
-    int64_t all = task->global_batch / l->micro_batch, left = all;
-    double seconds[GANG_MAX_CLASSES] = {0}, speed = 0;
-    bool alike = true;
-    for (int g = 1; g < pool->group_count; g++) alike &= pool->groups[g]->kind == pool->groups[0]->kind;
-    for (int c = 0; c < out->class_count; c++) {
-        seconds[c] = alike ? 1 : class_seconds(task, prices, l, &out->classes[c]);
-        speed += (double)out->classes[c].replicas / seconds[c];
+// ---- Who takes how much --------------------------------------------------------------------------------------------
+
+// The numbers of sequences that micro-batches of some sizes add up to. Of those with the same remainder by the smallest size all from the
+// least one on: least[remainder], or only the multiples of the smallest size (NULL).
+struct sums {
+    int64_t smallest, *least;
+};
+
+// The kinds of replicas while the batch is shared out.
+struct sharing {
+    struct gang_class *kinds;
+    int count;
+    double seconds[GANG_MAX_REPLICA_KINDS];   // of a micro-batch
+    int64_t level[GANG_MAX_REPLICA_KINDS];    // micro-batches that a replica may have
+    int64_t taken[GANG_MAX_REPLICA_KINDS];    // by all replicas of the kind
+    int order[GANG_MAX_REPLICA_KINDS];        // the largest micro-batch first, of equal ones the one that ends last
+    struct sums sums[GANG_MAX_REPLICA_KINDS]; // of the kinds from order[i] on
+};
+
+static bool adds_up(const struct sums *sums, int64_t sequences) {
+    if (sequences < 0) return false;
+    assert(sums->smallest > 0);
+    int64_t remainder = sequences % sums->smallest;
+    return sums->least ? sums->least[remainder] <= sequences : remainder == 0;
+}
+
+// One size leads from remainder to remainder in circles, one for each number below the common divisor: twice round from anywhere passes
+// the least one.
+static void add_size(struct sums *sums, int64_t size) {
+    int64_t divisor = sums->smallest, rest = size;
+    while (rest) {
+        int64_t next = divisor % rest;
+        divisor = rest;
+        rest = next;
     }
-    for (int c = 0; c < out->class_count; c++) {
-        int64_t share = (int64_t)((double)all / speed / seconds[c]);
-        out->classes[c].micro_batches = share < 1 ? 1 : share;
-        left -= out->classes[c].micro_batches * out->classes[c].replicas;
-    }
-    while (left < 0) { // the least share of one was too much: take from the largest
-        int most = 0;
-        for (int c = 1; c < out->class_count; c++)
-            if (out->classes[c].micro_batches > out->classes[most].micro_batches) most = c;
-        out->classes[most].micro_batches--;
-        left += out->classes[most].replicas;
-    }
-    while (left > 0) {
-        int best = -1;
-        for (int c = 0; c < out->class_count; c++) {
-            double end = (double)(out->classes[c].micro_batches + 1) * seconds[c];
-            if (best < 0 || end < (double)(out->classes[best].micro_batches + 1) * seconds[best]) best = c;
+    for (int64_t start = 0; start < divisor; start++) {
+        int64_t at = start;
+        for (int rounds = 0; rounds < 2; rounds += at == start) {
+            int64_t from = sums->least[at], next = (at + size) % sums->smallest;
+            if (from < INT64_MAX && from + size < sums->least[next]) sums->least[next] = from + size;
+            at = next;
         }
-        struct gang_class *class = &out->classes[best];
-        if (left < class->replicas) {
-            assert(out->class_count < GANG_MAX_CLASSES);
-            seconds[out->class_count] = seconds[best];
-            out->classes[out->class_count] = *class;
-            out->classes[out->class_count++].replicas = class->replicas - left;
-            class->replicas = left;
+    }
+}
+
+static int64_t size_at(const struct sharing *s, int i) { return s->kinds[s->order[i]].micro_batch; }
+
+static void find_sums(struct sharing *s, struct gang_arena *arena) {
+    bool multiples = true;
+    int64_t smallest = size_at(s, s->count - 1);
+    for (int i = s->count - 1; i >= 0; i--) {
+        struct sums *sums = &s->sums[i];
+        *sums = (struct sums){.smallest = smallest};
+        multiples &= size_at(s, i) % smallest == 0;
+        if (multiples) continue;
+        sums->least = gang_arena_alloc(arena, (size_t)smallest * sizeof *sums->least);
+        for (int64_t r = 1; r < smallest; r++) sums->least[r] = INT64_MAX;
+        for (int k = i; k < s->count; k++) add_size(sums, size_at(s, k));
+    }
+}
+
+static double end_of(const struct sharing *s, int kind) { return (double)s->level[kind] * s->seconds[kind]; }
+
+static void sort_kinds(struct sharing *s) {
+    for (int k = 0; k < s->count; k++) {
+        int at = k;
+        for (; at; at--) {
+            int other = s->order[at - 1];
+            if (s->kinds[other].micro_batch > s->kinds[k].micro_batch) break;
+            if (s->kinds[other].micro_batch == s->kinds[k].micro_batch && end_of(s, other) > end_of(s, k)) break;
+            s->order[at] = other;
         }
+        s->order[at] = k;
+    }
+}
+
+// With a micro-batch for every replica, and what is left in whole micro-batches too.
+static enum gang_status check_sizes(const struct gang_layout *l, const struct sharing *s, int64_t batch) {
+    int64_t least = 0, below = batch, above = batch;
+    for (int k = 0; k < s->count; k++) least += s->kinds[k].replicas * s->kinds[k].micro_batch;
+    if (batch < least)
+        return REFUSE("a micro-batch for each of the dp=%d replicas makes %lld sequences, the batch has %lld: choose fewer replicas or a smaller mb",
+                      l->dp, (long long)least, (long long)batch);
+    if (adds_up(s->sums, batch - least)) return GANG_OK;
+    while (!adds_up(s->sums, below - least)) below--;
+    while (!adds_up(s->sums, above - least)) above++;
+    return REFUSE("micro-batches of these sizes do not add up to the batch of %lld sequences: the nearest that they do are %lld and %lld",
+                  (long long)batch, (long long)below, (long long)above);
+}
+
+// Whether the batch can be made up of no more micro-batches than the levels allow. What they are too many for is taken away from one
+// kind after another, as much as leaves what those behind it can give.
+static bool fill_levels(struct sharing *s, int64_t batch) {
+    int64_t surplus = -batch;
+    for (int k = 0; k < s->count; k++) {
+        s->taken[k] = s->level[k] * s->kinds[k].replicas;
+        surplus += s->taken[k] * s->kinds[k].micro_batch;
+    }
+    if (!adds_up(s->sums, surplus)) return false;
+    sort_kinds(s);
+    for (int i = 0; i < s->count; i++) {
+        int k = s->order[i];
+        int64_t size = s->kinds[k].micro_batch, less = s->taken[k] - s->kinds[k].replicas;
+        if (less > surplus / size) less = surplus / size;
+        while (less > 0 && i + 1 < s->count && !adds_up(&s->sums[i + 1], surplus - less * size)) less--;
+        s->taken[k] -= less;
+        surplus -= less * size;
+    }
+    return surplus == 0;
+}
+
+// A kind whose micro-batches are not a multiple of its replicas becomes two classes.
+static void settle_classes(const struct sharing *s, struct gang_placement *out) {
+    for (int k = 0; k < s->count; k++) {
+        struct gang_class *class = &out->classes[k];
+        int64_t more = s->taken[k] % class->replicas;
+        class->micro_batches = s->taken[k] / class->replicas;
+        if (!more) continue;
+        assert(out->class_count < GANG_MAX_CLASSES);
+        out->classes[out->class_count] = *class;
+        out->classes[out->class_count++].replicas = class->replicas - more;
+        class->replicas = more;
         class->micro_batches++;
-        left -= class->replicas;
     }
+}
+
+// Whole micro-batches for every replica so that they end together as nearly as whole numbers allow, and add up exactly: from the
+// shares by speed, rounded down, whoever would end first may take one more, until the batch can be made up.
+static enum gang_status share_batch(const struct gang_task *task, const struct gang_pool *pool, const struct gang_prices *prices,
+                                    const struct gang_layout *l, struct gang_arena *arena, struct gang_placement *out) {
+    struct sharing s = {.kinds = out->classes, .count = out->kind_count};
+    double speed = 0, batch = (double)task->global_batch;
+    bool alike = !l->size_count;
+    sort_kinds(&s);
+    find_sums(&s, arena);
+    enum gang_status status = check_sizes(l, &s, task->global_batch);
+    if (status) return status;
+    for (int g = 1; g < pool->group_count; g++) alike &= pool->groups[g]->kind == pool->groups[0]->kind;
+    for (int k = 0; k < s.count; k++) {
+        s.seconds[k] = alike ? 1 : class_seconds(task, prices, l, &s.kinds[k]);
+        speed += (double)(s.kinds[k].replicas * s.kinds[k].micro_batch) / s.seconds[k];
+    }
+    for (int k = 0; k < s.count; k++) {
+        s.level[k] = (int64_t)(batch / speed / s.seconds[k]);
+        if (s.level[k] < 1) s.level[k] = 1;
+    }
+    while (!fill_levels(&s, task->global_batch)) {
+        int first = 0;
+        for (int k = 1; k < s.count; k++)
+            if ((double)(s.level[k] + 1) * s.seconds[k] < (double)(s.level[first] + 1) * s.seconds[first]) first = k;
+        s.level[first]++;
+    }
+    settle_classes(&s, out);
+    return GANG_OK;
 }
 
 static enum gang_status check_devices(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
@@ -434,12 +572,12 @@ static enum gang_status check_devices(const struct gang_task *task, const struct
 
 enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena,
                                    struct gang_placement *out) {
-    struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
-    for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, layout, pool->groups[g], &prices[g]);
-    return gang_layout_place_priced(task, pool, prices, layout, arena, out);
+    struct gang_prices prices;
+    gang_prices_fill(task, pool, layout, arena, &prices);
+    return gang_layout_place_priced(task, pool, &prices, layout, arena, out);
 }
 
-enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool, const struct gang_price *prices,
+enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool, const struct gang_prices *prices,
                                           struct gang_layout *layout, struct gang_arena *arena, struct gang_placement *out) {
     *out = (struct gang_placement){.cell_devices = (int64_t)layout->tp * layout->cp};
     enum gang_status status = check_widths(task, layout);
@@ -459,6 +597,5 @@ enum gang_status gang_layout_place_priced(const struct gang_task *task, const st
                 return REFUSE("zero=%d would exchange over a long link in every micro-batch: choose zero=1, or place=%s so that a stage's replicas "
                               "share a site",
                               layout->zero, layout->place == GANG_PLACE_STAGES ? "replicas with fewer stages" : "stages");
-    share_batches(task, pool, prices, layout, out);
-    return GANG_OK;
+    return share_batch(task, pool, prices, layout, arena, out);
 }

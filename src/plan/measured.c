@@ -16,8 +16,7 @@ static void set(struct gang_time *time, double seconds) { *time = (struct gang_t
 
 static void set_slice(struct gang_time *time, double seconds, int tp) { *time = (struct gang_time){.matmul = seconds / tp, .tensor = time->tensor}; }
 
-void gang_price_measured(const struct gang_times *t, const struct gang_layout *l, struct gang_price *price) {
-    int64_t b = l->micro_batch;
+void gang_price_measured(const struct gang_times *t, const struct gang_layout *l, int b, struct gang_price *price) {
     int ends = l->sequence_parallel ? l->tp : 1;
     for (int recompute = 0; recompute < GANG_RECOMPUTES; recompute++) {
         struct gang_chunk_cost *layer = &price->layer[recompute][0];

@@ -74,13 +74,15 @@ enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMP
 enum gang_offload { GANG_OFFLOAD_NONE, GANG_OFFLOAD_OPTIMIZER, GANG_OFFLOADS }; // what lies in the node's memory and is updated there
 enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_ATTENTION_UNFUSED }; // second generation, first, T x T in memory
 enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
+enum gang_scaling { GANG_SCALING_TENSOR, GANG_SCALING_ROWS };  // what of an f8 operand shares one scale
 enum gang_place_by { GANG_PLACE_STAGES, GANG_PLACE_REPLICAS }; // which index is outermost over the pool's devices
 enum gang_schedule { GANG_SCHEDULE_AUTO, GANG_SCHEDULE_1F1B, GANG_SCHEDULE_INTERLEAVED, GANG_SCHEDULE_ZERO_BUBBLE, GANG_SCHEDULE_LIST };
 extern const char *const gang_recompute_names[],
     *const gang_offload_names[], *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[],
-                                                                                              *const gang_attention_names[]; // end with NULL
+                                                                                              *const gang_attention_names[],
+                                                                                                  *const gang_scaling_names[]; // end with NULL
 
-enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024 };
+enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024, GANG_MAX_REPLICA_KINDS = 8, GANG_MAX_CLASSES = 2 * GANG_MAX_REPLICA_KINDS };
 
 // A choice for each stage. count 0: at[0] is that of all.
 struct gang_by_stage {
@@ -89,53 +91,70 @@ struct gang_by_stage {
 };
 static inline int gang_of_stage(const struct gang_by_stage *choices, int stage) { return choices->at[choices->count ? stage : 0]; }
 
-// How the work is split. A chunk is a run of layers; stage s holds chunks s, s + pp, s + 2 pp, ...
+// How the work is split. A chunk is a run of layers; stage s holds chunks s, s + pp, s + 2 pp, ... Replicas are of one kind where the same
+// group lies under every stage of them; kinds count in the order of their first replicas.
 struct gang_layout {
-    int tp, pp, dp, vpp, cp, ep;    // ep shares a layer's experts out inside dp
-    int micro_batch;                // sequences
-    int zero;                       // 0 nothing sharded, 1 optimizer, 2 and gradients, 3 and weights
-    int sequence_parallel;          // norms and residual stream cut by tp too
-    int tp_overlap;                 // tensor-parallel exchange in pieces behind the products
-    int dp_overlap;                 // reduce-scatter behind the last backward, all-gather behind the first forward
-    int fused;                      // 0: a framework that runs every element-wise operation by itself (eager PyTorch)
-    int attention;                  // enum gang_attention_kernel
-    int gradients;                  // enum gang_gradients: type they are summed and exchanged in
-    int place;                      // enum gang_place_by
-    int schedule;                   // enum gang_schedule
-    int layer_count;                // of `layers` given; 0: even
-    int layers[GANG_MAX_CHUNKS];    // of each chunk, in the model's order
-    struct gang_by_stage recompute; // enum gang_recompute
-    struct gang_by_stage offload;   // enum gang_offload
+    int tp, pp, dp, vpp, cp, ep;       // ep shares a layer's experts out inside dp
+    int micro_batch;                   // sequences
+    int size_count;                    // of `sizes` given; 0: micro_batch for all, otherwise micro_batch is the first of them
+    int sizes[GANG_MAX_REPLICA_KINDS]; // micro-batch of each kind of replicas
+    int zero;                          // 0 nothing sharded, 1 optimizer, 2 and gradients, 3 and weights
+    int sequence_parallel;             // norms and residual stream cut by tp too
+    int tp_overlap;                    // tensor-parallel exchange in pieces behind the products
+    int dp_overlap;                    // reduce-scatter behind the last backward, all-gather behind the first forward
+    int fused;                         // 0: a framework that runs every element-wise operation by itself (eager PyTorch)
+    int attention;                     // enum gang_attention_kernel
+    int gradients;                     // enum gang_gradients: type they are summed and exchanged in
+    int scaling;                       // enum gang_scaling: of f8 operands
+    int place;                         // enum gang_place_by
+    int schedule;                      // enum gang_schedule
+    int layer_count;                   // of `layers` given; 0: even
+    int layers[GANG_MAX_CHUNKS];       // of each chunk, in the model's order
+    struct gang_by_stage recompute;    // enum gang_recompute
+    struct gang_by_stage offload;      // enum gang_offload
 };
 
-// "tp=8,pp=16,dp=64,vpp=2,mb=1,...": fields that are not named keep their defaults (1; zero=1, sp=1 where tp > 1,
-// dp_overlap=1). dp=0 or absent: what the pool leaves. Unknown fields, doubled ones and impossible values are ERR_INPUT.
+static inline int gang_layout_size(const struct gang_layout *layout, int kind) {
+    return layout->size_count ? layout->sizes[kind] : layout->micro_batch;
+}
+
+// "tp=8,pp=16,dp=64,vpp=2,mb=1,...", mb=4/2 where kinds of replicas have their own: fields that are not named keep their defaults (1; zero=1, sp=1
+// where tp > 1, dp_overlap=1). dp=0 or absent: what the pool leaves. Unknown fields, doubled ones and impossible values are ERR_INPUT.
 GANG_CHECK_RESULT enum gang_status gang_layout_parse(const char *text, struct gang_layout *out);
 char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *arena); // parses back to the same
 void gang_layout_init(struct gang_layout *layout);
 
-// Replicas that look the same: the same group under every stage, the same number of micro-batches.
+// Replicas that look the same: of one kind, with the same number of micro-batches.
 struct gang_class {
     int64_t replicas, micro_batches; // micro_batches: of one replica in a step
+    int kind, micro_batch;           // micro_batch: sequences
     const int *groups;               // [pp] index of the pool's group under each stage
 };
 
 struct gang_placement {
     int64_t cell_devices; // tp * cp: what holds one stage of one replica
-    int class_count;
+    int kind_count, class_count;
     struct gang_class *classes;
     int64_t devices_used;
 };
 
 // Checks that the layout fits the task and the pool, fills in dp and layers where they are not given, places the cells on the
-// pool in its order, and shares the micro-batches out by the classes' speed, exactly. Errors say what does not divide and the
-// nearest thing that does.
+// pool in its order, and shares the batch out by the replicas' speed, exactly, each share whole micro-batches. Errors say what does not
+// divide and the nearest thing that does.
 GANG_CHECK_RESULT enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout,
                                                      struct gang_arena *arena, struct gang_placement *out);
-// The same with the prices of the pool's groups at hand ([group_count]), as gang_price_fill leaves them.
+// The prices of the pool's groups at each of the layout's micro-batch sizes.
 struct gang_price;
+struct gang_prices {
+    const struct gang_price *at[GANG_MAX_REPLICA_KINDS]; // [group_count] each; for size_count 0 only the first
+};
+void gang_prices_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, struct gang_arena *arena,
+                      struct gang_prices *out);
+const struct gang_price *gang_prices_of(const struct gang_prices *prices, const struct gang_layout *layout, const struct gang_class *class,
+                                        int stage);
+// gang_layout_place with the prices at hand.
 GANG_CHECK_RESULT enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool,
-                                                            const struct gang_price *prices, struct gang_layout *layout, struct gang_arena *arena,
+                                                            const struct gang_prices *prices, struct gang_layout *layout, struct gang_arena *arena,
                                                             struct gang_placement *out);
 
 // ---- Costs: plan/cost.c --------------------------------------------------------------------------------------------
@@ -172,21 +191,25 @@ double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, do
 double gang_optimizer_seconds(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, double device_bytes,
                               double host_bytes);
 
-// What one layer of each kind, by what is made again of it, and the two ends cost on devices of a group: all that chunks are made of.
-// Depends on the layout's widths inside a cell, micro-batch and options; not on dp, zero, place, pp, vpp, layers and recompute.
+// What one layer of each kind, by what is made again of it, and the two ends cost on devices of a group, for micro-batches of so many
+// sequences: all that chunks are made of. Depends on the layout's widths inside a cell and options; not on its micro-batches, dp, zero,
+// place, pp, vpp, layers and recompute.
 struct gang_price {
     const struct gang_group *group;
     struct gang_chunk_cost layer[GANG_RECOMPUTES][2], first, last; // layer[...][1]: with experts
 };
-void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, struct gang_price *out);
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, int micro_batch, const struct gang_group *group,
+                     struct gang_price *out);
 // Puts measured seconds in the place of the worked-out ones, interpolated between the sizes that were measured: plan/measured.c
-void gang_price_measured(const struct gang_times *times, const struct gang_layout *layout, struct gang_price *price);
+void gang_price_measured(const struct gang_times *times, const struct gang_layout *layout, int micro_batch, struct gang_price *price);
 // A chunk of `dense` and `moe` layers, with the embedding and the head as told; what sharding exchanges in every micro-batch included.
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, enum gang_recompute recompute,
                       int64_t dense, int64_t moe, bool first, bool last, struct gang_chunk_cost *out);
 // Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, as much made again and
 // offloaded, and neither end.
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
+// Whether a chunk, not its stage's first, costs what its stage's chunk before it costs.
+bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *layout, int chunk);
 // The layout's chunk of this number, with its stage's recompute and offload.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);
@@ -204,13 +227,12 @@ struct gang_exchange {
 void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int chunk,
                          const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather);
 
-enum { GANG_MAX_CLASSES = 16 };
-
 // Everything the schedule, the verifier and the simulator need to know about times and sizes.
 struct gang_costs {
     int classes, chunks, stages;
+    const struct gang_class *class;        // [classes] the placement's
     struct gang_chunk_cost *chunk;         // [classes, chunks]
-    double message_bytes;                  // between stages, of a whole cell, one micro-batch
+    double *message_bytes;                 // [classes] between stages, of a whole cell, one micro-batch
     double copy_bytes;                     // of a cell's tied head, in f32: to the first stage as gradient, back as weights; 0: no copy
     struct gang_exchange *reduce, *gather; // [chunks]
     double *optimizer_seconds;             // [classes, stages]
@@ -234,8 +256,11 @@ struct gang_hop {
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int class_index,
                       int from_stage, int to_stage, struct gang_hop *out);
 
+// Bytes of a message between stages, of a whole cell.
+double gang_message_bytes(const struct gang_task *task, int micro_batch);
 // Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, enum gang_recompute recompute, double layer_parameters);
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, int micro_batch, enum gang_recompute recompute,
+                         double layer_parameters);
 // Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations, and beside them in its node's memory.
 struct gang_memory_use {
     double weights, gradients, optimizer, activations, buffers, total, limit;
@@ -286,6 +311,7 @@ struct gang_program {
     int buffers;                     // messages that a rank may have under way to another of each direction before a send waits
     int64_t *copies;                 // [replicas]
     int64_t *micro_batches;          // [replicas]
+    int64_t *sizes;                  // [replicas] sequences of a micro-batch
     struct gang_rank_program *ranks; // [replicas * stages]
 };
 
@@ -294,6 +320,12 @@ struct gang_program {
 GANG_CHECK_RESULT enum gang_status gang_program_build(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
                                                       const struct gang_placement *placement, const struct gang_costs *costs, bool fold,
                                                       struct gang_arena *arena, struct gang_program *out, enum gang_schedule *used);
+
+// The same with every replica by itself. ERR_FORMAT where replicas that stand for several speak to others.
+GANG_CHECK_RESULT enum gang_status gang_program_unfold(const struct gang_program *program, struct gang_arena *arena, struct gang_program *out);
+
+// The class of each replica, which lie one class after another; [replicas].
+void gang_program_classes(const struct gang_program *program, const struct gang_class *classes, int count, int *out);
 
 void gang_program_print(const struct gang_program *program, struct gang_buffer *out);
 // Reads the text form; `name` stands in messages, which carry the line, counted from `line`. Anything that is not a program is ERR_FORMAT.

@@ -4,7 +4,7 @@
 //
 //     gangline-program 1
 //     stages 2 chunks 2 buffers 1
-//     replica copies 64 micro-batches 8
+//     replica copies 64 micro-batches 8 size 4
 //     rank 0
 //     forward c0 m0
 //     send activation c0 m0 r1
@@ -67,7 +67,7 @@ static enum gang_status order_class(const struct gang_task *task, const struct g
         gang_hop_between(pool, l, placement, c, s, (s + 1) % l->pp, &hop);
         // On a link that replicas share, each has its part of the bandwidth.
         double bandwidth = fmin(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)placement->classes[c].replicas);
-        delay[s] = hop.delay + costs->message_bytes / bandwidth;
+        delay[s] = hop.delay + costs->message_bytes[c] / bandwidth;
     }
     fill_limits(task, l, costs, c, limit);
     const struct gang_timing timing = {.stages = l->pp,
@@ -117,6 +117,7 @@ enum gang_status gang_program_build(const struct gang_task *task, const struct g
     for (int c = 0; c < placement->class_count; c++) out->replicas += fold ? 1 : (int)placement->classes[c].replicas;
     out->copies = gang_arena_alloc(arena, (size_t)out->replicas * sizeof *out->copies);
     out->micro_batches = gang_arena_alloc(arena, (size_t)out->replicas * sizeof *out->micro_batches);
+    out->sizes = gang_arena_alloc(arena, (size_t)out->replicas * sizeof *out->sizes);
     out->ranks = gang_arena_alloc(arena, (size_t)out->replicas * (size_t)out->stages * sizeof *out->ranks);
     int replica = 0;
     for (int c = 0; c < placement->class_count; c++) {
@@ -126,6 +127,7 @@ enum gang_status gang_program_build(const struct gang_task *task, const struct g
         for (int64_t r = 0; r < repeat; r++, replica++) {
             out->copies[replica] = fold ? placement->classes[c].replicas : 1;
             out->micro_batches[replica] = placement->classes[c].micro_batches;
+            out->sizes[replica] = placement->classes[c].micro_batch;
             for (int s = 0; s < l->pp; s++) emit_stage(out, costs, &orders[s], replica, s, arena, &out->ranks[replica * out->stages + s]);
         }
         for (int s = 0; s < l->pp; s++) {
@@ -136,12 +138,56 @@ enum gang_status gang_program_build(const struct gang_task *task, const struct g
     return GANG_OK;
 }
 
+static enum gang_status copy_rank(const struct gang_program *from, int replica, int stage, int to, struct gang_arena *arena,
+                                  struct gang_rank_program *out) {
+    const struct gang_rank_program *rank = &from->ranks[replica * from->stages + stage];
+    *out = (struct gang_rank_program){.items = gang_arena_alloc(arena, (size_t)rank->count * sizeof *out->items), .count = rank->count};
+    for (int i = 0; i < rank->count; i++) {
+        struct gang_instruction *in = &out->items[i];
+        *in = rank->items[i];
+        if (gang_ops[in->op].takes != GANG_TAKES_PEER) continue;
+        if (in->peer / from->stages != replica)
+            return gang_fail(GANG_ERR_FORMAT, "program: replica %d: '%s' of rank %d, which belongs to another replica", replica,
+                             gang_ops[in->op].name, in->peer);
+        in->peer += (to - replica) * from->stages;
+    }
+    return GANG_OK;
+}
+
+enum gang_status gang_program_unfold(const struct gang_program *program, struct gang_arena *arena, struct gang_program *out) {
+    enum gang_status status = GANG_OK;
+    int64_t replicas = 0;
+    for (int r = 0; r < program->replicas; r++) replicas += program->copies[r];
+    *out = *program;
+    out->replicas = (int)replicas;
+    out->copies = gang_arena_alloc(arena, (size_t)replicas * sizeof *out->copies);
+    out->micro_batches = gang_arena_alloc(arena, (size_t)replicas * sizeof *out->micro_batches);
+    out->sizes = gang_arena_alloc(arena, (size_t)replicas * sizeof *out->sizes);
+    out->ranks = gang_arena_alloc(arena, (size_t)replicas * (size_t)program->stages * sizeof *out->ranks);
+    for (int r = 0, to = 0; r < program->replicas; r++)
+        for (int64_t copy = 0; copy < program->copies[r]; copy++, to++) {
+            out->copies[to] = 1, out->micro_batches[to] = program->micro_batches[r], out->sizes[to] = program->sizes[r];
+            for (int s = 0; s < program->stages && !status; s++) status = copy_rank(program, r, s, to, arena, &out->ranks[to * program->stages + s]);
+        }
+    return status;
+}
+
+void gang_program_classes(const struct gang_program *program, const struct gang_class *classes, int count, int *out) {
+    int64_t seen = 0;
+    for (int r = 0, c = 0; r < program->replicas; r++) {
+        out[r] = c;
+        seen += program->copies[r];
+        if (seen >= classes[c].replicas && c + 1 < count) c++, seen = 0;
+    }
+}
+
 // ---- Printing ------------------------------------------------------------------------------------------------------
 
 void gang_program_print(const struct gang_program *program, struct gang_buffer *out) {
     gang_buffer_printf(out, "gangline-program 1\nstages %d chunks %d buffers %d\n", program->stages, program->chunks, program->buffers);
     for (int r = 0; r < program->replicas; r++) {
-        gang_buffer_printf(out, "replica copies %lld micro-batches %lld\n", (long long)program->copies[r], (long long)program->micro_batches[r]);
+        gang_buffer_printf(out, "replica copies %lld micro-batches %lld size %lld\n", (long long)program->copies[r],
+                           (long long)program->micro_batches[r], (long long)program->sizes[r]);
         for (int s = 0; s < program->stages; s++) {
             const struct gang_rank_program *rank = &program->ranks[r * program->stages + s];
             gang_buffer_printf(out, "rank %d\n", r * program->stages + s);
@@ -162,7 +208,7 @@ void gang_program_print(const struct gang_program *program, struct gang_buffer *
 
 // ---- Parsing -------------------------------------------------------------------------------------------------------
 
-enum { MAX_REPLICAS = 1 << 20, MAX_MICRO = 1 << 20, MAX_INSTRUCTIONS = 1 << 26, MAX_WORDS = 8, WORD = 24 };
+enum { MAX_REPLICAS = 1 << 20, MAX_MICRO = 1 << 20, MAX_SIZE = 1 << 16, MAX_INSTRUCTIONS = 1 << 26, MAX_WORDS = 8, WORD = 24 };
 
 struct text_reader {
     const char *name, *at, *end;
@@ -257,18 +303,19 @@ static enum gang_status parse_instruction(const struct text_reader *in, const st
 
 // Instructions and replicas go into growing buffers first; their numbers are not known before.
 struct parts {
-    struct gang_buffer items, ranks, replicas; // struct gang_instruction; int64_t first instruction; int64_t copies, micro-batches
+    struct gang_buffer items, ranks, replicas; // struct gang_instruction; int64_t first instruction; int64_t copies, micro-batches, size
 };
 
 static enum gang_status parse_replica(struct text_reader *in, struct gang_program *out, struct parts *parts) {
-    int64_t pair[2] = {0, 0};
-    enum gang_status status = named_number(in, 1, "copies", 1, MAX_REPLICAS, &pair[0]);
-    if (!status) status = named_number(in, 3, "micro-batches", 1, MAX_MICRO, &pair[1]);
-    if (!status && (in->words != 5 || out->replicas == MAX_REPLICAS)) status = FAIL_LINE(in, "replica: too many words or replicas");
+    int64_t numbers[3] = {0, 0, 0};
+    enum gang_status status = named_number(in, 1, "copies", 1, MAX_REPLICAS, &numbers[0]);
+    if (!status) status = named_number(in, 3, "micro-batches", 1, MAX_MICRO, &numbers[1]);
+    if (!status) status = named_number(in, 5, "size", 1, MAX_SIZE, &numbers[2]);
+    if (!status && (in->words != 7 || out->replicas == MAX_REPLICAS)) status = FAIL_LINE(in, "replica: too many words or replicas");
     if (!status && parts->ranks.len != (size_t)out->replicas * (size_t)out->stages * sizeof(int64_t))
         status = FAIL_LINE(in, "replica: the one before has not %d ranks", out->stages);
     if (status) return status;
-    gang_buffer_append(&parts->replicas, pair, sizeof pair);
+    gang_buffer_append(&parts->replicas, numbers, sizeof numbers);
     out->replicas++;
     return GANG_OK;
 }
@@ -284,8 +331,8 @@ static enum gang_status parse_body(struct text_reader *in, struct gang_program *
         if (!strcmp(in->word[0], "replica")) {
             status = parse_replica(in, out, parts);
             if (status) return status;
-            const int64_t *pairs = (const void *)parts->replicas.data;
-            last_micro = pairs[2 * (out->replicas - 1) + 1];
+            const int64_t *numbers = (const void *)parts->replicas.data;
+            last_micro = numbers[3 * (out->replicas - 1) + 1];
             continue;
         }
         if (!strcmp(in->word[0], "rank")) {
@@ -311,15 +358,17 @@ static enum gang_status parse_body(struct text_reader *in, struct gang_program *
 }
 
 static enum gang_status assemble(const struct text_reader *in, const struct parts *parts, struct gang_arena *arena, struct gang_program *out) {
-    const int64_t *pairs = (const void *)parts->replicas.data, *firsts = (const void *)parts->ranks.data;
+    const int64_t *numbers = (const void *)parts->replicas.data, *firsts = (const void *)parts->ranks.data;
     size_t ranks = (size_t)out->replicas * (size_t)out->stages;
-    assert(pairs && firsts); // parse_body saw a replica with ranks
+    assert(numbers && firsts); // parse_body saw a replica with ranks
     out->copies = gang_arena_alloc(arena, (size_t)out->replicas * sizeof *out->copies);
     out->micro_batches = gang_arena_alloc(arena, (size_t)out->replicas * sizeof *out->micro_batches);
+    out->sizes = gang_arena_alloc(arena, (size_t)out->replicas * sizeof *out->sizes);
     out->ranks = gang_arena_alloc(arena, ranks * sizeof *out->ranks);
     struct gang_instruction *items = gang_arena_alloc(arena, parts->items.len + 1);
     if (parts->items.len) memcpy(items, parts->items.data, parts->items.len);
-    for (int r = 0; r < out->replicas; r++) out->copies[r] = pairs[2 * r], out->micro_batches[r] = pairs[2 * r + 1];
+    for (int r = 0; r < out->replicas; r++)
+        out->copies[r] = numbers[3 * r], out->micro_batches[r] = numbers[3 * r + 1], out->sizes[r] = numbers[3 * r + 2];
     for (size_t i = 0; i < ranks; i++) {
         int64_t end = i + 1 < ranks ? firsts[i + 1] : (int64_t)(parts->items.len / sizeof *items);
         out->ranks[i] = (struct gang_rank_program){.count = (int)(end - firsts[i]), .items = items + firsts[i]};

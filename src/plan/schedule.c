@@ -52,7 +52,7 @@ static double ready_at(const struct gang_timing *t, const double *forward, const
     if (i->op == GANG_OP_FORWARD) return i->chunk ? forward[at - t->micro_batches] + delay_between(t, i->chunk - 1) : 0;
     if (i->op == GANG_OP_BACKWARD_WEIGHT) return input[at];
     double own = forward[at];
-    return i->chunk == t->chunks - 1 ? own : fmax(own, input[at + t->micro_batches] + delay_between(t, i->chunk));
+    return i->chunk == t->chunks - 1 ? own : gang_larger(own, input[at + t->micro_batches] + delay_between(t, i->chunk));
 }
 
 static double seconds_of(const struct gang_timing *t, const struct gang_instruction *i) {
@@ -85,7 +85,7 @@ double gang_schedule_seconds(const struct gang_timing *t, const struct gang_orde
                 const struct gang_instruction *i = &orders[s].items[next[s]];
                 double ready = ready_at(t, forward, input, i);
                 if (isinf(ready)) break;
-                free_at[s] = fmax(free_at[s], ready) + seconds_of(t, i);
+                free_at[s] = gang_larger(free_at[s], ready) + seconds_of(t, i);
                 double *done = i->op == GANG_OP_FORWARD ? forward : i->op == GANG_OP_BACKWARD_WEIGHT ? NULL : input;
                 if (done) done[i->chunk * t->micro_batches + i->micro] = free_at[s];
                 next[s]++;
@@ -93,7 +93,7 @@ double gang_schedule_seconds(const struct gang_timing *t, const struct gang_orde
                 moved = true;
             }
     }
-    for (int s = 0; s < t->stages; s++) end = fmax(end, free_at[s]);
+    for (int s = 0; s < t->stages; s++) end = gang_larger(end, free_at[s]);
     gang_arena_release(&arena);
     return left ? INFINITY : end;
 }
@@ -189,8 +189,9 @@ static struct choice best_of(const struct list *l, int stage, enum gang_op op, d
         if (op == GANG_OP_FORWARD && c == stage && !has_room(l, stage)) continue;
         if (op == GANG_OP_BACKWARD_WEIGHT && micro >= l->next_input[c]) continue;
         struct gang_instruction task = task_of(op, c, micro);
-        double ready = fmax(now, ready_at(t, l->forward, l->input, &task));
+        double ready = gang_larger(now, ready_at(t, l->forward, l->input, &task));
         if (ready < best.at) best = (struct choice){ready, task};
+        if (ready <= now) break; // none is sooner
     }
     return best;
 }

@@ -16,6 +16,7 @@ enum { DID_REDUCE = 1, DID_GATHER = 2 };
 struct run {
     const struct gang_program *program;
     const struct gang_costs *costs;
+    int *class_of;       // [replicas]; with costs
     uint8_t **did;       // [replicas][chunks * micro_batches]
     uint8_t **exchanged; // [replicas][chunks]
     int *next;           // [ranks]
@@ -44,6 +45,10 @@ static enum gang_status wrong(const struct run *run, int rank, const char *what)
 // The counter of messages from `from` to a neighbouring rank of its replica.
 static int *channel(const struct run *run, int from, const struct gang_instruction *i) { return &run->under_way[2 * from + i->gradient]; }
 
+static double activation_bytes(const struct run *run, int rank, int chunk) {
+    return gang_costs_chunk(run->costs, run->class_of[rank / run->program->stages], chunk)->activation_bytes;
+}
+
 static enum gang_status run_compute(struct run *run, int rank, const struct gang_instruction *i, uint8_t *did) {
     const struct gang_program *p = run->program;
     int last = p->chunks - 1;
@@ -54,7 +59,7 @@ static enum gang_status run_compute(struct run *run, int rank, const struct gang
         const uint8_t *before = i->chunk ? did - p->micro_batches[rank / p->stages] : NULL;
         if (before && !(one ? *before & DID_FORWARD : *before & GOT_ACTIVATION)) return wrong(run, rank, "its activation has not been received");
         *did |= DID_FORWARD;
-        if (run->costs) run->held[rank] += gang_costs_chunk(run->costs, 0, i->chunk)->activation_bytes;
+        if (run->costs) run->held[rank] += activation_bytes(run, rank, i->chunk);
         if (run->facts->activation_bytes && run->held[rank] > run->facts->activation_bytes[rank])
             run->facts->activation_bytes[rank] = run->held[rank];
         return GANG_OK;
@@ -67,7 +72,7 @@ static enum gang_status run_compute(struct run *run, int rank, const struct gang
     if (!input && !(*did & DID_INPUT)) return wrong(run, rank, "weight half before the input half");
     if (weight && (*did & DID_WEIGHT)) return wrong(run, rank, "a second backward of the weights");
     *did |= (uint8_t)((input ? DID_INPUT : 0) | (weight ? DID_WEIGHT : 0));
-    if (weight && run->costs) run->held[rank] -= gang_costs_chunk(run->costs, 0, i->chunk)->activation_bytes;
+    if (weight && run->costs) run->held[rank] -= activation_bytes(run, rank, i->chunk);
     return GANG_OK;
 }
 
@@ -210,7 +215,11 @@ enum gang_status gang_program_verify(const struct gang_program *program, const s
     size_t ranks = (size_t)program->replicas * (size_t)program->stages, replicas = (size_t)program->replicas;
     *out = (struct gang_program_facts){0};
     struct run run = {.program = program, .costs = costs, .facts = out};
-    if (costs) out->activation_bytes = gang_arena_alloc(arena, ranks * sizeof(double));
+    if (costs) {
+        out->activation_bytes = gang_arena_alloc(arena, ranks * sizeof(double));
+        run.class_of = gang_arena_alloc(&own, replicas * sizeof *run.class_of);
+        gang_program_classes(program, costs->class, costs->classes, run.class_of);
+    }
     run.did = gang_arena_alloc(&own, replicas * sizeof *run.did);
     run.exchanged = gang_arena_alloc(&own, replicas * sizeof *run.exchanged);
     for (size_t r = 0; r < replicas; r++) {

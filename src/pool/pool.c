@@ -335,13 +335,15 @@ static enum gang_status settle(struct gang_pool *pool, struct gang_arena *arena)
     return status;
 }
 
-enum gang_status gang_pool_read(const char *path, struct gang_arena *arena, struct gang_pool *out) {
+enum gang_status gang_pool_parse(const char *path, const struct gang_buffer *text, struct gang_arena *arena, struct gang_pool *out) {
     *out = (struct gang_pool){0};
-    enum gang_status status = gang_yaml_bind_nested(path, NULL, &pool_schema, out, arena);
+    enum gang_status status = gang_yaml_bind_nested(path, text, &pool_schema, out, arena);
     if (status) return status;
     out->path = gang_arena_strdup(arena, path);
     return settle(out, arena);
 }
+
+enum gang_status gang_pool_read(const char *path, struct gang_arena *arena, struct gang_pool *out) { return gang_pool_parse(path, NULL, arena, out); }
 
 void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t per_node, struct gang_arena *arena, struct gang_pool *out) {
     assert(devices % per_node == 0);

@@ -16,7 +16,7 @@ const char *gang_provenance_name(enum gang_provenance provenance);
 
 // Seconds that a device was measured to take for the layers of one model at one sequence length, at each of `count` micro-batch sizes
 // (samples, ascending). What the ends cost is beyond the layers of their chunks.
-enum { GANG_TIMES_SIZES = 6 };
+enum { GANG_TIMES_SIZES = 8 };
 struct gang_times {
     int count;
     int64_t size[GANG_TIMES_SIZES];
@@ -124,6 +124,8 @@ const struct gang_kind *gang_kind_find(const struct gang_list *kinds, const char
 // Reads a cluster file. GANG_ERR_INPUT with file, line and column for unknown names and fields, wrong units, impossible values, links that
 // leave a site apart.
 GANG_CHECK_RESULT enum gang_status gang_pool_read(const char *path, struct gang_arena *arena, struct gang_pool *out);
+// The same from a text; `path` is what errors call it.
+GANG_CHECK_RESULT enum gang_status gang_pool_parse(const char *path, const struct gang_buffer *text, struct gang_arena *arena, struct gang_pool *out);
 // A pool of one site and one group: `devices` of `kind` in nodes of `per_node`.
 void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t per_node, struct gang_arena *arena, struct gang_pool *out);
 

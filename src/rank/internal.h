@@ -88,9 +88,10 @@ struct gang_rank {
     struct gang_cell cell;
     struct gang_net_shape shape;
     const struct gang_rank_program *program;
-    int stages, stage, replica, chunks;           // chunks: of the program
-    int64_t micro_batches, first_sample, samples; // of this replica in a step: its number, its first; of all replicas
-    int16_t *slots;                               // [instructions] activation slot of compute instructions
+    int stages, stage, replica, chunks;         // chunks: of the program
+    int64_t batch, micro_batches, first_sample; // of this replica: B; in a step its micro-batches, its first sample
+    int64_t samples;                            // of all replicas in a step
+    int16_t *slots;                             // [instructions] activation slot of compute instructions
     int channel_count;
     struct gang_channel channels[RANK_CHANNELS];
     void *messages; // all channels' memory

@@ -52,7 +52,7 @@ void gang_net_cell_init(struct gang_cell *cell, struct gang_arena *arena, struct
     cell->bucket_count = gang_net_buckets(cell->model, shape, NULL);
     cell->buckets = gang_arena_alloc(arena, (size_t)cell->bucket_count * sizeof *cell->buckets);
     gang_net_buckets(cell->model, shape, cell->buckets);
-    int64_t rows = o->micro_batch * o->length / (o->sequence_parallel ? o->tp : 1);
+    int64_t rows = shape->batch * o->length / (o->sequence_parallel ? o->tp : 1);
     cell->message_bytes = (size_t)(rows * o->config->hidden_size) * (o->message == GANG_COMPUTE_F32 ? 4 : 2);
 }
 

@@ -159,15 +159,16 @@ static void init(struct gang_rank *r, const struct gang_rank_options *o) {
                             .chunks = p->chunks};
     assert(o->tp >= 1 && o->tp_index >= 0 && o->tp_index < o->tp);
     gang_arena_init(&r->arena);
+    r->batch = p->sizes[r->replica];
     r->micro_batches = p->micro_batches[r->replica];
     for (int i = 0; i < p->replicas; i++) {
-        if (i < r->replica) r->first_sample += p->micro_batches[i] * o->micro_batch;
-        r->samples += p->micro_batches[i] * o->micro_batch;
+        if (i == r->replica) r->first_sample = r->samples;
+        r->samples += p->micro_batches[i] * p->sizes[i];
     }
     struct gang_cell *cell = &r->cell;
     *cell = (struct gang_cell){.options = &r->options, .stages = p->stages, .scale = 1 / (float)(r->samples * o->length)};
     const struct gang_net_chunk *chunks = cut(r);
-    r->shape = (struct gang_net_shape){.batch = o->micro_batch,
+    r->shape = (struct gang_net_shape){.batch = r->batch,
                                        .length = o->length,
                                        .chunk_count = p->chunks / p->stages,
                                        .chunks = chunks,
@@ -264,7 +265,7 @@ enum gang_status gang_rank_new(const struct gang_rank_options *options, struct g
     struct gang_rank *r = malloc(sizeof *r);
     assert(r && "out of memory");
     init(r, options);
-    r->tokens = gang_arena_alloc(&r->arena, (size_t)(options->micro_batch * (options->length + 1)) * sizeof *r->tokens);
+    r->tokens = gang_arena_alloc(&r->arena, (size_t)(r->batch * (options->length + 1)) * sizeof *r->tokens);
     r->chunk_fresh = gang_arena_alloc(&r->arena, (size_t)r->shape.chunk_count * sizeof *r->chunk_fresh);
     r->spans = gang_arena_alloc(&r->arena, ((size_t)r->program->count + 1 + 2 * (size_t)r->cell.bucket_count) * sizeof *r->spans);
     status = options->device ? gang_net_cell_open(&r->cell, &r->shape) : gang_stand_in_open(&r->cell, &r->arena);

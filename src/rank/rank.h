@@ -7,7 +7,7 @@
 // and weights with the other replicas of the stage. All calls of a rank come from one thread; they end with GANG_ERR_PEER
 // and a text that names it when another rank is lost.
 //
-// Letters as in device.h: B samples of a micro-batch, T tokens of a sample, C hidden.
+// Letters as in device.h: B samples of a micro-batch of this replica, T tokens of a sample, C hidden.
 #ifndef GANG_RANK_H
 #define GANG_RANK_H
 
@@ -29,13 +29,13 @@ struct gang_stand_in {
 struct gang_rank_options {
     const struct gang_program *program; // verified; every replica by itself
     int rank;
-    int tp, tp_index;            // devices of a cell; which of them this one is
-    bool sequence_parallel;      // each holds a part of the residual stream's rows; B * T is a multiple of tp
-    const int *layers;           // [chunks]
-    int64_t micro_batch, length; // B, T
-    bool sharded;                // ZeRO 1: a member of the stage's replicas updates its part and gives it to the others
-    bool recompute;              // of a layer only its input is kept
-    enum gang_compute message;   // element type between stages
+    int tp, tp_index;          // devices of a cell; which of them this one is
+    bool sequence_parallel;    // each holds a part of the residual stream's rows; B * T is a multiple of tp
+    const int *layers;         // [chunks]
+    int64_t length;            // T
+    bool sharded;              // ZeRO 1: a member of the stage's replicas updates its part and gives it to the others
+    bool recompute;            // of a layer only its input is kept
+    enum gang_compute message; // element type between stages
     struct gang_wire *wire;
     struct gang_wire_link *const *links; // [ranks * tp] to the devices that gang_rank_talks_to says; otherwise NULL
     const int *sites;                    // [ranks * tp] of every device; NULL: all in one

@@ -39,9 +39,8 @@ static void add_span(struct gang_rank *r, enum gang_op op, int chunk, int micro,
 static const int32_t *tokens_of(struct gang_rank *r, int micro) {
     const struct gang_rank_options *o = &r->options;
     if (!o->data) return NULL;
-    int64_t first = r->step * r->samples + r->first_sample + micro * o->micro_batch;
-    for (int64_t b = 0; b < o->micro_batch; b++)
-        gang_data_sample(o->data, o->seed, (uint64_t)(first + b), (int)o->length, r->tokens + b * (o->length + 1));
+    int64_t first = r->step * r->samples + r->first_sample + micro * r->batch;
+    for (int64_t b = 0; b < r->batch; b++) gang_data_sample(o->data, o->seed, (uint64_t)(first + b), (int)o->length, r->tokens + b * (o->length + 1));
     return r->tokens;
 }
 

@@ -193,7 +193,7 @@ static void hop_of(const struct sim *s, const struct message *m, struct gang_hop
 }
 
 static double bytes_of(const struct sim *s, const struct message *m) {
-    return m->chunk == COPY ? s->in->costs->copy_bytes : s->in->costs->message_bytes;
+    return m->chunk == COPY ? s->in->costs->copy_bytes : s->in->costs->message_bytes[s->class_of[replica_of(s, m->from)]];
 }
 
 static void post(struct sim *s, const struct message *m) {
@@ -456,13 +456,8 @@ static void set_up_ranks(struct sim *s) {
     s->class_of = gang_arena_alloc(&s->arena, (size_t)p->replicas * sizeof *s->class_of);
     s->arrived = gang_arena_alloc(&s->arena, (size_t)p->replicas * sizeof *s->arrived);
     s->copies = gang_arena_alloc(&s->arena, (size_t)p->replicas * sizeof *s->copies);
-    int64_t seen = 0;
-    for (int r = 0, c = 0; r < p->replicas; r++) {
-        s->class_of[r] = c;
-        seen += p->copies[r];
-        if (seen >= in->placement->classes[c].replicas && c + 1 < in->placement->class_count) c++, seen = 0;
-        s->arrived[r] = gang_arena_alloc(&s->arena, 2 * (size_t)p->chunks * (size_t)p->micro_batches[r]);
-    }
+    gang_program_classes(p, in->placement->classes, in->placement->class_count, s->class_of);
+    for (int r = 0; r < p->replicas; r++) s->arrived[r] = gang_arena_alloc(&s->arena, 2 * (size_t)p->chunks * (size_t)p->micro_batches[r]);
     gang_network_init(&s->network, 2 * ranks + 2 * in->pool->links.count, &s->arena);
     for (int r = 0; r < ranks; r++) {
         const struct gang_group *group = in->pool->groups[in->placement->classes[s->class_of[r / p->stages]].groups[r % p->stages]];

@@ -98,14 +98,16 @@ static void read_software(struct gang_case *out) {
     const char *notes = out->notes;
     bool titan = strstr(out->source, "torchtitan") != NULL, fsdp = strstr(notes, "FSDP") || (titan && l->pp == 1);
     l->zero = strstr(notes, "SHARD_GRAD_OP") ? 2 : fsdp ? 3 : strstr(notes, "not sharded") ? 0 : 1;
-    l->tp_overlap = strstr(notes, "TP/DP/PP overlap") != NULL || strstr(notes, "async TP") != NULL || strstr(notes, "AsyncTP") != NULL;
+    bool nemo = !strncmp(out->source, "NVIDIA/NeMo:", 12);
+    l->tp_overlap = nemo || strstr(notes, "TP/DP/PP overlap") != NULL || strstr(notes, "async TP") != NULL || strstr(notes, "AsyncTP") != NULL;
     if (strstr(notes, "vanilla TP")) l->tp_overlap = 0;
     l->fused = !fsdp || strstr(notes, "compile") || strstr(notes, "JAX");
     // Fused attention came in the middle of 2022; a source that names it without a version had the first.
     l->attention = strstr(out->source, "2022")                                             ? GANG_ATTENTION_UNFUSED
                    : strstr(notes, "FlashAttention") && !strstr(notes, "FlashAttention-2") ? GANG_ATTENTION_FIRST
                                                                                            : GANG_ATTENTION_FUSED;
-    if (strstr(notes, "BF16 grad")) l->gradients = GANG_GRADIENTS_BF16;
+    if (strstr(notes, "BF16 grad") || nemo) l->gradients = GANG_GRADIENTS_BF16;
+    if (strstr(notes, "rowwise")) l->scaling = GANG_SCALING_ROWS;
 }
 
 static void read_layout(struct row *row, struct gang_case *out) {

@@ -26,11 +26,15 @@ static bool offloads(const struct gang_layout *l) {
 
 // What no trainer here expresses.
 static void common_limits(const struct gang_answer *a, struct gang_buffer *out) {
-    const struct gang_by_stage *again = &a->layout.recompute;
+    const struct gang_layout *l = &a->layout;
+    const struct gang_by_stage *again = &l->recompute;
     if (again->count) gang_buffer_printf(out, "# not expressed: recompute of each stage ");
     for (int s = 0; s < again->count; s++) gang_buffer_printf(out, "%s%s", s ? "/" : "", gang_recompute_names[again->at[s]]);
-    if (again->count) gang_buffer_printf(out, "; on all of them %s fits, and is slower\n", gang_recompute_names[most_again(&a->layout)]);
-    if (a->layout.offload.count) gang_buffer_printf(out, "# not expressed: offload of single stages; on all of them it fits, and is slower\n");
+    if (again->count) gang_buffer_printf(out, "; on all of them %s fits, and is slower\n", gang_recompute_names[most_again(l)]);
+    if (l->offload.count) gang_buffer_printf(out, "# not expressed: offload of single stages; on all of them it fits, and is slower\n");
+    for (int k = 0; k < l->size_count; k++)
+        gang_buffer_printf(out, "%s%d%s", k ? ", " : "# not expressed: replicas whose micro-batches are of ", l->sizes[k],
+                           k == l->size_count - 1 ? " sequences\n" : "");
     for (int c = 1; c < a->placement.class_count; c++)
         if (a->placement.classes[c].micro_batches != a->placement.classes[0].micro_batches) {
             gang_buffer_printf(out, "# not expressed: replicas of %lld and %lld micro-batches in one step\n",

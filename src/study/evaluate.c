@@ -45,10 +45,11 @@ static enum gang_status check_replicas(const char *path, const struct gang_progr
     for (int r = 0; r < program->replicas; r++) {
         const struct gang_class *of = class < placement->class_count ? &placement->classes[class] : NULL;
         seen += program->copies[r];
-        if (!of || seen > of->replicas || program->micro_batches[r] != of->micro_batches)
-            return gang_fail(GANG_ERR_FORMAT, "%s: replica %d: %lld copies of %lld micro-batches: the layout has %lld of %lld", path, r,
-                             (long long)program->copies[r], (long long)program->micro_batches[r],
-                             of ? (long long)(of->replicas - seen + program->copies[r]) : 0LL, of ? (long long)of->micro_batches : 0LL);
+        if (!of || seen > of->replicas || program->micro_batches[r] != of->micro_batches || program->sizes[r] != of->micro_batch)
+            return gang_fail(GANG_ERR_FORMAT, "%s: replica %d: %lld copies of %lld micro-batches of %lld: the layout has %lld of %lld of %d", path, r,
+                             (long long)program->copies[r], (long long)program->micro_batches[r], (long long)program->sizes[r],
+                             of ? (long long)(of->replicas - seen + program->copies[r]) : 0LL, of ? (long long)of->micro_batches : 0LL,
+                             of ? of->micro_batch : 0);
         if (seen == of->replicas) class ++, seen = 0;
     }
     if (class < placement->class_count) return gang_fail(GANG_ERR_FORMAT, "%s: fewer replicas than the layout has", path);
@@ -72,26 +73,61 @@ static enum gang_status check_exchanges(const char *path, const struct gang_prog
     return GANG_OK;
 }
 
-static enum gang_status take_program(const struct gang_plan *plan, struct gang_answer *out) {
+// The plan's shares of the batch, which speeds known since would make others.
+static enum gang_status take_classes(const struct gang_plan *plan, const struct gang_task *task, struct gang_arena *arena,
+                                     struct gang_placement *placement) {
+    int64_t sequences = 0, left[GANG_MAX_REPLICA_KINDS] = {0};
+    const struct gang_class *kinds = placement->classes;
+    for (int c = 0; c < placement->class_count; c++) left[kinds[c].kind] += kinds[c].replicas;
+    placement->classes = gang_arena_alloc(arena, GANG_MAX_CLASSES * sizeof *placement->classes);
+    placement->class_count = plan->class_count;
+    for (int c = 0; c < plan->class_count; c++) {
+        struct gang_class *class = &placement->classes[c];
+        *class = plan->classes[c];
+        if (class->kind >= placement->kind_count || class->replicas > left[class->kind])
+            return gang_fail(GANG_ERR_FORMAT, "%s: class %d: %lld replicas of kind %d: the layout has fewer", plan->path, c,
+                             (long long)class->replicas, class->kind);
+        left[class->kind] -= class->replicas;
+        class->groups = kinds[class->kind].groups;
+        class->micro_batch = kinds[class->kind].micro_batch;
+        int64_t each = class->replicas * class->micro_batch;
+        if (class->micro_batches > (task->global_batch - sequences) / each)
+            return gang_fail(GANG_ERR_FORMAT, "%s: class %d: shares out more than the batch's %lld sequences", plan->path, c,
+                             (long long)task->global_batch);
+        sequences += each * class->micro_batches;
+    }
+    for (int k = 0; k < placement->kind_count; k++)
+        if (left[k]) return gang_fail(GANG_ERR_FORMAT, "%s: %lld replicas of kind %d are in no class", plan->path, (long long)left[k], k);
+    if (sequences != task->global_batch)
+        return gang_fail(GANG_ERR_FORMAT, "%s: the classes share out %lld sequences: the batch has %lld", plan->path, (long long)sequences,
+                         (long long)task->global_batch);
+    return GANG_OK;
+}
+
+static enum gang_status take_program(const struct gang_plan *plan, bool fold, struct gang_arena *arena, struct gang_answer *out) {
     const struct gang_program *p = &plan->program;
     if (p->stages != out->layout.pp || p->chunks != out->costs.chunks)
         return gang_fail(GANG_ERR_FORMAT, "%s: a program of %d stages and %d chunks: the layout has %d and %d", plan->path, p->stages, p->chunks,
                          out->layout.pp, out->costs.chunks);
     enum gang_status status = check_replicas(plan->path, p, &out->placement);
     if (!status) status = check_exchanges(plan->path, p, &out->costs);
-    out->program = *p;
-    return status;
+    if (status || fold) {
+        out->program = *p;
+        return status;
+    }
+    return gang_program_unfold(p, arena, &out->program);
 }
 
 static enum gang_status evaluate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
                                  const struct gang_plan *plan, int flags, struct gang_arena *arena, struct gang_answer *out) {
     *out = (struct gang_answer){.layout = *layout};
     enum gang_status status = gang_layout_place(task, pool, &out->layout, arena, &out->placement);
+    if (!status && plan) status = take_classes(plan, task, arena, &out->placement);
     if (status) return status;
     gang_costs_fill(task, pool, &out->layout, &out->placement, arena, &out->costs);
     bool fold = !(flags & GANG_EVALUATE_UNFOLDED);
     out->schedule = (enum gang_schedule)layout->schedule;
-    status = plan ? take_program(plan, out)
+    status = plan ? take_program(plan, fold, arena, out)
                   : gang_program_build(task, pool, &out->layout, &out->placement, &out->costs, fold, arena, &out->program, &out->schedule);
     if (!status) status = gang_program_verify(&out->program, &out->costs, arena, &out->facts);
     if (status) return status;
@@ -111,6 +147,5 @@ enum gang_status gang_evaluate(const struct gang_task *task, const struct gang_p
 
 enum gang_status gang_evaluate_plan(const struct gang_task *task, const struct gang_pool *pool, const struct gang_plan *plan, int flags,
                                     struct gang_arena *arena, struct gang_answer *out) {
-    enum gang_status status = gang_plan_check(plan, task, pool);
-    return status ? status : evaluate(task, pool, &plan->layout, plan, flags, arena, out);
+    return evaluate(task, pool, &plan->layout, plan, flags, arena, out);
 }

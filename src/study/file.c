@@ -6,6 +6,8 @@
 //     for layers 32                           what the plan holds for, one fact a line: the model, the step, every group of the pool
 //     ...
 //     layout tp=2,pp=4,...
+//     class 0 3 16                            of replicas of kind 0 three do 16 micro-batches each
+//     ...
 //     gangline-program 1
 //     ...                                     the program's text form
 //     end
@@ -69,6 +71,10 @@ enum gang_status gang_plan_write(const char *path, const char *job, const struct
         gang_buffer_printf(&text, "%sjob %s\ncluster %s\n", magic, paths[0], paths[1]);
         print_facts(task, pool, &text);
         gang_buffer_printf(&text, "layout %s\n", gang_layout_print(&layout, &arena));
+        for (int c = 0; c < answer->placement.class_count; c++) {
+            const struct gang_class *class = &answer->placement.classes[c];
+            gang_buffer_printf(&text, "class %d %lld %lld\n", class->kind, (long long)class->replicas, (long long)class->micro_batches);
+        }
         gang_program_print(&answer->program, &text);
         gang_buffer_printf(&text, "checksum %016llx\n", (unsigned long long)gang_hash(text.data, text.len, 0));
         status = gang_file_publish(path, text.data, text.len);
@@ -120,6 +126,21 @@ static enum gang_status check_sum(struct reader *in, const struct gang_buffer *t
     return REFUSE(in, "the file was cut off or changed since it was written; if you changed it yourself, let it end with '%.25s'", sum);
 }
 
+// Three numbers.
+static enum gang_status parse_class(struct reader *in, char *text, struct gang_class *out) {
+    int64_t values[3];
+    char *at = text, *rest = text;
+    for (int i = 0; i < 3; i++) {
+        at = strsep(&rest, " ");
+        if (!at || gang_parse_int("class", at, i ? 1 : 0, INT32_MAX, &values[i])) at = NULL;
+        if (!at) break;
+    }
+    *out = (struct gang_class){.kind = (int)values[0], .replicas = values[1], .micro_batches = values[2]};
+    if (at && !rest) return GANG_OK;
+    in->line--;
+    return REFUSE(in, "%s", "expected 'class' and three numbers: a kind, its replicas, their micro-batches");
+}
+
 static enum gang_status parse(struct reader *in, struct gang_arena *arena, struct gang_plan *out) {
     in->at += sizeof magic - 1;
     in->line++;
@@ -136,6 +157,11 @@ static enum gang_status parse(struct reader *in, struct gang_arena *arena, struc
     if (gang_layout_parse(layout, &out->layout)) {
         in->line--;
         return REFUSE(in, "%s", gang_error());
+    }
+    for (char *text = take(in, "class", arena); text; text = take(in, "class", arena)) {
+        if (out->class_count == GANG_MAX_CLASSES) return REFUSE(in, "more than %d classes", GANG_MAX_CLASSES);
+        enum gang_status status = parse_class(in, text, &out->classes[out->class_count++]);
+        if (status) return status;
     }
     return gang_program_parse(in->path, in->line, in->at, (size_t)(in->end - in->at), arena, &out->program);
 }

@@ -21,6 +21,9 @@ enum { KEPT = 512, SIMULATE_LEAST = 12, REFINE = 3, MAX_WIDTH = 64 };
 // once programs of this many instructions in all have been.
 static const double hopeless = 1.25;
 enum { MAX_INSTRUCTIONS = 400 * 1000 };
+// Several micro-batch sizes are tried where one for all is within this factor of the best seen. Where they are too large for a kind of
+// replicas the smaller ones are not, from which the others' grow.
+static const double promising = 1.5;
 
 // ---- Closed form ---------------------------------------------------------------------------------------------------
 
@@ -39,7 +42,7 @@ struct stage_sum {
 static double seconds_of(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {
     double seconds = x->fast_seconds;
     for (int l = 0; l < pool->links.count; l++)
-        if (x->link_bytes[l] > 0) seconds = fmax(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
+        if (x->link_bytes[l] > 0) seconds = gang_larger(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
     return seconds;
 }
 
@@ -76,10 +79,10 @@ static void add_work(const struct gang_chunk_cost *cost, double times, struct st
     sum->input += times * gang_time_sum(&cost->input);
     sum->weight += times * gang_time_sum(&cost->weight);
     sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
-    sum->activation = fmax(sum->activation, cost->activation_bytes);
+    sum->activation = gang_larger(sum->activation, cost->activation_bytes);
     sum->host += times * cost->host_bytes;
     sum->layers += times * cost->layers;
-    if (cost->layers) sum->layer_parameters = fmax(sum->layer_parameters, cost->parameters / cost->layers);
+    if (cost->layers) sum->layer_parameters = gang_larger(sum->layer_parameters, cost->parameters / cost->layers);
 }
 
 static void add_chunk(struct exchanges *x, const struct gang_layout *l, int chunk, const struct gang_chunk_cost *cost, double times,
@@ -91,29 +94,33 @@ static void add_chunk(struct exchanges *x, const struct gang_layout *l, int chun
 // Chunks that a stage has in flight by the usual schedule; `from_end`: stages behind it.
 static double in_flight(const struct gang_layout *l, double m, int from_end) {
     double chunks = l->vpp == 1 ? from_end + 1 : 2 * from_end + (l->vpp - 1) * l->pp + 1;
-    return fmin(chunks, m * l->vpp);
+    return gang_smaller(chunks, m * l->vpp);
 }
 
 // The share of a device's memory, its margin left alone, with the stage `from_end` before the last.
 static double share_used(const struct gang_layout *l, const struct stage_sum *s, double m, int from_end) {
     double share = (s->fixed + in_flight(l, m, from_end) * s->activation) / (s->limit * (1 - gang_memory_margin));
-    return s->host > 0 ? fmax(share, s->host / (s->host_limit * (1 - gang_memory_margin))) : share;
+    return s->host > 0 ? gang_larger(share, s->host / (s->host_limit * (1 - gang_memory_margin))) : share;
 }
 
-static double combine(const struct gang_layout *l, const struct stage_sum *stages, int count, double m, double delay, double *memory_used) {
+// Of a replica of the class.
+static double combine(const struct gang_layout *l, const struct gang_class *class, const struct stage_sum *stages, int count, double delay,
+                      double *memory_used) {
+    double m = (double)class->micro_batches;
     double slowest = 0, fill = 0, exchange = 0, fill_slowest = 0;
     int before = 0;
     for (int i = 0; i < count; i++) {
         const struct stage_sum *s = &stages[i];
         double work = s->forward + s->input + s->weight, whole = work / l->vpp;
         // What one stage adds to filling and draining: all of it, or what the weights' halves leave (ZB-H1).
-        double part = l->vpp == 1 ? fmax(s->forward + s->input - s->weight, 0) : whole;
+        double part = l->vpp == 1 ? gang_larger(s->forward + s->input - s->weight, 0) : whole;
         if (work > slowest) slowest = work, fill_slowest = part;
         fill += s->count * part;
-        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / fmax(s->layers, 1);
-        double shown = fmax(tail, s->reduce - hidden), head = fmax(s->gather / fmax(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
-        exchange = fmax(exchange, shown + head + s->update);
-        *memory_used = fmax(*memory_used, share_used(l, s, m, l->pp - 1 - before));
+        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / gang_larger(s->layers, 1);
+        double shown = gang_larger(tail, s->reduce - hidden),
+               head = gang_larger(s->gather / gang_larger(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
+        exchange = gang_larger(exchange, shown + head + s->update);
+        *memory_used = gang_larger(*memory_used, share_used(l, s, m, l->pp - 1 - before));
         before += s->count;
     }
     return m * slowest + (fill - fill_slowest) + 2 * (l->pp - 1) * delay + exchange;
@@ -121,19 +128,19 @@ static double combine(const struct gang_layout *l, const struct stage_sum *stage
 
 static double hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                           const struct gang_placement *placement) {
-    const int *groups = placement->classes[0].groups;
-    double sum = 0, one = 0,
-           bytes = (double)l->micro_batch * (double)task->sequence_length * (double)task->shape.hidden * (task->math == GANG_MATH_F32 ? 4 : 2);
+    const struct gang_class *class = &placement->classes[0];
+    const int *groups = class->groups;
+    double sum = 0, one = 0, bytes = gang_message_bytes(task, class->micro_batch);
     for (int s = 0; s + 1 < l->pp; s++) {
         if (!s || groups[s] != groups[s - 1] || groups[s + 1] != groups[s]) {
             struct gang_hop hop;
             gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
-            one = hop.delay + bytes / fmin(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)placement->classes[0].replicas);
+            one = hop.delay + bytes / gang_smaller(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)class->replicas);
         }
         if (pool->group_count == 1) return one;
         sum += one;
     }
-    return sum / fmax(l->pp - 1, 1);
+    return sum / gang_larger(l->pp - 1, 1);
 }
 
 // One group: only the first stage, the last, and those between are unlike.
@@ -160,10 +167,11 @@ static void sum_alike(const struct gang_task *task, const struct gang_layout *l,
         add_chunk(x, l, chunks - 1, &last, 1, &sums[LAST]);
         if (l->vpp > 1) add_chunk(x, l, l->pp - 1, &middle, l->vpp - 1, &sums[LAST]);
     }
-    for (int i = 0; i < ENDS; i++) sums[i].fixed += gang_buffer_bytes(task, l, recompute, sums[i].layer_parameters);
+    for (int i = 0; i < ENDS; i++) sums[i].fixed += gang_buffer_bytes(task, l, l->micro_batch, recompute, sums[i].layer_parameters);
 }
 
-static double combine_alike(const struct gang_layout *l, const struct stage_sum sums[][ENDS], double m, double delay, double *memory_used) {
+static double combine_alike(const struct gang_layout *l, const struct stage_sum sums[][ENDS], const struct gang_class *class, double delay,
+                            double *memory_used) {
     struct stage_sum runs[GANG_MAX_STAGES];
     int count = 0;
     for (int s = 0, next; s < l->pp; s = next) {
@@ -175,7 +183,7 @@ static double combine_alike(const struct gang_layout *l, const struct stage_sum 
         runs[count++].count = next - s;
     }
     *memory_used = 0;
-    return combine(l, runs, count, m, delay, memory_used);
+    return combine(l, class, runs, count, delay, memory_used);
 }
 
 // Stage s lies where the stage before it lies, in every class, and holds the same.
@@ -184,20 +192,20 @@ static bool repeats(const struct gang_task *task, const struct gang_layout *l, c
 }
 
 // All of a stage's chunks, and its working space; `x` NULL: without the exchanges.
-static void add_stage(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int stage, struct exchanges *x,
-                      struct stage_sum *sum) {
+static void add_stage(const struct gang_task *task, const struct gang_layout *l, const struct gang_class *class, const struct gang_price *price,
+                      int stage, struct exchanges *x, struct stage_sum *sum) {
+    struct gang_chunk_cost cost;
     for (int chunk = stage; chunk < l->layer_count; chunk += l->pp) {
-        struct gang_chunk_cost cost;
-        gang_chunk_of(task, l, price, chunk, &cost);
+        if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
         add_chunk(x, l, chunk, &cost, 1, sum);
     }
-    sum->fixed += gang_buffer_bytes(task, l, (enum gang_recompute)gang_of_stage(&l->recompute, stage), sum->layer_parameters);
+    sum->fixed += gang_buffer_bytes(task, l, class->micro_batch, (enum gang_recompute)gang_of_stage(&l->recompute, stage), sum->layer_parameters);
     sum->host_limit = price->group->host_memory / (double)price->group->devices;
     if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, price->group, 0, sum->host);
 }
 
 static double estimate_unlike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                              const struct gang_placement *placement, const struct gang_price *prices, double *memory_used) {
+                              const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     double slowest = 0, delay = hop_seconds(task, pool, l, placement);
     struct stage_sum stages[GANG_MAX_STAGES];
     struct exchanges exchanges = {.pool = pool, .placement = placement};
@@ -206,53 +214,64 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
         if (!repeats(task, l, placement, s)) starts[count++] = s;
     starts[count] = l->pp;
     for (int c = 0; c < placement->class_count; c++) {
-        for (int i = 0; i < count; i++) {
-            const struct gang_price *price = &prices[placement->classes[c].groups[starts[i]]];
+        const struct gang_class *class = &placement->classes[c];
+        // Classes that differ in the number of micro-batches alone.
+        bool repeated = c && class->groups == class[-1].groups && class->micro_batch == class[-1].micro_batch;
+        for (int i = 0; i < count && !repeated; i++) {
+            const struct gang_price *price = gang_prices_of(prices, l, class, starts[i]);
             const struct stage_sum all = stages[i]; // of every class: the exchanges
             stages[i] = (struct stage_sum){.count = starts[i + 1] - starts[i], .limit = price->group->kind->memory_bytes};
-            add_stage(task, l, price, starts[i], c ? NULL : &exchanges, &stages[i]);
+            add_stage(task, l, class, price, starts[i], c ? NULL : &exchanges, &stages[i]);
             if (c) stages[i].reduce = all.reduce, stages[i].gather = all.gather;
         }
-        slowest = fmax(slowest, combine(l, stages, count, (double)placement->classes[c].micro_batches, delay, memory_used));
+        slowest = gang_larger(slowest, combine(l, class, stages, count, delay, memory_used));
     }
     return slowest;
 }
 
 static double estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                       const struct gang_placement *placement, const struct gang_price *prices, double *memory_used) {
+                       const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     *memory_used = 0;
     if (pool->group_count > 1 || placement->class_count > 1 || l->offload.count || l->offload.at[0])
         return estimate_unlike(task, pool, l, placement, prices, memory_used);
     struct stage_sum sums[GANG_RECOMPUTES][ENDS];
     struct exchanges exchanges = {.pool = pool, .placement = placement};
-    for (int r = 0; r < GANG_RECOMPUTES; r++) sum_alike(task, l, prices, (enum gang_recompute)r, &exchanges, sums[r]);
-    return combine_alike(l, sums, (double)placement->classes[0].micro_batches, hop_seconds(task, pool, l, placement), memory_used);
-}
-
-static void fill_prices(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_price *prices) {
-    for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, l, pool->groups[g], &prices[g]);
+    for (int r = 0; r < GANG_RECOMPUTES; r++) sum_alike(task, l, prices->at[0], (enum gang_recompute)r, &exchanges, sums[r]);
+    return combine_alike(l, sums, placement->classes, hop_seconds(task, pool, l, placement), memory_used);
 }
 
 double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
                      struct gang_arena *arena, double *memory_used) {
-    struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
-    fill_prices(task, pool, l, prices);
-    return estimate(task, pool, l, placement, prices, memory_used);
+    struct gang_prices prices;
+    gang_prices_fill(task, pool, l, arena, &prices);
+    return estimate(task, pool, l, placement, &prices, memory_used);
 }
 
 // ---- The space -----------------------------------------------------------------------------------------------------
+
+// Micro-batch sizes are the powers of two.
+enum { SIZES = 4 };
+
+struct shelf {
+    int kept;
+    int64_t fitting;
+    struct gang_found **best; // [KEPT] by estimate
+};
 
 struct search {
     const struct gang_task *task;
     const struct gang_pool *pool;
     enum gang_objective objective;
-    bool offload;              // the optimizer may lie in the nodes' memory
-    struct gang_arena scratch; // of one layout; emptied after each
-    int *zeros;                // [GANG_MAX_STAGES] the only group, under every stage
-    struct gang_price *prices; // [groups] at the widths and micro-batch looked at
-    int kept;
-    struct gang_found **best; // [KEPT] by estimate
-    struct gang_found hungry; // the least hungry of those that do not fit
+    struct gang_arena scratch;        // of one layout; emptied after each
+    bool unlike;                      // there are several kinds of devices
+    bool offload;                     // the optimizer may lie in the nodes' memory
+    int *zeros;                       // [GANG_MAX_STAGES] the only group, under every stage
+    struct gang_price *priced[SIZES]; // [groups] at the widths looked at
+    bool known[SIZES];
+    struct gang_prices prices; // of the layout looked at
+    struct shelf alike, mixed; // one micro-batch size, several
+    double least;              // score of all that fit
+    struct gang_found hungry;  // the least hungry of those that do not fit
     struct gang_search *out;
 };
 
@@ -284,7 +303,7 @@ static double carried_price(const struct search *s, const struct gang_layout *l,
             const struct gang_class *class = &placement->classes[c];
             const struct gang_route *route = gang_pool_route(s->pool, s->pool->groups[class->groups[chunk % l->pp]]->site,
                                                              s->pool->groups[class->groups[(chunk + 1) % l->pp]]->site);
-            double bytes = 2 * costs.message_bytes * (double)(class->replicas * class->micro_batches);
+            double bytes = 2 * costs.message_bytes[c] * (double)(class->replicas * class->micro_batches);
             for (int i = 0; i < route->count; i++) price += bytes * gang_pool_link(s->pool, route->links[i])->price;
         }
     }
@@ -301,21 +320,35 @@ static double score_of(const struct search *s, const struct gang_layout *l, cons
     return seconds * rate + (s->objective == GANG_OBJECTIVE_PRICE ? carried_price(s, l, placement, arena) : 0);
 }
 
-static void keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
+static bool is_kept(const struct shelf *shelf, const struct gang_layout *l, double score, int at) {
+    for (; at && shelf->best[at - 1]->score == score; at--)
+        if (!memcmp(&shelf->best[at - 1]->layout, l, sizeof *l)) return true;
+    return false;
+}
+
+// Returns the score, INFINITY for a layout that does not fit.
+static double keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
+    struct shelf *shelf = l->size_count ? &s->mixed : &s->alike;
     s->out->considered++;
     if (memory_used > 1) {
         if (s->hungry.memory_used == 0 || memory_used < s->hungry.memory_used)
             s->hungry = (struct gang_found){.layout = *l, .memory_used = memory_used};
-        return;
+        return INFINITY;
     }
     s->out->fitting++;
+    shelf->fitting++;
     double score = score_of(s, l, placement, estimate, &s->scratch);
-    if (s->kept == KEPT && score >= s->best[KEPT - 1]->score) return;
-    int at = s->kept < KEPT ? s->kept++ : KEPT - 1;
-    struct gang_found *mine = s->best[at];
-    for (; at && s->best[at - 1]->score > score; at--) s->best[at] = s->best[at - 1];
+    s->least = gang_smaller(s->least, score);
+    if (shelf->kept == KEPT && score >= shelf->best[KEPT - 1]->score) return score;
+    int at = shelf->kept;
+    while (at && shelf->best[at - 1]->score > score) at--;
+    if (l->size_count && is_kept(shelf, l, score, at)) return score; // from another size
+    if (shelf->kept < KEPT) shelf->kept++;
+    struct gang_found *mine = shelf->best[shelf->kept - 1];
+    memmove(&shelf->best[at + 1], &shelf->best[at], (size_t)(shelf->kept - 1 - at) * sizeof *shelf->best);
+    shelf->best[at] = mine;
     *mine = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
-    s->best[at] = mine;
+    return score;
 }
 
 static bool is_uniform(const struct gang_by_stage *choices) {
@@ -338,23 +371,26 @@ static bool pick_alike(struct gang_layout *l, const struct stage_sum sums[][ENDS
 
 static void consider_alike(struct search *s, struct gang_layout *l) {
     int64_t batches = s->task->global_batch / l->micro_batch;
-    struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .groups = s->zeros};
+    struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .micro_batch = l->micro_batch, .groups = s->zeros};
     if (l->vpp > 1 && class.micro_batches % l->pp) return; // interleaving wants whole groups
-    const struct gang_placement placement = {
-        .cell_devices = (int64_t)l->tp * l->cp, .class_count = 1, .classes = &class, .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
+    const struct gang_placement placement = {.cell_devices = (int64_t)l->tp * l->cp,
+                                             .kind_count = 1,
+                                             .class_count = 1,
+                                             .classes = &class,
+                                             .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
     struct stage_sum sums[GANG_RECOMPUTES][ENDS];
     struct exchanges exchanges = {.pool = s->pool, .placement = &placement};
     double memory_used = 0, least = 0, m = (double)class.micro_batches, delay = hop_seconds(s->task, s->pool, l, &placement);
     for (int r = 0; r < GANG_RECOMPUTES; r++) {
-        sum_alike(s->task, l, s->prices, (enum gang_recompute)r, &exchanges, sums[r]);
+        sum_alike(s->task, l, s->prices.at[0], (enum gang_recompute)r, &exchanges, sums[r]);
         l->recompute.count = 0;
         l->recompute.at[0] = (uint8_t)r;
-        double seconds = combine_alike(l, sums, m, delay, &memory_used);
+        double seconds = combine_alike(l, sums, &class, delay, &memory_used);
         keep(s, l, &placement, seconds, memory_used);
         if (!r) least = memory_used;
     }
     if (least <= 1 || !pick_alike(l, sums, m) || is_uniform(&l->recompute)) return;
-    keep(s, l, &placement, combine_alike(l, sums, m, delay, &memory_used), memory_used);
+    keep(s, l, &placement, combine_alike(l, sums, &class, delay, &memory_used), memory_used);
 }
 
 // A stage that layers are handed to: for each choice of what is made again, how long one takes and how many have room.
@@ -377,7 +413,7 @@ static bool hand_out(int64_t layers, int count, struct share *shares) {
     double speed = 0, all = (double)layers;
     for (int i = 0; i < count; i++) speed += 1 / shares[i].seconds[0];
     for (int i = 0; i < count; i++) {
-        double fit = fmin((all / speed - shares[i].load) / shares[i].seconds[0] * (1 - 1e-9), (double)shares[i].most[0]);
+        double fit = gang_smaller((all / speed - shares[i].load) / shares[i].seconds[0] * (1 - 1e-9), (double)shares[i].most[0]);
         shares[i].layers = fit < 1 ? 0 : (int64_t)fit;
         layers -= shares[i].layers;
     }
@@ -395,14 +431,16 @@ static bool hand_out(int64_t layers, int count, struct share *shares) {
 }
 
 // `one`: a layer by choice; `ends`: what the stage has beside layers; `flight`: chunks under way on it.
-static void fill_share(const struct search *s, const struct gang_layout *l, const struct gang_kind *kind, const enum gang_recompute *recompute,
-                       const struct gang_chunk_cost *one, const struct gang_chunk_cost *ends, double flight, struct share *out) {
+static void fill_share(const struct search *s, const struct gang_layout *l, int micro_batch, const struct gang_kind *kind,
+                       const enum gang_recompute *recompute, const struct gang_chunk_cost *one, const struct gang_chunk_cost *ends, double flight,
+                       struct share *out) {
     double here = s->offload ? 0 : 1; // what of the optimizer's state is
     double states = ends->parameter_bytes + ends->gradient_bytes + here * ends->optimizer_bytes + flight * ends->activation_bytes;
     out->load = gang_time_sum(&ends->forward) + gang_time_sum(&ends->input) + gang_time_sum(&ends->weight);
     for (int r = 0; r < out->choices; r++) {
         double each = one[r].parameter_bytes + one[r].gradient_bytes + here * one[r].optimizer_bytes + flight * one[r].activation_bytes;
-        double room = kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, recompute[r], one[r].parameters) - states;
+        double room = kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, micro_batch, recompute[r], one[r].parameters) -
+                      states;
         out->seconds[r] = gang_time_sum(&one[r].forward) + gang_time_sum(&one[r].input) + gang_time_sum(&one[r].weight);
         out->most[r] = room > 0 ? (int64_t)(room / each) : 0;
     }
@@ -417,14 +455,14 @@ static int share_layers(const struct search *s, struct gang_layout *l, const str
     enum gang_recompute recompute[GANG_RECOMPUTES] = {GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL};
     bool moe = s->task->shape.experts > 0;
     for (int i = 0; i < l->pp; i++) {
-        const struct gang_price *price = &s->prices[groups[i]];
+        const struct gang_price *price = gang_prices_of(&s->prices, l, placement->classes, i);
         bool like = i && groups[i] == groups[i - 1] && (any || gang_of_stage(&l->recompute, i) == gang_of_stage(&l->recompute, i - 1));
         if (!any) recompute[0] = (enum gang_recompute)gang_of_stage(&l->recompute, i);
         shares[i].choices = any ? GANG_RECOMPUTES : 1;
         for (int r = 0; r < shares[i].choices && !like; r++) gang_price_chunk(s->task, l, price, recompute[r], !moe, moe, false, false, &one[r]);
         if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, GANG_RECOMPUTE_NONE, 0, 0, i == 0, i == l->pp - 1, &ends);
         double flight = in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
-        fill_share(s, l, price->group->kind, recompute, one, &ends, flight, &shares[i]);
+        fill_share(s, l, placement->classes[0].micro_batch, price->group->kind, recompute, one, &ends, flight, &shares[i]);
     }
     if (!hand_out(s->task->shape.layers, l->pp, shares)) return -1;
     int full = 0;
@@ -434,6 +472,59 @@ static int share_layers(const struct search *s, struct gang_layout *l, const str
     }
     l->layer_count = l->pp;
     return full;
+}
+
+// False where the layout cannot be placed. `score` as keep returns it; `placement` lives until the scratch is reset.
+static bool consider(struct search *s, struct gang_layout *l, struct gang_placement *placement, double *score) {
+    double memory_used = 0;
+    *score = INFINITY;
+    if (gang_layout_place_priced(s->task, s->pool, &s->prices, l, &s->scratch, placement)) return false;
+    double seconds = estimate(s->task, s->pool, l, placement, &s->prices, &memory_used);
+    *score = keep(s, l, placement, seconds, memory_used);
+    return true;
+}
+
+static const struct gang_price *prices_at(struct search *s, const struct gang_layout *l, int size) {
+    struct gang_price *prices = s->priced[size];
+    for (int g = 0; g < s->pool->group_count && !s->known[size]; g++) gang_price_fill(s->task, l, 1 << size, s->pool->groups[g], &prices[g]);
+    s->known[size] = true;
+    return prices;
+}
+
+static bool one_size(const struct gang_layout *l) {
+    for (int k = 1; k < l->size_count; k++)
+        if (l->sizes[k] != l->sizes[0]) return false;
+    return true;
+}
+
+// A fast or roomy kind of replicas may do better with a larger micro-batch than a slow or small one: from one size for all, kind after
+// kind takes the one that is best while the others keep theirs.
+static void vary_sizes(struct search *s, const struct gang_layout *start, double score, int kinds) {
+    struct gang_layout best = *start;
+    struct gang_prices one = s->prices;
+    best.size_count = kinds;
+    for (int k = 0; k < kinds; k++) {
+        best.sizes[k] = start->micro_batch;
+        s->prices.at[k] = one.at[0];
+    }
+    for (int k = 0; k < kinds; k++) {
+        struct gang_layout l = best;
+        int was = best.sizes[k];
+        for (int size = 0; size < SIZES; size++) {
+            struct gang_placement placement;
+            const struct gang_price *kept = s->prices.at[k];
+            l.sizes[k] = 1 << size;
+            if (1 << size == was || one_size(&l)) continue;
+            l.micro_batch = l.sizes[0];
+            s->prices.at[k] = prices_at(s, &l, size);
+            double other;
+            if (consider(s, &l, &placement, &other) && other < score)
+                score = other, best = l;
+            else
+                s->prices.at[k] = kept;
+        }
+    }
+    s->prices = one;
 }
 
 // What a stage holds in each class by what is made again; kept for the stages behind it that hold the same.
@@ -446,9 +537,10 @@ static bool has_room(const struct search *s, const struct gang_layout *l, const 
     int offload = l->offload.at[stage], recompute = l->recompute.at[stage];
     struct stage_sum *sums = held->sums[offload][recompute];
     for (int c = 0; c < placement->class_count && !held->filled[offload][recompute]; c++) {
-        const struct gang_price *price = &s->prices[placement->classes[c].groups[stage]];
+        const struct gang_class *class = &placement->classes[c];
+        const struct gang_price *price = gang_prices_of(&s->prices, l, class, stage);
         sums[c] = (struct stage_sum){.limit = price->group->kind->memory_bytes};
-        add_stage(s->task, l, price, stage, NULL, &sums[c]);
+        add_stage(s->task, l, class, price, stage, NULL, &sums[c]);
     }
     held->filled[offload][recompute] = true;
     for (int c = 0; c < placement->class_count; c++)
@@ -476,63 +568,60 @@ static bool pick_unlike(const struct search *s, struct gang_layout *l, const str
     return true;
 }
 
-// The share of memory that the layout needs; INFINITY where it cannot be placed.
-static double consider_placed(struct search *s, struct gang_layout *l, struct gang_placement *placement) {
-    double memory_used = 0;
-    if (gang_layout_place_priced(s->task, s->pool, s->prices, l, &s->scratch, placement)) return INFINITY;
-    double seconds = estimate(s->task, s->pool, l, placement, s->prices, &memory_used);
-    keep(s, l, placement, seconds, memory_used);
-    return memory_used;
-}
-
-// With as little made again on each stage as it has room for, where that has not been looked at: the same on all.
-static void consider_picked(struct search *s, struct gang_layout *l, struct gang_placement *placement) {
-    if (pick_unlike(s, l, placement) && (s->offload || !is_uniform(&l->recompute))) consider_placed(s, l, placement);
-}
-
 static bool same_layers(const struct gang_layout *a, const struct gang_layout *b) {
     return !memcmp(a->layers, b->layers, (size_t)a->pp * sizeof *a->layers);
 }
 
-static void consider_unlike(struct search *s, const struct gang_layout *wanted) {
-    bool same = wanted->pp == 1 || wanted->dp == 1, chunked = wanted->vpp > 1; // same: both placements are one
-    for (int place = 0; place < (same ? 1 : 2); place++) {
-        struct gang_placement placement;
-        struct gang_layout even, uneven;
-        double least = 0;
-        int full = 0;
-        for (int r = 0; r < GANG_RECOMPUTES && !isinf(least); r++) {
-            even = *wanted;
-            even.place = place;
-            even.recompute = (struct gang_by_stage){.at = {(uint8_t)r}};
-            gang_arena_reset(&s->scratch);
-            double memory_used = consider_placed(s, &even, &placement);
-            if (!r || isinf(memory_used)) least = memory_used;
-            uneven = even;
-            int stages = chunked || isinf(least) ? -1 : share_layers(s, &uneven, &placement, false);
-            if (!r) full = stages;
-            if (stages >= 0 && !same_layers(&even, &uneven)) consider_placed(s, &uneven, &placement);
-        }
-        if (isinf(least)) continue;
-        uneven = even;
-        if (least > 1) consider_picked(s, &even, &placement);
-        if (!chunked && full && share_layers(s, &uneven, &placement, true) >= 0 && !same_layers(&even, &uneven))
-            consider_picked(s, &uneven, &placement);
-    }
+// With as little made again on each stage as it has room for, where that has not been looked at: the same on all.
+static double consider_picked(struct search *s, struct gang_layout *l, struct gang_placement *placement) {
+    double score = INFINITY;
+    if (pick_unlike(s, l, placement) && (s->offload || !is_uniform(&l->recompute))) consider(s, l, placement, &score);
+    return score;
 }
 
-static void consider_offloaded(struct search *s, const struct gang_layout *wanted) {
-    bool same = wanted->pp == 1 || wanted->dp == 1;
+// The better of the two, with several micro-batch sizes where that is promising.
+static void vary_better(struct search *s, const struct gang_layout *even, double score, const struct gang_layout *uneven, double other, int kinds) {
+    if (other < score) score = other, even = uneven;
+    if (s->unlike && kinds > 1 && score < promising * s->least) vary_sizes(s, even, score, kinds);
+}
+
+// The same choice on all stages. False where the layout cannot be placed; `fits` and `full` as it is with no layer made again.
+static bool consider_uniform(struct search *s, const struct gang_layout *wanted, struct gang_layout *even, struct gang_placement *placement,
+                             bool *fits, int *full) {
+    for (int r = 0; r < GANG_RECOMPUTES; r++) {
+        double score, other = INFINITY;
+        *even = *wanted;
+        even->recompute.at[0] = (uint8_t)r;
+        gang_arena_reset(&s->scratch);
+        if (!consider(s, even, placement, &score)) return false;
+        struct gang_layout uneven = *even;
+        int kinds = placement->kind_count, stages = wanted->vpp > 1 ? -1 : share_layers(s, &uneven, placement, false);
+        if (!r) *fits = !isinf(score), *full = stages;
+        if (stages >= 0 && !same_layers(even, &uneven) && !consider(s, &uneven, placement, &other)) return false;
+        vary_better(s, even, score, &uneven, other, kinds);
+    }
+    return true;
+}
+
+static void consider_unlike(struct search *s, const struct gang_layout *wanted) {
+    bool same = wanted->pp == 1 || wanted->dp == 1; // both placements are one
     for (int place = 0; place < (same ? 1 : 2); place++) {
         struct gang_placement placement;
-        struct gang_layout even = *wanted, uneven;
-        even.place = place;
+        struct gang_layout placed = *wanted, even, uneven;
+        double score = INFINITY, other = INFINITY;
+        bool fits = false;
+        int full = 1;
+        placed.place = place;
+        if (!s->offload && !consider_uniform(s, &placed, &even, &placement, &fits, &full)) continue;
         gang_arena_reset(&s->scratch);
-        if (gang_layout_place_priced(s->task, s->pool, s->prices, &even, &s->scratch, &placement)) continue;
+        even = placed;
+        if ((fits && (wanted->vpp > 1 || !full)) || gang_layout_place_priced(s->task, s->pool, &s->prices, &even, &s->scratch, &placement)) continue;
         uneven = even;
-        consider_picked(s, &even, &placement);
-        if (wanted->vpp == 1 && share_layers(s, &uneven, &placement, true) >= 0 && !same_layers(&even, &uneven))
-            consider_picked(s, &uneven, &placement);
+        int kinds = placement.kind_count;
+        if (!fits) score = consider_picked(s, &even, &placement);
+        if (wanted->vpp == 1 && full && share_layers(s, &uneven, &placement, true) >= 0 && !same_layers(&even, &uneven))
+            other = consider_picked(s, &uneven, &placement);
+        vary_better(s, &even, score, &uneven, other, kinds);
     }
 }
 
@@ -542,9 +631,7 @@ static void each_depth(struct search *s, struct gang_layout *l) {
     for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
         for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
             l->recompute = l->offload = (struct gang_by_stage){0};
-            if (s->offload)
-                consider_offloaded(s, l);
-            else if (s->pool->group_count == 1 && whole)
+            if (s->pool->group_count == 1 && whole && !s->offload)
                 consider_alike(s, l);
             else
                 consider_unlike(s, l);
@@ -554,7 +641,9 @@ static void each_depth(struct search *s, struct gang_layout *l) {
 static void each_stage_count(struct search *s, struct gang_layout *l) {
     int64_t cells = s->pool->devices / ((int64_t)l->tp * l->cp);
     bool alike = s->pool->group_count == 1;
-    fill_prices(s->task, s->pool, l, s->prices);
+    int size = 0;
+    while (1 << size < l->micro_batch) size++;
+    s->prices.at[0] = prices_at(s, l, size);
     int64_t batches = s->task->global_batch / l->micro_batch;
     for (int pp = 1; pp <= s->task->shape.layers && pp <= cells && pp <= GANG_MAX_STAGES; pp++) {
         if (alike && cells % pp) continue;
@@ -579,11 +668,13 @@ static void each_width(struct search *s) {
         if (shape->heads % l.tp || shape->ffn % l.tp || (shape->experts && shape->expert_ffn % l.tp)) continue;
         for (l.cp = 1; l.cp <= s->task->sequence_length / 8192 || l.cp == 1; l.cp *= 2) {
             if (s->pool->devices < (int64_t)l.tp * l.cp || (s->pool->group_count == 1 && s->pool->devices % ((int64_t)l.tp * l.cp))) break;
-            for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2)
-                for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2) {
+            for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2) {
+                memset(s->known, 0, sizeof s->known);
+                for (l.micro_batch = 1; l.micro_batch < 1 << SIZES; l.micro_batch *= 2) {
                     if (s->task->global_batch % l.micro_batch || s->task->sequence_length % ((int64_t)l.cp * l.tp)) continue;
                     each_stage_count(s, &l);
                 }
+            }
         }
     }
 }
@@ -612,11 +703,11 @@ static double lower_bound(const struct gang_task *task, const struct gang_pool *
         for (int g = 0; g < pool->group_count; g++) {
             double rate[3], most = 0;
             rates_of(pool->groups[g]->kind, math, soft, rate);
-            for (int i = 0; i < 3; i++) most = fmax(most, rate[i] / unit[i]);
+            for (int i = 0; i < 3; i++) most = gang_larger(most, rate[i] / unit[i]);
             right += most * (double)(pool->groups[g]->nodes * pool->groups[g]->devices);
         }
         for (int i = 0; i < 3; i++) left += work[i] / unit[i];
-        best = fmax(best, left / right);
+        best = gang_larger(best, left / right);
     }
     return best;
 }
@@ -643,14 +734,14 @@ static bool simulate(struct search *s, struct gang_found *f, int64_t *instructio
     return true;
 }
 
-static void simulate_best(struct search *s, int top) {
+static void simulate_best(struct search *s, const struct shelf *shelf, int top) {
     struct gang_search *out = s->out;
-    bool all = out->fitting <= KEPT;
+    bool all = shelf->fitting <= KEPT;
     int64_t instructions = 0;
-    for (int i = 0; i < s->kept; i++) {
-        struct gang_found *f = s->best[i];
-        if (!all && out->count == top && out->simulated >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
-        if (!all && out->simulated >= 2 * SIMULATE_LEAST && instructions > MAX_INSTRUCTIONS) break;
+    for (int i = 0; i < shelf->kept; i++) {
+        struct gang_found *f = shelf->best[i];
+        if (!all && out->count == top && i >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
+        if (!all && i >= 2 * SIMULATE_LEAST && instructions > MAX_INSTRUCTIONS) break;
         if (simulate(s, f, &instructions)) enter_found(out, top, f);
     }
 }
@@ -708,11 +799,11 @@ static bool alike(const struct gang_pool *pool, const struct gang_class *class, 
 }
 
 void gang_search_layers(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena) {
-    struct search s = {.task = task, .pool = pool, .prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.prices)};
+    struct search s = {.task = task, .pool = pool};
     struct gang_layout even = *layout, uneven;
     struct gang_placement placement;
     if (layout->vpp > 1 || gang_layout_place(task, pool, &even, arena, &placement) || alike(pool, &placement.classes[0], even.pp)) return;
-    for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, &even, pool->groups[g], &s.prices[g]);
+    gang_prices_fill(task, pool, &even, arena, &s.prices);
     uneven = even;
     if (share_layers(&s, &uneven, &placement, false) < 0) return;
     for (int i = 0; i < uneven.pp; i++)
@@ -721,28 +812,35 @@ void gang_search_layers(const struct gang_task *task, const struct gang_pool *po
     layout->layer_count = uneven.pp;
 }
 
+static void open_shelf(struct shelf *shelf, struct gang_arena *arena) {
+    struct gang_found *found = gang_arena_alloc(arena, KEPT * sizeof *found);
+    shelf->best = gang_arena_alloc(arena, KEPT * sizeof *shelf->best);
+    for (int i = 0; i < KEPT; i++) shelf->best[i] = &found[i];
+}
+
 enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
                                  struct gang_arena *arena, struct gang_search *out) {
-    struct search s = {.task = task, .pool = pool, .objective = objective, .out = out};
+    struct search s = {.task = task, .pool = pool, .objective = objective, .least = INFINITY, .out = out};
     enum gang_status status = GANG_OK;
     for (int g = 0; g < pool->group_count && objective != GANG_OBJECTIVE_TIME; g++)
         if (!(rate_of(&s, pool->groups[g]) > 0))
             return gang_fail(GANG_ERR_INPUT, "objective %s: group '%s' does not state its %s", gang_objective_names[objective], pool->groups[g]->name,
                              objective == GANG_OBJECTIVE_ENERGY ? "kind's power" : "price");
+    for (int g = 1; g < pool->group_count; g++) s.unlike |= pool->groups[g]->kind != pool->groups[0]->kind;
     *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};
     gang_arena_init(&s.scratch);
     s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
-    s.prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.prices);
-    s.best = gang_arena_alloc(arena, KEPT * sizeof *s.best);
-    struct gang_found *found = gang_arena_alloc(arena, KEPT * sizeof *found);
-    for (int i = 0; i < KEPT; i++) s.best[i] = &found[i];
+    for (int i = 0; i < SIZES; i++) s.priced[i] = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof(struct gang_price));
+    open_shelf(&s.alike, arena);
+    open_shelf(&s.mixed, arena);
     double start = gang_seconds();
     each_width(&s);
     for (int g = 0; g < pool->group_count && !out->fitting; g++) s.offload |= gang_group_offloads(pool->groups[g]);
     if (s.offload) each_width(&s);
     out->estimate_seconds = gang_seconds() - start;
     top = top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top;
-    simulate_best(&s, top);
+    simulate_best(&s, &s.alike, top);
+    simulate_best(&s, &s.mixed, top);
     refine_best(&s, top);
     if (!out->count) status = explain(&s);
     gang_arena_release(&s.scratch);

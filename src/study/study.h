@@ -46,6 +46,8 @@ struct gang_plan {
     char *facts;         // what it holds for, a line each, and where the first stands
     int64_t facts_line;
     struct gang_layout layout; // nothing left to be chosen, the schedule that made the program included
+    int class_count;           // how the batch is shared out; of each class kind, replicas and micro_batches
+    struct gang_class classes[GANG_MAX_CLASSES];
     struct gang_program program;
 };
 
@@ -55,12 +57,12 @@ GANG_CHECK_RESULT enum gang_status gang_plan_write(const char *path, const char 
                                                    const struct gang_answer *answer);
 // Whether the file begins as a plan does.
 bool gang_plan_is(const char *path);
-// GANG_ERR_FORMAT with file and line for anything that is not a plan. What it says is not proven yet: gang_evaluate_plan does.
+// GANG_ERR_FORMAT with file and line for anything that is not a plan. What it says is not proven yet: gang_evaluate_plan does that.
 GANG_CHECK_RESULT enum gang_status gang_plan_read(const char *path, struct gang_arena *arena, struct gang_plan *out);
 // GANG_ERR_INPUT names the first fact of the model, the step or the pool for which the plan was not made.
 GANG_CHECK_RESULT enum gang_status gang_plan_check(const struct gang_plan *plan, const struct gang_task *task, const struct gang_pool *pool);
-// gang_evaluate of a plan: checks what it is for, that its program is one for its layout (its stages, chunks, replicas and micro-batches,
-// in the placement's order of classes) and verifies that program before it runs.
+// gang_evaluate of a plan that gang_plan_check has taken: its shares and its program in the place of new ones. Checks that the program is one
+// for its layout (its stages, chunks, replicas and micro-batches, in the order of its classes) and verifies it before it runs.
 GANG_CHECK_RESULT enum gang_status gang_evaluate_plan(const struct gang_task *task, const struct gang_pool *pool, const struct gang_plan *plan,
                                                       int flags, struct gang_arena *arena, struct gang_answer *out);
 
@@ -156,6 +158,30 @@ struct gang_validation {
 GANG_CHECK_RESULT enum gang_status gang_validate(const char *path, struct gang_arena *arena, struct gang_validation *out);
 GANG_CHECK_RESULT enum gang_status gang_cases_read(const char *path, const struct gang_list *kinds, struct gang_arena *arena, int *count,
                                                    struct gang_case **out);
+
+// ---- Published runs over distance and on unlike devices: study/apart.c ---------------------------------------------
+
+// A row of a table with the columns of data/cases/far_and_unlike.csv. Efficiencies are fractions: of the same devices in one room, or
+// of the sum of what unlike devices do by themselves.
+struct gang_apart_case {
+    const char *id, *what, *model, *devices, *crossing;
+    const char *why_not;            // NULL, or why nothing is predicted
+    double stated_low, stated_high; // alike where the source gives one figure
+    double low, high;               // predicted, over all that the source does not state
+    double off;                     // how far the two lie apart; 0 where they overlap
+};
+
+struct gang_apart {
+    int count;
+    struct gang_apart_case *cases;
+    double worst; // the largest `off`
+};
+
+// Whether the file is a table with the columns of far_and_unlike.csv.
+bool gang_apart_is(const char *path);
+// Predicts every row by simulation, over the batches, layouts and networks that its source leaves open (the essay in apart.c names them).
+GANG_CHECK_RESULT enum gang_status gang_apart_read(const char *path, struct gang_arena *arena, struct gang_apart *out);
+
 // Kendall's tau-b of two lists.
 double gang_kendall(int count, const double *a, const double *b);
 

@@ -164,6 +164,15 @@ static int64_t owned_elements(const struct gang_net *net) {
     return sum;
 }
 
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Weight gradients sum over M. In f32 also gradients of inputs, and whatever inference multiplies, pack the plain weight.
+static size_t packing_bytes(const struct gang_net *net) {
+    int64_t in = largest(net->C, largest(net->F, net->O)), out = largest(largest(net->W, 2 * net->F), net->head_tensor ? net->V : net->C);
+    if (net->shape.inference) return gang_device_packing_bytes(net->device, in, out);
+    return gang_device_packing_bytes(net->device, net->device->compute == GANG_COMPUTE_F32 ? largest(net->M, out) : net->M, in);
+}
+
 static void place_all(struct gang_net *net, char *base) {
     struct placer p = {.base = base};
     net->memory = (struct gang_memory){0};
@@ -185,7 +194,8 @@ static void place_all(struct gang_net *net, char *base) {
         if (bytes > most) most = bytes;
     }
     net->memory.parameters -= passing - most;
-    net->memory.total = p.used - (passing - most);
+    net->memory.packing = packing_bytes(net);
+    net->memory.total = p.used - (passing - most) + net->memory.packing;
 }
 
 // ---- Buckets -------------------------------------------------------------------------------------------------------

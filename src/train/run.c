@@ -78,7 +78,7 @@ static enum gang_status set_up(struct run *r, bool resume, struct gang_run_resul
     if (status) return status;
     r->peak_flops = job->compute == GANG_COMPUTE_BF16 ? profile.peak_bf16 : profile.peak_f32;
     gang_resident_reset();
-    start.baseline_bytes = gang_resident_bytes("VmRSS") + gang_device_overhead_bytes(r->device);
+    start.baseline_bytes = gang_resident_bytes("VmRSS");
     result->predicted_bytes = start.baseline_bytes + (double)start.memory.total;
     status = gang_net_new(&r->model, r->device, &shape, &r->net);
     if (!status) status = load_weights(r, dir, &fresh);

@@ -16,6 +16,7 @@ struct gang_memory {
     size_t packed;                           // weights in the form the device multiplies fastest
     size_t activations;                      // kept from forward to backward; for inference the key/value cache
     size_t workspace;                        // everything shared between layers, logits, scratch
+    size_t packing;                          // the device's own
     size_t total;
 };
 
@@ -207,7 +208,7 @@ struct gang_run_start {
     const struct gang_model *model;
     const struct gang_device *device;
     struct gang_memory memory;
-    double baseline_bytes; // resident before the network, and what the device's libraries will take
+    double baseline_bytes; // resident before the network
     double peak_flops;     // of the device in the compute type, measured
     int64_t data_tokens;
     int64_t first_step; // steps done before (resumed)

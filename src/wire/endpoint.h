@@ -68,6 +68,7 @@ struct gang_conn {
     int plane, stream;
     struct gang_pipe pipe;
     bool readable, far;
+    bool ending;  // no more comes than what is there
     bool refused; // nobody listens there any more
     bool left;    // the peer closed what it shares with us
     uint32_t epoch;
@@ -85,7 +86,10 @@ struct gang_wire_link {
     char shm[WIRE_PLANES_MAX][WIRE_NAME_CHARS]; // the peer's name when the plane is shared memory; or ""
     size_t buffer_bytes;
     uint64_t peer_session;
-    int outstanding; // operations that are not done
+    int outstanding;         // operations that are not done
+    bool stirred;            // something has happened to it: it must be looked at
+    int held;                // small messages that wait for others to go along
+    int64_t sent_ns, due_ns; // last sent on by a caller; what is due next
     struct gang_conn conns[WIRE_PLANES_MAX][WIRE_STREAMS_MAX];
 };
 
@@ -97,10 +101,12 @@ struct gang_wire {
     pthread_t thread;
     bool thread_started, closing, stop, again; // again: some connection has more to read
     bool timeless;                             // a caller drives and sleeps until an event comes
+    bool holds;                                // some link holds messages
     enum gang_driver driver;
     int wanting;                           // users that wait for the baton
     int64_t user_ns, next_ns;              // a user drove last; what is due next
     int64_t sleep_until_ns, park_until_ns; // the driver sleeps until; the progress thread is parked until; 0: neither
+    int64_t parked_ns, park_span_ns;       // user_ns when it parked last; for how long
     int rank;
     uint64_t cluster, session;
     const struct gang_carrier *carrier; // of TCP connections

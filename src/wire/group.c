@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { AHEAD = 4 };
+enum { AHEAD = GROUP_WINDOW / 2 }; // of what a broadcast may have under way: half to come, half to go
 static const size_t segment_bytes = GROUP_SEGMENT_BYTES;
 
 // ---- Errors --------------------------------------------------------------------------------------------------------
@@ -77,19 +77,54 @@ enum gang_status gang_comm_check(const struct gang_comm *g) { return g->error[0]
 
 // ---- The group -----------------------------------------------------------------------------------------------------
 
-// Lists the members by site and leaves the gaps between the sites' numbers out. NULL: all of one.
-static void set_sites(struct gang_comm *g, const int *site_of_member) {
-    g->sites = 0;
-    for (int s = 0, listed = 0; s < GANG_COMM_MEMBERS; s++) {
-        int before = listed;
-        for (int i = 0; i < g->members; i++) {
-            if ((site_of_member ? site_of_member[i] : 0) != s) continue;
-            g->site_of[i] = g->sites;
-            g->in_site[i] = listed - before;
-            g->by_site[listed++] = i;
-        }
-        if (listed > before) g->site_first[++g->sites] = listed;
+// Whether member i stands before j: by site, then by shard. Sites stand by number or, in the canonical order, by their lowest shard.
+static bool stands_before(const struct gang_comm *g, const int *site, int i, int j) {
+    int lowest[2] = {g->shard[i], g->shard[j]};
+    if (site[i] == site[j]) return g->shard[i] < g->shard[j];
+    if (!g->canonical) return site[i] < site[j];
+    for (int m = 0; m < g->members; m++)
+        for (int k = 0; k < 2; k++)
+            if (site[m] == site[k ? j : i] && g->shard[m] < lowest[k]) lowest[k] = g->shard[m];
+    return lowest[0] < lowest[1];
+}
+
+static void lay_out(const struct gang_comm *g, const int *site, struct group_layout *l) {
+    *l = (struct group_layout){0};
+    for (int i = 0; i < g->members; i++) {
+        int place = i;
+        for (; place && stands_before(g, site, i, l->by_site[place - 1]); place--) l->by_site[place] = l->by_site[place - 1];
+        l->by_site[place] = i;
     }
+    for (int k = 0; k < g->members; k++) {
+        int i = l->by_site[k];
+        if (!k || site[i] != site[l->by_site[k - 1]]) {
+            l->site_shard[l->sites] = g->shard[i];
+            l->site_first[l->sites++] = k;
+        }
+        l->shards[k] = g->shard[i];
+        l->site_of[i] = l->sites - 1;
+        l->in_site[i] = k - l->site_first[l->sites - 1];
+    }
+    l->site_first[l->sites] = g->members;
+}
+
+// Whether each site's shards are all that there are in some subtree.
+static bool whole_sites(const struct group_layout *l) {
+    for (int s = 0; s < l->sites; s++) {
+        int first = l->site_first[s], end = l->site_first[s + 1];
+        unsigned differ = (unsigned)(l->shards[first] ^ l->shards[end - 1]);
+        int bits = differ ? 32 - __builtin_clz(differ) : 0, others = 0;
+        for (int k = 0; k < l->site_first[l->sites]; k++) others += (k < first || k >= end) && l->shards[k] >> bits == l->shards[first] >> bits;
+        if (others) return false;
+    }
+    return true;
+}
+
+static void lay_out_all(struct gang_comm *g) {
+    static const int one[GANG_COMM_MEMBERS];
+    lay_out(g, g->site, &g->far);
+    lay_out(g, one, &g->flat);
+    g->whole = whole_sites(&g->far);
 }
 
 enum gang_status gang_comm_new(struct gang_wire *wire, struct gang_wire_link *const *links, int members, int me, uint32_t tag,
@@ -100,7 +135,8 @@ enum gang_status gang_comm_new(struct gang_wire *wire, struct gang_wire_link *co
     struct gang_comm *g = calloc(1, sizeof *g);
     assert(g && "out of memory");
     *g = (struct gang_comm){.wire = wire, .members = members, .me = me, .tag = tag};
-    set_sites(g, NULL);
+    for (int i = 0; i < members; i++) g->shard[i] = i;
+    lay_out_all(g);
     gang_collective_init(g);
     enum gang_status status = GANG_OK;
     for (int i = 0; i < members && !status; i++) {
@@ -130,7 +166,20 @@ enum gang_status gang_comm_sites(struct gang_comm *g, const int *site_of_member)
         if (site_of_member[i] < 0 || site_of_member[i] >= GANG_COMM_MEMBERS)
             return gang_fail(GANG_ERR_INPUT, "group: member %d is of site %d: sites are numbered from 0 to %d", i, site_of_member[i],
                              GANG_COMM_MEMBERS - 1);
-    set_sites(g, site_of_member);
+    memcpy(g->site, site_of_member, (size_t)g->members * sizeof *g->site);
+    lay_out_all(g);
+    return GANG_OK;
+}
+
+enum gang_status gang_comm_canonical(struct gang_comm *g, const int *shard_of_member) {
+    for (int i = 0; i < g->members; i++)
+        for (int j = 0; j <= i; j++)
+            if (shard_of_member[i] < 0 || (j < i && shard_of_member[i] == shard_of_member[j]))
+                return gang_fail(GANG_ERR_INPUT, "group: member %d has shard %d: shards are numbered from 0, each member has its own", i,
+                                 shard_of_member[i]);
+    memcpy(g->shard, shard_of_member, (size_t)g->members * sizeof *g->shard);
+    g->canonical = true;
+    lay_out_all(g);
     return GANG_OK;
 }
 
@@ -152,29 +201,50 @@ uint8_t *gang_comm_scratch(struct gang_comm *g, size_t bytes) {
 
 // ---- The others ----------------------------------------------------------------------------------------------------
 
-// A binomial tree from the root; long data in segments, so that all levels are busy at once.
+struct branch { // of a tree that data goes down
+    int parent, children[2 * GANG_COMM_MEMBERS], count;
+};
+
+// Adds what a binomial tree over `count` places gives the one that is `rank` places behind its root: member(place) is at[place].
+static void add_binomial(struct branch *b, const int *at, int count, int root, int rank) {
+    int lowest = 1;
+    while (lowest < count && !(rank & lowest)) lowest <<= 1; // the root's reaches beyond everybody
+    if (rank) b->parent = at[(rank - lowest + root) % count];
+    for (int step = lowest >> 1; step; step >>= 1)
+        if (rank + step < count) b->children[b->count++] = at[(rank + step + root) % count];
+}
+
+// Over sites, from head to head, and inside each: so that every site gets the data once. The root heads its site, the first member another.
+static struct branch branch_of(const struct gang_comm *g, int root) {
+    const struct group_layout *l = &g->far;
+    struct branch b = {.parent = -1};
+    int heads[GANG_COMM_MEMBERS] = {0}, site = l->site_of[g->me], root_site = l->site_of[root], first = l->site_first[site];
+    int size = l->site_first[site + 1] - first, head = site == root_site ? l->in_site[root] : 0;
+    for (int s = 0; s < l->sites; s++) heads[s] = s == root_site ? root : l->by_site[l->site_first[s]];
+    if (g->me == heads[site]) add_binomial(&b, heads, l->sites, root_site, (site - root_site + l->sites) % l->sites);
+    add_binomial(&b, &l->by_site[first], size, head, (l->in_site[g->me] - head + size) % size);
+    return b;
+}
+
+// Long data goes in segments, so that all levels are busy at once.
 enum gang_status gang_broadcast(struct gang_comm *g, int root, void *data, size_t bytes) {
     enum gang_status status = gang_comm_enter(g);
-    int rank = (g->me - root + g->members) % g->members, lowest = 1;
-    while (lowest < g->members && !(rank & lowest)) lowest <<= 1; // the root's reaches beyond everybody
+    struct branch b = branch_of(g, root);
     size_t segments = (bytes + segment_bytes - 1) / segment_bytes;
     for (size_t k = 0; k < segments + GROUP_WINDOW && !status; k++) {
         struct group_slot *slot = &g->slots[k % GROUP_WINDOW];
-        if (k >= GROUP_WINDOW) status = gang_comm_await_all(g, slot->parts_out, g->members);
+        if (k >= GROUP_WINDOW) status = gang_comm_await_all(g, slot->parts_out, b.count);
         // Receives are posted ahead; sends follow as the data comes.
-        if (!status && k < segments && rank) {
+        if (!status && k < segments && b.parent >= 0) {
             size_t n = bytes - k * segment_bytes < segment_bytes ? bytes - k * segment_bytes : segment_bytes;
-            status = gang_comm_start(g, true, (rank - lowest + root) % g->members, GROUP_TAG_OTHER, (uint8_t *)data + k * segment_bytes, n,
-                                     &slot->parts_in[0]);
+            status = gang_comm_start(g, true, b.parent, GROUP_TAG_OTHER, (uint8_t *)data + k * segment_bytes, n, &slot->parts_in[0]);
         }
         if (status || k < AHEAD || k - AHEAD >= segments) continue;
         size_t s = k - AHEAD, n = bytes - s * segment_bytes < segment_bytes ? bytes - s * segment_bytes : segment_bytes;
         struct group_slot *ready = &g->slots[s % GROUP_WINDOW];
         status = gang_comm_await(g, &ready->parts_in[0]);
-        for (int step = lowest >> 1, child = 0; step && !status; step >>= 1, child++)
-            if (rank + step < g->members)
-                status = gang_comm_start(g, false, (rank + step + root) % g->members, GROUP_TAG_OTHER, (uint8_t *)data + s * segment_bytes, n,
-                                         &ready->parts_out[child]);
+        for (int i = 0; i < b.count && !status; i++)
+            status = gang_comm_start(g, false, b.children[i], GROUP_TAG_OTHER, (uint8_t *)data + s * segment_bytes, n, &ready->parts_out[i]);
     }
     return status;
 }

@@ -19,14 +19,23 @@ struct group_slot { // a segment under way
     struct gang_wire_op parts_in[GROUP_PLACES], sums_out[GROUP_PLACES];
 };
 
+// Who is where. Sites are numbered from 0 without gaps, in the order of their sums; the members of a site likewise.
+struct group_layout {
+    int shards[GANG_COMM_MEMBERS], site_shard[GANG_COMM_MEMBERS];      // of the members, as in by_site; the lowest of each site
+    int sites, site_of[GANG_COMM_MEMBERS], in_site[GANG_COMM_MEMBERS]; // in_site: a member's place among those of its site
+    int by_site[GANG_COMM_MEMBERS], site_first[GANG_COMM_MEMBERS + 1]; // the members of site s: by_site[site_first[s] .. site_first[s + 1] - 1]
+};
+
 struct gang_comm {
     struct gang_wire *wire;
     struct gang_wire_link *links[GANG_COMM_MEMBERS];
     int members, me;
     uint32_t tag;
-    // Sites, numbered from 0 without gaps.
-    int sites, site_of[GANG_COMM_MEMBERS], in_site[GANG_COMM_MEMBERS]; // in_site: a member's place among those of its site
-    int by_site[GANG_COMM_MEMBERS], site_first[GANG_COMM_MEMBERS + 1]; // the members of site s: by_site[site_first[s] .. site_first[s + 1] - 1]
+    int site[GANG_COMM_MEMBERS], shard[GANG_COMM_MEMBERS]; // as the caller says
+    bool canonical;                                        // sums go by the tree over shards, not by the order of members and sites
+    bool whole;                                            // every site's shards are all that there are in a subtree
+    struct group_layout far, flat;                         // with sites; all as of one
+    const struct group_layout *at;                         // of the collective under way
     uint8_t *scratch;
     size_t scratch_bytes;
     char error[GROUP_NOTICE_BYTES]; // why it is broken; "" while it is not

@@ -16,9 +16,11 @@
 //
 // States of a plane: up while one of its streams is. It goes down when the carrier breaks, or when it is silent (something
 // is unacknowledged and neither a report that something arrived has come for three heartbeats, counted from a round trip
-// after the oldest such frame, nor any byte, unless reports deny that anything arrives) while another plane is not. If all are silent nothing is torn
-// down: the link is held, SUSPECT after hold_ns, DEAD after dead_ns. Any progress makes it UP again. Who carries bytes brings planes back by
-// gang_stream_up, as often as it likes.
+// after the oldest such frame, nor any byte, unless reports deny that anything arrives) and the peer has been heard on another plane since. If
+// all are silent nothing is torn down: the link is held, SUSPECT after hold_ns, DEAD after dead_ns. Any progress makes it UP again. Who carries
+// bytes brings planes back by gang_stream_up, as often as it likes.
+//
+// Silence is what was watched: the time that this end slept through, stopped or suspended or while the clock jumped, does not count.
 #include "wire/link.h"
 
 #include <assert.h>
@@ -164,6 +166,7 @@ void gang_stream_up(struct gang_stream *stream, uint32_t epoch, int64_t now_ns) 
     stream->queue_head = stream->queue_count = 0;
     stream->head_done = stream->queue_bytes = 0;
     stream->next_number = stream->floor = 1;
+    stream->sample_from = 1;
     stream->gone = 0;
     stream->peer_rx_bytes = 0;
     stream->start = stream->end = 0;
@@ -177,6 +180,7 @@ void gang_stream_up(struct gang_stream *stream, uint32_t epoch, int64_t now_ns) 
     stream->ping_ns = stream->progress_ns = stream->ack_sent_ns = now_ns;
     plane->progress_ns = plane->advance_ns = now_ns;
     plane->stuck = false;
+    plane->denied_ns = 0;
     plane->ups++;
     if (link->state != LINK_UP) {
         enter(link, LINK_UP);
@@ -398,14 +402,14 @@ static int64_t owed_at(const struct gang_link *link, int plane) {
     return oldest == never_ns ? never_ns : max_ns(p->advance_ns, oldest + expected_rtt(p));
 }
 
-static void acknowledge(struct gang_stream *stream, struct gang_flight *flight, int64_t now_ns) {
+static void acknowledge(struct gang_stream *stream, struct gang_flight *flight, bool sample, int64_t now_ns) {
     struct gang_plane *plane = &stream->link->planes[stream->plane];
     struct gang_flight acked = *flight;
     resolve(stream, flight);
     plane->delivered += acked.bytes;
     plane->delivered_ns = now_ns;
     // Only these are acknowledged without delay.
-    if (acked.kind == WIRE_CHUNK || acked.kind == WIRE_PING) sample_rtt(plane, now_ns - acked.sent_ns);
+    if (sample && (acked.kind == WIRE_CHUNK || acked.kind == WIRE_PING)) sample_rtt(plane, now_ns - acked.sent_ns);
     if (acked.kind == WIRE_CHUNK) sample_rate(stream, plane, &acked, now_ns);
     if (acked.kind == WIRE_CHUNK || acked.kind == WIRE_EAGER) gang_send_acked(stream->link, &acked);
 }
@@ -421,7 +425,7 @@ bool gang_stream_acked(struct gang_stream *stream, const struct gang_ack *ack, i
         if (!flight->kind) continue;
         uint64_t bit = n - ack->base; // wraps far beyond the window below the base
         if (bit < WIRE_PN_WINDOW && ack->good[bit / 64] >> (bit % 64) & 1) {
-            acknowledge(stream, flight, now_ns);
+            acknowledge(stream, flight, n >= stream->sample_from, now_ns);
             progress = true;
         } else if (ack->largest - n >= overtaken) {
             lose(stream, flight);
@@ -442,34 +446,49 @@ bool gang_stream_acked(struct gang_stream *stream, const struct gang_ack *ack, i
     return true;
 }
 
-// Reports may stand behind a long queue of data; while that data flows and no report denies it, the plane lives.
-void gang_stream_heard(struct gang_stream *stream, int64_t now_ns) {
-    struct gang_plane *plane = &stream->link->planes[stream->plane];
-    if (plane->stuck) return;
-    stream->progress_ns = plane->progress_ns = now_ns;
-}
-
-// ---- Time ----------------------------------------------------------------------------------------------------------
-
 // When the plane counts as silent; never while nothing is unacknowledged.
 static int64_t silent_at(const struct gang_link *link, int plane) {
     if (!link->planes[plane].ups || !link->planes[plane].flight_count) return never_ns;
     return max_ns(link->planes[plane].progress_ns, owed_at(link, plane)) + MISSED_HEARTBEATS * link->config.heartbeat_ns;
 }
 
-// What we slept through is nobody's silence: it does not count, and what was silence before still does. Who wakes late every
-// time, on a busy machine, would never call anybody dead otherwise.
-static void forgive(struct gang_link *link, int64_t late_ns, int64_t now_ns) {
+// Reports may stand behind a long queue of data; while that data flows and no report denies it, the plane lives.
+void gang_stream_heard(struct gang_stream *stream, int64_t now_ns) {
+    struct gang_link *link = stream->link;
+    struct gang_plane *plane = &link->planes[stream->plane];
+    if (plane->stuck) return;
+    // What waited for a peer that was stopped does not tell how far away it is. The last frame may: the way can have grown longer.
+    for (int s = 0; s < link->config.streams && silent_at(link, stream->plane) <= now_ns; s++)
+        link->streams[stream->plane][s]->sample_from = link->streams[stream->plane][s]->next_number - 1;
+    stream->progress_ns = plane->progress_ns = now_ns;
+}
+
+// ---- Time ----------------------------------------------------------------------------------------------------------
+
+static void forgive_stream(struct gang_stream *stream, int64_t late_ns, int64_t now_ns) {
+    stream->progress_ns = min_ns(now_ns, stream->progress_ns + late_ns);
+    for (uint64_t n = stream->floor; n < stream->next_number; n++) {
+        struct gang_flight *flight = &stream->flights[n % WIRE_PN_WINDOW];
+        flight->sent_ns = min_ns(now_ns, flight->sent_ns + late_ns);
+        flight->delivered_ns = min_ns(now_ns, flight->delivered_ns + late_ns);
+    }
+}
+
+// What we slept through, stopped or on a machine that was, is nobody's silence and no round trip: it does not count, and what was
+// silence before still does. Who wakes late every time, on a busy machine, would never call anybody dead otherwise.
+void gang_link_woke(struct gang_link *link, int64_t now_ns) {
+    int64_t late_ns = now_ns - link->promised_ns;
+    if (late_ns <= link->config.heartbeat_ns) return;
+    link->promised_ns = now_ns;
     for (int p = 0; p < link->config.planes; p++) {
         struct gang_plane *plane = &link->planes[p];
         plane->progress_ns = min_ns(now_ns, plane->progress_ns + late_ns);
         plane->advance_ns = min_ns(now_ns, plane->advance_ns + late_ns);
-        for (int s = 0; s < link->config.streams; s++) {
-            struct gang_stream *stream = link->streams[p][s];
-            stream->progress_ns = min_ns(now_ns, stream->progress_ns + late_ns);
-        }
+        plane->delivered_ns = min_ns(now_ns, plane->delivered_ns + late_ns);
+        for (int s = 0; s < link->config.streams; s++) forgive_stream(link->streams[p][s], late_ns, now_ns);
     }
     if (link->quiet_ns) link->quiet_ns += late_ns;
+    link->born_ns += late_ns;
 }
 
 // When the next ping is due. Lone pings wait for their answers, or an idle link over a long way would never come to rest. On an
@@ -510,24 +529,54 @@ static int64_t tick_stream(struct gang_stream *stream, bool others_move, int64_t
     return min_ns(min_ns(due, report_at), min_ns(ack_at, stalled_at > now_ns ? stalled_at : never_ns));
 }
 
-// Planes that are silent go down if another is not. Returns whether one is up that is not silent.
-static bool judge_planes(struct gang_link *link, int64_t now_ns, int64_t *next_ns) {
-    bool sound = false;
-    for (int p = 0; p < link->config.planes; p++) sound = sound || (link->planes[p].ups && silent_at(link, p) > now_ns);
-    for (int p = 0; p < link->config.planes; p++) {
-        int64_t at = silent_at(link, p);
-        if (at > now_ns) {
-            *next_ns = min_ns(*next_ns, at);
-        } else if (sound) {
-            for (int s = 0; s < link->config.streams; s++) reset(link->streams[p][s], now_ns);
+// Asks the planes on which nothing is under way for a sign of life.
+static void ask_idle(struct gang_link *link) {
+    for (int p = 0; p < link->config.planes; p++)
+        for (int s = 0; s < link->config.streams && !link->planes[p].flight_count; s++) {
+            if (!link->streams[p][s]->up) continue;
+            link->streams[p][s]->ping_now = true;
+            break;
         }
+}
+
+// Judges a plane; returns when to look again. It goes down when it is silent and the peer has been heard on another plane since
+// it should have been on this one, and some time was left for it to be heard on this one as well: a peer that was stopped for a
+// moment is silent on all, and heard on one of them first.
+static int64_t judge_plane(struct gang_link *link, int index, int64_t now_ns, bool *ask) {
+    const int64_t heartbeat_ns = link->config.heartbeat_ns, at = silent_at(link, index);
+    struct gang_plane *plane = &link->planes[index];
+    int64_t owed_ns = at - MISSED_HEARTBEATS * heartbeat_ns;
+    if (at == never_ns || now_ns < owed_ns + heartbeat_ns) {
+        plane->denied_ns = 0;
+        return at == never_ns ? at : owed_ns + heartbeat_ns;
     }
+    for (int p = 0; p < link->config.planes && !plane->denied_ns; p++)
+        if (p != index && link->planes[p].ups && link->planes[p].progress_ns > owed_ns) plane->denied_ns = now_ns;
+    *ask = *ask || !plane->denied_ns;
+    if (!plane->denied_ns) return at > now_ns ? at : never_ns;
+    int64_t down_ns = max_ns(at, plane->denied_ns + (MISSED_HEARTBEATS - 1) * heartbeat_ns);
+    if (down_ns > now_ns) return down_ns;
+    for (int s = 0; s < link->config.streams; s++) reset(link->streams[index][s], now_ns);
+    return never_ns;
+}
+
+// Returns whether a plane is up that is not silent.
+static bool judge_planes(struct gang_link *link, int64_t now_ns, int64_t *next_ns) {
+    bool sound = false, ask = false;
+    for (int p = 0; p < link->config.planes; p++) sound = sound || (link->planes[p].ups && silent_at(link, p) > now_ns);
+    for (int p = 0; p < link->config.planes; p++) *next_ns = min_ns(*next_ns, judge_plane(link, p, now_ns, &ask));
+    if (ask) ask_idle(link);
     return sound;
 }
 
+// A silent peer is looked at again within three heartbeats: only so can be told what was watched from what was slept through.
 static void judge_link(struct gang_link *link, bool sound, int64_t now_ns, int64_t *next_ns) {
     const struct gang_link_config *config = &link->config;
+    const int64_t watch_ns = MISSED_HEARTBEATS * config->heartbeat_ns;
     if (sound) {
+        // A stream stalls while others move: not while nobody did.
+        for (int p = 0; p < config->planes && link->quiet_ns; p++)
+            for (int s = 0; s < config->streams; s++) link->streams[p][s]->progress_ns = now_ns;
         link->quiet_ns = 0;
         if (link->state == LINK_SUSPECT) enter(link, LINK_UP);
         return;
@@ -535,22 +584,23 @@ static void judge_link(struct gang_link *link, bool sound, int64_t now_ns, int64
     if (link->state == LINK_CONNECTING) {
         int64_t end = link->born_ns + config->connect_ns;
         if (end > now_ns) {
-            *next_ns = min_ns(*next_ns, end);
+            *next_ns = min_ns(*next_ns, min_ns(end, now_ns + watch_ns));
             return;
         }
         gang_link_fail(link, false, "rank %d: no connection with rank %d within %lld ms: is it running, is its address right?", config->rank,
                        config->peer, (long long)(config->connect_ns / ms));
         return;
     }
-    if (!link->quiet_ns) link->quiet_ns = now_ns - MISSED_HEARTBEATS * config->heartbeat_ns;
+    if (!link->quiet_ns) link->quiet_ns = now_ns - watch_ns;
     int64_t quiet = now_ns - link->quiet_ns;
     if (quiet >= config->dead_ns) {
-        gang_link_fail(link, false, "rank %d: rank %d has been silent on all %d planes for %lld ms", config->rank, config->peer, config->planes,
+        gang_link_fail(link, true, "rank %d: rank %d has been silent on all %d planes for %lld ms", config->rank, config->peer, config->planes,
                        (long long)(quiet / ms));
         return;
     }
     if (quiet >= config->hold_ns) enter(link, LINK_SUSPECT);
-    *next_ns = min_ns(*next_ns, link->quiet_ns + (quiet >= config->hold_ns ? config->dead_ns : config->hold_ns));
+    int64_t limit_ns = link->quiet_ns + (quiet >= config->hold_ns ? config->dead_ns : config->hold_ns);
+    *next_ns = min_ns(*next_ns, min_ns(limit_ns, now_ns + watch_ns));
 }
 
 static void advertise_small(struct gang_link *link) {
@@ -564,7 +614,7 @@ static void advertise_small(struct gang_link *link) {
 
 int64_t gang_link_tick(struct gang_link *link, int64_t now_ns) {
     if (link->state == LINK_DEAD) return never_ns;
-    if (now_ns - link->config.heartbeat_ns > link->promised_ns) forgive(link, now_ns - link->promised_ns, now_ns);
+    gang_link_woke(link, now_ns);
     int64_t next = never_ns;
     bool sound = judge_planes(link, now_ns, &next);
     judge_link(link, sound, now_ns, &next);

@@ -145,6 +145,7 @@ struct gang_stream {
     size_t head_done, queue_bytes;
     struct gang_flight flights[WIRE_PN_WINDOW];
     uint64_t next_number, floor, gone; // to be given next; all below are resolved; all up to here have left
+    uint64_t sample_from;              // frames below tell nothing of the distance
     unsigned flight_count, flight_pings;
     uint64_t flight_bytes;
     int64_t ping_ns;     // when a numbered frame left last
@@ -166,6 +167,7 @@ struct gang_plane {
     int ups;             // streams that are up
     int64_t progress_ns; // the peer showed life
     int64_t advance_ns;  // the peer reported that something arrived
+    int64_t denied_ns;   // since then it is known to be heard elsewhere while it owes an answer here; 0: it is not
     bool stuck;          // it reports, but nothing arrives: what it sends is no proof of life
     unsigned flight_count;
     uint64_t flight_bytes;
@@ -196,6 +198,7 @@ struct gang_link {
     struct gang_send *ready[WIRE_PRIORITIES]; // ops with something to send, in order
     struct gang_send *credit_waiting;         // small ones without credit
     uint64_t backlog;                         // bytes of ready ops not yet in flight
+    int long_ops;                             // sends and receives of more than eager_bytes that are under way
     uint8_t *slots_out, *slots_in;            // WIRE_EAGER_SLOTS each
     uint16_t free_out[WIRE_EAGER_SLOTS], free_in[WIRE_EAGER_SLOTS];
     uint32_t slot_bytes[WIRE_EAGER_SLOTS]; // of the messages in slots_in
@@ -223,6 +226,8 @@ GANG_CHECK_RESULT enum gang_status gang_link_recv(struct gang_link *link, int64_
 void gang_link_cancel(struct gang_link *link, void *user);
 bool gang_link_room_to_send(const struct gang_link *link);
 bool gang_link_room_to_recv(const struct gang_link *link);
+// When what receives have made necessary is to go out; INT64_MAX: nothing.
+int64_t gang_link_owes(const struct gang_link *link, int64_t now_ns);
 // Nothing is queued or unacknowledged.
 bool gang_link_flushed(const struct gang_link *link);
 
@@ -276,6 +281,7 @@ bool gang_recv_cancel(struct gang_link *link, void *user); // false: no such rec
 struct gang_out_frame *gang_stream_push(struct gang_stream *stream, struct gang_frame *frame, const struct gang_flight *flight, int64_t now_ns);
 bool gang_stream_has_room(const struct gang_stream *stream);
 void gang_stream_heard(struct gang_stream *stream, int64_t now_ns); // bytes have come
+void gang_link_woke(struct gang_link *link, int64_t now_ns);        // if that is later than promised: before anything else
 bool gang_stream_acked(struct gang_stream *stream, const struct gang_ack *ack, int64_t now_ns);
 
 #endif

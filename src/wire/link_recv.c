@@ -64,6 +64,7 @@ enum gang_status gang_link_recv(struct gang_link *link, int64_t now_ns, uint32_t
     link->recvs[index] = (struct gang_recv){.user = user, .data = data, .bytes = bytes, .message = message, .channel = channel, .busy = true};
     *arrived(channel, message) = (uint16_t)(index + 1);
     if (bytes > (uint64_t)link->config.eager_bytes) {
+        link->long_ops++;
         channel->post_dirty = link->any_post_dirty = true;
     } else if (!link->lazy_post_ns) {
         link->lazy_post_ns = now_ns + lazy_post_ns;
@@ -71,8 +72,14 @@ enum gang_status gang_link_recv(struct gang_link *link, int64_t now_ns, uint32_t
     return GANG_OK;
 }
 
+int64_t gang_link_owes(const struct gang_link *link, int64_t now_ns) {
+    if (link->any_post_dirty || link->credit_dirty) return now_ns;
+    return link->lazy_post_ns ? link->lazy_post_ns : INT64_MAX;
+}
+
 static void release(struct gang_link *link, struct gang_recv *recv) {
     gang_chunks_clear(&recv->done);
+    link->long_ops -= recv->bytes > (uint64_t)link->config.eager_bytes;
     recv->busy = false;
     link->free_recvs[link->free_recv_count++] = (uint16_t)(recv - link->recvs);
 }

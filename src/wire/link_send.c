@@ -142,6 +142,7 @@ enum gang_status gang_link_send(struct gang_link *link, int64_t now_ns, uint32_t
     while (bytes > (uint64_t)WIRE_CHUNKS_MAX << op->chunk_log2) op->chunk_log2++;
     op->chunks = op->eager ? 1 : (uint32_t)((bytes + ((uint64_t)1 << op->chunk_log2) - 1) >> op->chunk_log2);
     if (op->eager) copy_eager(link, op);
+    link->long_ops += !op->eager;
     start(link, op);
     return GANG_OK;
 }
@@ -272,6 +273,7 @@ static void finish(struct gang_link *link, struct gang_send *op, enum gang_statu
     for (int p = 0; p < link->config.planes && op->cancelled; p++)
         for (int s = 0; s < link->config.streams; s++) free(op->aside[p][s]);
     gang_chunks_clear(&op->lost);
+    link->long_ops -= !op->eager;
     op->busy = op->ready = false;
     op->generation++;
     link->free_sends[link->free_send_count++] = (uint16_t)(op - link->sends);

@@ -170,6 +170,7 @@ static void send_on(struct gang_relay *relay, int side, const struct frame *fram
     uint8_t *data = way->ring + frame->from % relay->ring_bytes;
     if (frame->headers) gang_relay_flip(relay, data + frame->headers + at, bytes);
     make_headers(frame, data, at, bytes, &parcel);
+    way->put = parcel.from + bytes; // what comes after the last packet that is kept is room again
     if (fate == FATE_REORDERED) parcel.due_ns += straggler_ns;
     push(queue, &parcel);
     if (fate == FATE_DOUBLED) push(queue, &parcel);
@@ -238,9 +239,7 @@ static void take_in(struct gang_relay *relay, int side, bool blocked) {
             relay->report.blocked += packets;
             continue;
         }
-        uint32_t before = way->queues[0].count + way->queues[1].count;
         cut_up(relay, side, &frame);
-        if (way->queues[0].count + way->queues[1].count > before) way->put += frame.bytes; // or the place is free again
     }
 }
 
@@ -285,7 +284,7 @@ static void free_ring(struct way *way) {
         else if (first->from < way->taken)
             way->taken = first->from;
     }
-    if (way->taken == way->put) way->taken = way->put = 0;
+    if (!way->queues[0].count && !way->queues[1].count) way->taken = way->put = 0;
 }
 
 static int64_t turn(struct gang_relay *relay, int64_t now_ns) {

@@ -65,6 +65,7 @@ static bool step(struct gang_stream *stream, int64_t now_ns, bool *sound) {
 
 bool gang_stream_came(struct gang_stream *stream, size_t bytes, int64_t now_ns) {
     struct gang_landing *landing = &stream->landing;
+    gang_link_woke(stream->link, now_ns);
     stream->rx_bytes += bytes;
     if (bytes) gang_stream_heard(stream, now_ns);
     if (landing->mode == LANDING_DIRECT || landing->mode == LANDING_SINK) {

@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-enum { BLOCK = 2048 }; // elements that are summed at a time: the accumulator stays in the first cache
+// Elements that are summed at a time: the accumulator stays in the first cache; in a tree there is one for each level.
+enum { BLOCK = 2048, TREE_BLOCK = 512 };
 
 static float from_bf16(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
@@ -31,13 +32,23 @@ static uint16_t to_bf16(float value) {
     return value != value ? nan_bf16 : (uint16_t)rounded;
 }
 
-void gang_sum_reference(void *to, const void *const *parts, int count, size_t elements, enum gang_element type) {
+// How many of the parts belong to the left operand of the last addition.
+static int left_of(const int *shards, int count) {
+    if (!shards) return count - 1;
+    unsigned differ = (unsigned)(shards[0] ^ shards[count - 1]), left = 1;
+    while (!((unsigned)shards[left] >> (31 - __builtin_clz(differ)) & 1)) left++;
+    return (int)left;
+}
+
+static float sum_one(const void *const *parts, const int *shards, int count, size_t i, enum gang_element type) {
+    if (count == 1) return type == GANG_ELEMENT_F32 ? ((const float *)parts[0])[i] : from_bf16(((const uint16_t *)parts[0])[i]);
+    int left = left_of(shards, count);
+    return sum_one(parts, shards, left, i, type) + sum_one(parts + left, shards ? shards + left : NULL, count - left, i, type);
+}
+
+void gang_sum_reference(void *to, const void *const *parts, const int *shards, int count, size_t elements, enum gang_element type) {
     for (size_t i = 0; i < elements; i++) {
-        float sum = 0;
-        for (int p = 0; p < count; p++) {
-            float value = type == GANG_ELEMENT_F32 ? ((const float *)parts[p])[i] : from_bf16(((const uint16_t *)parts[p])[i]);
-            sum = p ? sum + value : value;
-        }
+        float sum = sum_one(parts, shards, count, i, type);
         if (type == GANG_ELEMENT_F32) {
             put_f32((float *)to + i, sum);
         } else {
@@ -71,7 +82,35 @@ static void sum_bf16(uint16_t *to, const uint16_t *const *parts, int count, size
     for (size_t i = 0; i < n; i++) to[at + i] = to_bf16(sum[i]);
 }
 
-void gang_sum(void *to, const void *const *parts, int count, size_t elements, enum gang_element type) {
+static void sum_tree(float *to, const void *const *parts, const int *shards, int count, size_t at, size_t n, enum gang_element type) {
+    if (count == 1 && type == GANG_ELEMENT_F32) {
+        memcpy(to, (const float *)parts[0] + at, n * sizeof *to);
+    } else if (count == 1) {
+        for (size_t i = 0; i < n; i++) to[i] = from_bf16(((const uint16_t *)parts[0])[at + i]);
+    } else {
+        float right[TREE_BLOCK];
+        int left = left_of(shards, count);
+        sum_tree(to, parts, shards, left, at, n, type);
+        sum_tree(right, parts + left, shards + left, count - left, at, n, type);
+        for (size_t i = 0; i < n; i++) to[i] += right[i];
+    }
+}
+
+static void sum_by_tree(void *to, const void *const *parts, const int *shards, int count, size_t elements, enum gang_element type) {
+    for (size_t at = 0; at < elements; at += TREE_BLOCK) {
+        float sum[TREE_BLOCK];
+        size_t n = elements - at < TREE_BLOCK ? elements - at : TREE_BLOCK;
+        sum_tree(sum, parts, shards, count, at, n, type);
+        for (size_t i = 0; i < n && type == GANG_ELEMENT_F32; i++) put_f32((float *)to + at + i, sum[i]);
+        for (size_t i = 0; i < n && type == GANG_ELEMENT_BF16; i++) ((uint16_t *)to)[at + i] = to_bf16(sum[i]);
+    }
+}
+
+void gang_sum(void *to, const void *const *parts, const int *shards, int count, size_t elements, enum gang_element type) {
+    if (shards) {
+        sum_by_tree(to, parts, shards, count, elements, type);
+        return;
+    }
     for (size_t at = 0; at < elements; at += BLOCK) {
         size_t n = elements - at < BLOCK ? elements - at : BLOCK;
         if (type == GANG_ELEMENT_F32) {

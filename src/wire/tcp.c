@@ -16,6 +16,7 @@
 enum { READS_PER_TURN = 16, ACCEPTS_PER_TURN = 64 };
 static const int64_t connecting_ns = 300000000, greeting_ns = 1000000000, // a lost SYN is better sent anew than waited for
     pause_least_ns = 10000000, pause_most_ns = 160000000;
+static const uint32_t stream_events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
 static const size_t unsent_bytes = 256 << 10;
 static const int64_t long_way_us = 1000; // from this round trip on BBR
 
@@ -153,7 +154,7 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
     conn->state = CONN_UP;
     conn->pause_ns = pause_least_ns;
     conn->refused = conn->left = false;
-    conn->far = false;
+    conn->far = conn->ending = false;
     if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt >= long_way_us)
         gang_socket_congestion(conn->pipe.fd, "bbr");
     stream_of(conn)->trusted = conn->pipe.carrier->trusted;
@@ -177,7 +178,7 @@ static void start_connecting(struct gang_conn *conn, int64_t now_ns) {
     conn->greeting.got = 0;
     conn->deadline_ns = now_ns + connecting_ns;
     conn->epoch++;
-    if (!gang_epoll_add(link->wire, conn->pipe.fd, EPOLLIN | EPOLLOUT | EPOLLET, conn)) drop(conn, now_ns);
+    if (!gang_epoll_add(link->wire, conn->pipe.fd, stream_events, conn)) drop(conn, now_ns);
 }
 
 // The other side's answer to our hello.
@@ -252,8 +253,8 @@ static void read_stream(struct gang_conn *conn, int64_t now_ns) {
         } else if (n <= 0 || !gang_stream_came(stream, (size_t)n, now_ns)) {
             conn->left = n == 0 && conn->pipe.shm;
             gang_tcp_close(conn, now_ns);
-        } else if ((size_t)n < room) {
-            conn->readable = false; // edge-triggered: more will be told
+        } else if ((size_t)n < room && !conn->ending) {
+            conn->readable = false; // edge-triggered: more will be told, but not an end that has been told already
         }
     }
     if (conn->readable) conn->link->wire->again = true;
@@ -264,7 +265,10 @@ void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns) {
     for (struct gang_wire_link *link = wire->links; link; link = link->next)
         for (int p = 0; p < link->planes; p++)
             for (int s = 0; s < link->streams; s++)
-                if (link->conns[p][s].readable) read_stream(&link->conns[p][s], now_ns);
+                if (link->conns[p][s].readable) {
+                    link->stirred = true;
+                    read_stream(&link->conns[p][s], now_ns);
+                }
 }
 
 // Over a long way acknowledgements must not wait behind megabytes of data that the kernel holds unsent; on a short one they do
@@ -357,12 +361,13 @@ static void hear_stranger(struct gang_wire *wire, struct gang_stranger *stranger
         return;
     }
     struct gang_conn *conn = &link->conns[hello.plane][hello.stream];
+    link->stirred = true;
     gang_tcp_close(conn, now_ns); // a newer connection replaces the older
     conn->pipe = stranger->pipe;
     stranger->pipe = (struct gang_pipe){.fd = -1};
     conn->epoch = hello.epoch;
     if (link->buffer_bytes) gang_socket_buffers(conn->pipe.fd, link->buffer_bytes);
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = conn};
+    struct epoll_event event = {.events = stream_events, .data.ptr = conn};
     if (epoll_ctl(wire->epoll, EPOLL_CTL_MOD, conn->pipe.fd, &event) || !send_hello(conn)) {
         drop(conn, now_ns);
         return;
@@ -410,13 +415,15 @@ int64_t gang_tcp_tick_strangers(struct gang_wire *wire, int64_t now_ns) {
 
 static void conn_event(struct gang_conn *conn, uint32_t events, int64_t now_ns) {
     if (conn->pipe.fd < 0) return; // closed by an earlier event of the same turn
+    conn->link->stirred = true;
     if (conn->state == CONN_CONNECTING && events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) connected(conn, now_ns);
     if (conn->state == CONN_SECURING) secure(conn, now_ns);
     if (conn->state == CONN_GREETING) hear_answer(conn, now_ns);
     if (conn->state != CONN_UP) return;
     // In shared memory one bell serves both directions.
     if (events & EPOLLOUT || conn->pipe.shm) stream_of(conn)->blocked = false;
-    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
+    if (events & (EPOLLRDHUP | EPOLLERR | EPOLLHUP)) conn->ending = true;
+    if (events & EPOLLIN || conn->ending) {
         conn->readable = true;
         read_stream(conn, now_ns);
     }

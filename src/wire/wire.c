@@ -3,11 +3,16 @@
 // Everything is under one lock. One thread at a time drives: it sleeps in epoll without the lock and handles what comes with
 // it. That is the progress thread, unless a caller waits for an operation: then the caller takes the baton and drives
 // itself, which saves two changes of thread per message. The progress thread parks meanwhile and takes the baton back when no
-// caller has driven for a moment, or at once when something is still under way that needs it. To arm a timer for every short
-// sleep would cost a caller more than anything else, so it sleeps without one and the parked thread keeps the time.
+// caller has driven for takeover_ns, or at once when long messages are under way: these need somebody who moves them, short
+// ones stand in the sockets. To arm a timer for every short sleep would cost a caller more than anything else, so it sleeps
+// without one and the parked thread keeps the time, and looks ever more rarely while a caller drives on.
 //
 // Sending happens in the caller's thread, as far as the sockets take it. If that makes something due before the sleeping
-// driver means to wake, it is kicked.
+// driver means to wake, it is kicked. Small messages in quick succession are held and go together, in one call of the
+// system: when HELD_MOST of them stand there, when a caller waits for anything, and at the latest after hold_ns. A message
+// that comes alone is never held.
+//
+// Only links that something has happened to (`stirred`), or to which something is due, are looked at.
 #include "wire/endpoint.h"
 
 #include <assert.h>
@@ -21,26 +26,52 @@
 #include <time.h>
 #include <unistd.h>
 
-static const int64_t park_ns = 1000000, park_least_ns = 100000, park_most_ns = 100000000, flush_limit_ns = 1000000000, second_ns = 1000000000,
+enum { HELD_MOST = WIRE_QUEUE_FRAMES / 2, HELD_BYTES = 1024 };
+static const int64_t takeover_ns = 1000000, park_least_ns = 20000, park_most_ns = 100000000, flush_limit_ns = 1000000000, second_ns = 1000000000,
                      ms = 1000000;
+static const int64_t burst_ns = 2000, hold_ns = 50000; // what follows sooner belongs to a burst; and how late it may go
 
 // ---- Driving -------------------------------------------------------------------------------------------------------
+
+static int64_t min_ns(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Somebody sleeps and would wake too late.
+static void wake_sleeper(struct gang_wire *wire) {
+    if (wire->sleep_until_ns > wire->next_ns) (void)eventfd_write(wire->kick, 1);
+    if (wire->park_until_ns > wire->next_ns) pthread_cond_signal(&wire->park);
+}
 
 // Sends what can be sent, does what is due, and notes when more will be. Called after anything has changed.
 static void turn(struct gang_wire *wire, int64_t now_ns) {
     int64_t next = gang_tcp_tick_strangers(wire, now_ns);
     for (struct gang_wire_link *link = wire->links; link; link = link->next) {
-        gang_tcp_flush(link, now_ns);
-        int64_t at = gang_link_tick(link->core, now_ns);
-        next = at < next ? at : next;
-        at = gang_tcp_tick(link, now_ns);
-        next = at < next ? at : next;
-        gang_tcp_flush(link, now_ns);
+        if (link->stirred || link->due_ns <= now_ns) {
+            link->stirred = false;
+            link->held = 0;
+            gang_tcp_flush(link, now_ns);
+            link->due_ns = gang_link_tick(link->core, now_ns);
+            link->due_ns = min_ns(link->due_ns, gang_tcp_tick(link, now_ns));
+            gang_tcp_flush(link, now_ns);
+        }
+        next = min_ns(next, link->due_ns);
     }
+    wire->holds = false;
     wire->next_ns = next;
-    // Somebody sleeps and would wake too late.
-    if (wire->sleep_until_ns > next) (void)eventfd_write(wire->kick, 1);
-    if (wire->driver == DRIVER_USER && wire->park_until_ns > next) pthread_cond_signal(&wire->park);
+    wake_sleeper(wire);
+}
+
+static void turn_link(struct gang_wire_link *link, int64_t now_ns) {
+    link->stirred = true;
+    turn(link->wire, now_ns);
+}
+
+// Something will have to be done with the link, not later than that.
+static void expect(struct gang_wire_link *link, int64_t at_ns) {
+    struct gang_wire *wire = link->wire;
+    link->due_ns = min_ns(link->due_ns, at_ns);
+    if (at_ns >= wire->next_ns) return;
+    wire->next_ns = at_ns;
+    wake_sleeper(wire);
 }
 
 static void drive_once(struct gang_wire *wire) {
@@ -63,15 +94,16 @@ static void drive_once(struct gang_wire *wire) {
     turn(wire, now);
 }
 
-// While a caller drives, the progress thread does what falls due; and it looks whether the caller has stopped.
+// While callers drive, the progress thread does what falls due, and looks whether they have stopped.
 static void park(struct gang_wire *wire, int64_t now_ns) {
-    int64_t until = now_ns + park_ns;
-    if (wire->driver == DRIVER_USER) {
-        if (wire->next_ns <= now_ns) turn(wire, now_ns);
-        if (wire->closing) (void)eventfd_write(wire->kick, 1); // it waits for a time, too
-        until = wire->next_ns < now_ns + park_most_ns ? wire->next_ns : now_ns + park_most_ns;
-        if (until < now_ns + park_least_ns) until = now_ns + park_least_ns;
-    }
+    if (wire->next_ns <= now_ns) turn(wire, now_ns);
+    bool driven = wire->driver == DRIVER_USER;
+    if (driven && wire->closing) (void)eventfd_write(wire->kick, 1); // it waits for a time, too
+    wire->park_span_ns = driven && wire->parked_ns == wire->user_ns ? min_ns(2 * wire->park_span_ns, park_most_ns) : takeover_ns;
+    wire->parked_ns = wire->user_ns;
+    int64_t until = driven ? now_ns + wire->park_span_ns : wire->user_ns + takeover_ns;
+    until = min_ns(until, wire->next_ns);
+    if (until < now_ns + park_least_ns) until = now_ns + park_least_ns; // also when a caller is about to take the baton
     struct timespec at = {until / second_ns, until % second_ns};
     wire->park_until_ns = until;
     pthread_cond_timedwait(&wire->park, &wire->lock, &at);
@@ -83,7 +115,7 @@ static void *progress(void *context) {
     pthread_mutex_lock(&wire->lock);
     while (!wire->stop) {
         int64_t now = gang_os->now_ns();
-        if (wire->driver == DRIVER_NONE && !wire->wanting && now - wire->user_ns >= park_ns) {
+        if (wire->driver == DRIVER_NONE && !wire->wanting && now - wire->user_ns >= takeover_ns) {
             wire->driver = DRIVER_PROGRESS;
             drive_once(wire);
             wire->driver = DRIVER_NONE;
@@ -96,9 +128,9 @@ static void *progress(void *context) {
     return NULL;
 }
 
-static bool any_outstanding(const struct gang_wire *wire) {
+static bool any_long(const struct gang_wire *wire) {
     for (const struct gang_wire_link *link = wire->links; link; link = link->next)
-        if (link->outstanding) return true;
+        if (link->core->long_ops) return true;
     return false;
 }
 
@@ -106,6 +138,10 @@ static bool any_outstanding(const struct gang_wire *wire) {
 static void drive_until(struct gang_wire *wire, bool (*ready)(void *context), void *context) {
     bool drove = false;
     while (!ready(context)) {
+        if (wire->holds) {
+            turn(wire, gang_os->now_ns());
+            continue;
+        }
         if (wire->driver == DRIVER_NONE) {
             wire->driver = DRIVER_USER;
             drive_once(wire);
@@ -120,10 +156,10 @@ static void drive_until(struct gang_wire *wire, bool (*ready)(void *context), vo
         wire->wanting--;
     }
     if (!drove) return;
-    wire->user_ns = gang_os->now_ns();
     if (wire->wanting) return;
-    if (any_outstanding(wire)) wire->user_ns = 0;
-    if (!wire->user_ns || wire->park_until_ns > gang_os->now_ns() + park_ns) pthread_cond_signal(&wire->park);
+    int64_t now = gang_os->now_ns();
+    wire->user_ns = any_long(wire) ? 0 : now;
+    if (!wire->user_ns || wire->park_until_ns > now + takeover_ns) pthread_cond_signal(&wire->park);
 }
 
 // ---- The core's hooks ----------------------------------------------------------------------------------------------
@@ -132,7 +168,7 @@ static void on_complete(void *context, void *user, enum gang_status status) {
     struct gang_wire_link *link = context;
     struct gang_wire_op *op = user;
     op->status = status;
-    op->done = true;
+    __atomic_store_n(&op->done, true, __ATOMIC_RELEASE); // from here on it is the caller's
     link->outstanding--;
     // A caller that sleeps without a limit may be waiting for this.
     if (link->wire->timeless) (void)eventfd_write(link->wire->kick, 1);
@@ -309,6 +345,7 @@ enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_l
                                     .planes = options->planes,
                                     .streams = streams,
                                     .connects = options->plane != NULL,
+                                    .due_ns = INT64_MAX,
                                     .buffer_bytes = options->buffer_bytes};
     enum gang_status status = resolve_planes(link, options);
     if (status) {
@@ -329,7 +366,7 @@ enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_l
     link->core = gang_link_new(&config, &(struct gang_link_hooks){link, on_complete, gang_tcp_reset, on_state}, now);
     link->next = wire->links;
     wire->links = link;
-    turn(wire, now);
+    turn_link(link, now);
     pthread_mutex_unlock(&wire->lock);
     *out = link;
     return GANG_OK;
@@ -340,6 +377,15 @@ enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_l
 static bool room_to_send(void *link) { return gang_link_room_to_send(((struct gang_wire_link *)link)->core); }
 static bool room_to_recv(void *link) { return gang_link_room_to_recv(((struct gang_wire_link *)link)->core); }
 
+// Whether a message that was sent just now may stand for a moment, for others to go along.
+static bool hold(struct gang_wire_link *link, size_t bytes, int64_t now_ns) {
+    bool burst = now_ns - link->sent_ns < burst_ns;
+    if (!burst || bytes > HELD_BYTES || ++link->held > HELD_MOST) return false;
+    link->stirred = link->wire->holds = true;
+    if (link->held == 1) expect(link, now_ns + hold_ns);
+    return true;
+}
+
 enum gang_status gang_wire_send(struct gang_wire_link *link, uint32_t tag, int priority, const void *data, size_t bytes, struct gang_wire_op *op) {
     struct gang_wire *wire = link->wire;
     *op = (struct gang_wire_op){.link = link};
@@ -349,7 +395,9 @@ enum gang_status gang_wire_send(struct gang_wire_link *link, uint32_t tag, int p
     link->outstanding++;
     enum gang_status status = gang_link_send(link->core, now, tag, priority, data, bytes, op);
     if (status) link->outstanding--;
-    turn(wire, now);
+    bool held = hold(link, bytes, now);
+    if (!held) turn_link(link, now);
+    link->sent_ns = held ? now : gang_os->now_ns();
     pthread_mutex_unlock(&wire->lock);
     return status;
 }
@@ -363,28 +411,28 @@ enum gang_status gang_wire_recv(struct gang_wire_link *link, uint32_t tag, void 
     link->outstanding++;
     enum gang_status status = gang_link_recv(link->core, now, tag, data, bytes, op);
     if (status) link->outstanding--;
-    turn(wire, now);
+    int64_t due = gang_link_owes(link->core, now);
+    if (due <= now) {
+        turn_link(link, now);
+    } else {
+        expect(link, due);
+    }
     pthread_mutex_unlock(&wire->lock);
     return status;
 }
 
-static bool is_done(void *op) { return ((struct gang_wire_op *)op)->done; }
+bool gang_wire_done(struct gang_wire_op *op) { return __atomic_load_n(&op->done, __ATOMIC_ACQUIRE); }
+
+static bool is_done(void *op) { return gang_wire_done(op); }
 
 enum gang_status gang_wire_wait(struct gang_wire_op *op) {
     struct gang_wire_link *link = op->link;
-    pthread_mutex_lock(&link->wire->lock);
-    drive_until(link->wire, is_done, op);
-    enum gang_status status = op->status;
-    if (status) status = gang_fail(status, "%s", link->core->error);
-    pthread_mutex_unlock(&link->wire->lock);
-    return status;
-}
-
-bool gang_wire_done(struct gang_wire_op *op) {
-    pthread_mutex_lock(&op->link->wire->lock);
-    bool done = op->done;
-    pthread_mutex_unlock(&op->link->wire->lock);
-    return done;
+    if (!gang_wire_done(op)) {
+        pthread_mutex_lock(&link->wire->lock);
+        drive_until(link->wire, is_done, op);
+        pthread_mutex_unlock(&link->wire->lock);
+    }
+    return op->status ? gang_fail(op->status, "%s", link->core->error) : GANG_OK;
 }
 
 struct wait_any {
@@ -412,7 +460,7 @@ void gang_wire_cancel(struct gang_wire_op *op) {
     struct gang_wire *wire = op->link->wire;
     pthread_mutex_lock(&wire->lock);
     if (!op->done) gang_link_cancel(op->link->core, op);
-    turn(wire, gang_os->now_ns());
+    turn_link(op->link, gang_os->now_ns());
     pthread_mutex_unlock(&wire->lock);
 }
 

@@ -89,9 +89,9 @@ void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out)
 // groups may be busy at once.
 //
 // A sum is always taken in the same order, in f32, whatever way the bytes go: all members get the same bits, every time,
-// whatever the number of planes and the size of the message. The order is that of the members; in a group over several sites
-// each site's members are summed in their order, a sum of bf16 is rounded to bf16, and the sites' sums are added in the order
-// of the sites. NaN and infinities go as IEEE 754 says.
+// whatever the number of planes and the size of the message. The order is that of the members, unless gang_comm_canonical gives another; in a group
+// over several sites each site's members are summed in their order, a sum of bf16 is rounded to bf16, and the sites' sums are added in the order of
+// the sites. NaN and infinities go as IEEE 754 says.
 //
 // When a member dies, or another member says so, the call ends with GANG_ERR_PEER and a text that names it, on all members;
 // the group is broken then and every further call says so. The living make a new group, with other tags.
@@ -107,9 +107,16 @@ GANG_CHECK_RESULT enum gang_status gang_comm_new(struct gang_wire *wire, struct 
                                                  struct gang_comm **out);
 void gang_comm_free(struct gang_comm *group);
 // Says in which site each member is, before the first collective and on every member alike; sites are numbered from 0 to
-// GANG_COMM_MEMBERS - 1. Sums and gathers then go inside the sites first, and what must cross between two sites crosses
-// once, not once per member: with two sites the data of an all-reduce once each way. Broadcasts and the others do not care.
+// GANG_COMM_MEMBERS - 1. Sums, gathers and broadcasts then go inside the sites first, and what must cross between two sites
+// crosses once, not once per member: with two sites the data of an all-reduce once each way. The others do not care.
 GANG_CHECK_RESULT enum gang_status gang_comm_sites(struct gang_comm *group, const int *site_of_member);
+// From now on sums are taken by a fixed tree over numbered shards of the work, one number (from 0) for each member: the same
+// bits however members are ordered, spread over sites or linked. The two halves of the numbers 0 to 2^k - 1 are summed each by
+// itself, by the same rule, then added; what is not there is left out. A member that stands for several shards, an aligned range
+// of 2^j, has the lowest of their numbers and adds them by the same rule before: so in f32 the bits are the same, too, for any
+// number of members that divides the shards so. Before the first collective and on every member alike. Over sites sums cost
+// more bytes if a site's shards are not all there are in such a range, or if they are of bf16; src/wire/reduce.c says how many.
+GANG_CHECK_RESULT enum gang_status gang_comm_canonical(struct gang_comm *group, const int *shard_of_member);
 
 // Sums `data` of all members; everybody gets the sum.
 GANG_CHECK_RESULT enum gang_status gang_all_reduce(struct gang_comm *group, void *data, size_t count, enum gang_element type);

@@ -123,6 +123,9 @@ assert len({e["pid"] for e in events if e.get("ph") == "X"}) >= 2
     run 0 train replicas.yaml --explain
     says out "predicted" && says out "they differ most" && says out "saved"
     losses_agree alone replicas && weights_agree alone replicas
+    job sizes "steps: 6" "cluster: near.yaml" "layout: dp=2,mb=3/1,zero=1"
+    run 0 train sizes.yaml && says out "mb=3/1"
+    losses_agree alone sizes && weights_agree alone sizes
     run 0 generate stages "dogs " --tokens 8 --temperature 0 && cp out first
     run 0 generate replicas "dogs " --tokens 8 --temperature 0 && cmp -s out first || die "two splits, two texts"
     nobody_is_left
@@ -307,6 +310,23 @@ test_plan_file() {
     run 0 plan planned.yaml --layout pp=2,mb=2 -o plan
     run 0 train plan && says out "pp=2" && says out "mb=2"
     run 0 rehearse plan --steps 1 --json
+    # Its very program, also where somebody ordered it otherwise.
+    job planned "steps: 1" "cluster: one.yaml" && sed -i 's/output: planned/output: ordered/' planned.yaml
+    printf 'sites:\n- {name: a, groups: [{name: first, nodes: 1, devices: 1, device: cpu}]}\n' >one.yaml
+    run 0 plan planned.yaml --layout mb=1 -o plan
+    python '
+text = open("plan").read()
+turned = text.replace("backward c0 m0\nforward c0 m1\n", "forward c0 m1\nbackward c0 m0\n")
+assert turned != text
+open("plan", "w").write(turned)'
+    run 1 simulate plan
+    sed -i "s/^checksum.*/$(sed "s/.*'\\(checksum [0-9a-f]*\\)'.*/\\1/" err)/" plan
+    run 0 train plan --trace trace.json
+    python '
+import json
+real = [e["name"] for e in json.load(open("trace.json"))["traceEvents"] if e["ph"] == "X" and e["pid"] == 1 and e["tid"] == 0]
+assert real[:3] == ["forward c0 m0", "forward c0 m1", "backward c0 m0"], real'
+    job planned "steps: 2" "cluster: near.yaml"
     # Others than it was made for.
     cp near.yaml nearer.yaml && sed -i 's/near.yaml/nearer.yaml/; s/output: planned/output: elsewhere/' planned.yaml
     run 0 plan planned.yaml --layout pp=2,mb=2 -o plan

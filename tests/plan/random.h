@@ -80,8 +80,26 @@ static inline void gang_random_layers(struct gang_draws *d, int64_t layers, stru
     for (int64_t left = layers - out->layer_count; left > 0; left--) out->layers[gang_draw(d, out->layer_count)]++;
 }
 
-// pp, dp, vpp, micro-batch, uneven layers, recomputation and offload of each stage, zero 0 or 1, place, overlap and a schedule that applies; tp, cp
-// and ep stay 1.
+// A micro-batch of its own for each kind of replicas, where there are several and the sizes add up to the batch.
+static inline void gang_random_sizes(struct gang_draws *d, const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout) {
+    struct gang_arena arena;
+    struct gang_placement placement;
+    struct gang_layout mixed = *layout;
+    gang_arena_init(&arena);
+    assert_ok(gang_layout_place(task, pool, &mixed, &arena, &placement));
+    mixed = *layout;
+    for (int k = 0; k < placement.kind_count; k++) mixed.sizes[k] = 1 + gang_draw(d, 4);
+    mixed.micro_batch = mixed.sizes[0];
+    mixed.size_count = placement.kind_count;
+    bool alike = placement.kind_count == 1;
+    for (int k = 1; k < placement.kind_count && !alike; k++) alike = mixed.sizes[k] == mixed.sizes[0];
+    struct gang_layout settled = mixed;
+    if (!alike && !gang_layout_place(task, pool, &settled, &arena, &placement)) *layout = mixed;
+    gang_arena_release(&arena);
+}
+
+// pp, dp, vpp, micro-batches, uneven layers, recomputation and offload of each stage, zero 0 or 1, place, overlap and a schedule that
+// applies; tp, cp and ep stay 1.
 static inline void gang_random_layout(uint64_t seed, const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *out) {
     struct gang_draws d = {seed, 403, 0};
     int64_t layers = task->shape.layers, devices = pool->devices;
@@ -112,6 +130,7 @@ static inline void gang_random_layout(uint64_t seed, const struct gang_task *tas
     while (like && out->vpp > 1 && out->dp > 1 && batches % ((int64_t)out->dp * out->pp)) out->dp--;
     bool whole = like && batches % ((int64_t)out->dp * out->pp) == 0;
     out->schedule = out->vpp > 1 ? chunked[gang_draw(&d, whole ? 4 : 2)] : plain[gang_draw(&d, out->pp > 1 ? 4 : 3)];
+    if (out->schedule != GANG_SCHEDULE_INTERLEAVED) gang_random_sizes(&d, task, pool, out);
 }
 
 #endif

@@ -1,4 +1,4 @@
-// Programs: the text form there and back, what the verifier refuses, damaged texts.
+// Programs: the text form there and back, what the verifier refuses, damaged texts. Layouts: what is refused, and who takes how much.
 #include "../test.h"
 
 #include <math.h>
@@ -49,7 +49,7 @@ static void test_round_trip(void **state) {
     }
 }
 
-static const char good[] = "gangline-program 1\nstages 2 chunks 2 buffers 1\nreplica copies 3 micro-batches 2\nrank 0\n"
+static const char good[] = "gangline-program 1\nstages 2 chunks 2 buffers 1\nreplica copies 3 micro-batches 2 size 4\nrank 0\n"
                            "forward c0 m0\nsend activation c0 m0 r1\nforward c0 m1\nsend activation c0 m1 r1\n"
                            "receive gradient c1 m0 r1\nbackward c0 m0\nreceive gradient c1 m1 r1\nreduce c0\nbackward c0 m1\noptimizer\n"
                            "rank 1\ngather c1\nreceive activation c0 m0 r0\nforward c1 m0\nbackward c1 m0\nsend gradient c1 m0 r0\n"
@@ -97,6 +97,8 @@ static void test_refuses(void **state) {
         {"end\n", "", "ends without 'end'"},
         {"end\n", "end\nend\n", "text behind 'end'"},
         {"micro-batches 2", "micro-batches 1000000", "fewer instructions than its work needs"},
+        {"size 4", "size 0", "expected a number from 1 to 65536"},
+        {" size 4", "", "expected 'size' and a number"},
     };
     assert_ok(check(good, strlen(good)));
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
@@ -114,7 +116,7 @@ static void test_buffers(void **state) {
     (void)state;
     // Both stages send before they receive: with room for it a program, without it a deadlock.
     const char *text =
-        "gangline-program 1\nstages 2 chunks 2 buffers %d\nreplica copies 1 micro-batches 3\nrank 0\n"
+        "gangline-program 1\nstages 2 chunks 2 buffers %d\nreplica copies 1 micro-batches 3 size 1\nrank 0\n"
         "forward c0 m0\nsend activation c0 m0 r1\nforward c0 m1\nsend activation c0 m1 r1\nforward c0 m2\nsend activation c0 m2 r1\n"
         "receive gradient c1 m2 r1\nbackward c0 m2\nreceive gradient c1 m1 r1\nbackward c0 m1\nreceive gradient c1 m0 r1\nbackward c0 m0\noptimizer\n"
         "rank 1\nreceive activation c0 m2 r0\nforward c1 m2\nbackward c1 m2\nsend gradient c1 m2 r0\nreceive activation c0 m1 r0\nforward c1 m1\n"
@@ -180,6 +182,10 @@ static void test_layouts(void **state) {
         {"tp=8,", "a comma at the end"},
         {"layers=1/a", "'a' is not a whole number"},
         {"zero=4", "out of range"},
+        {"mb=4/", "'' is not a whole number"},
+        {"mb=4/0", "out of range"},
+        {"mb=1/2/3/4/5/6/7/8/9", "mb=: expected at most 8 numbers"},
+        {"pp=1/2", "pp=: expected at most 1 numbers"},
     };
     struct gang_layout layout;
     for (size_t i = 0; i < sizeof parse / sizeof *parse; i++) assert_fails(GANG_ERR_INPUT, parse[i].words, gang_layout_parse(parse[i].text, &layout));
@@ -194,7 +200,8 @@ static void test_layouts(void **state) {
         {"pp=4,layers=4/4/4/5", "adds up to 17: the model has 16"},
         {"tp=8,pp=2", "needs 16 devices, the pool has 8"},
         {"dp=16", "needs 16 devices, the pool has 8: dp at most 8"},
-        {"mb=3", "mb=3 does not divide the batch of 64"},
+        {"mb=3", "mb=3 does not divide the batch of 64 sequences: choose for example mb=2"},
+        {"mb=2/1", "names 2 sizes: expected one for all, or one for each of the 1 kinds of replicas"},
         {"dp=8,mb=64", "dp=8 replicas for 1 micro-batches"},
         {"ep=2", "the model has no experts"},
         {"vpp=2", "needs more than one stage"},
@@ -277,10 +284,113 @@ static void test_offload_by_stage(void **state) {
     gang_arena_release(&moved.arena);
 }
 
+// Two kinds of replicas, of 1 to 4 each, with micro-batches of 1 to 12 sequences, and a batch of 1 to 90.
+struct shared {
+    struct made made;
+    struct gang_layout layout;
+    int64_t replicas[2];
+    struct gang_placement placement;
+};
+
+static void draw_shared(uint64_t seed, struct shared *out) {
+    static const char *const names[] = {"H100-80GB", "A100-40GB", "RTX-4090", "cpu-2core"};
+    struct gang_list kinds;
+    struct made *m = &out->made;
+    uint64_t draw = 0;
+#define DRAW(n) (int)(gang_random_at(seed, 5, draw++) % (uint64_t)(n))
+    make("dp=8", 8, m);
+    gang_kinds_builtin(&m->arena, &kinds);
+    struct gang_group **groups = gang_arena_alloc(&m->arena, 2 * sizeof *groups);
+    for (int g = 0; g < 2; g++) {
+        out->replicas[g] = 1 + DRAW(4);
+        gang_pool_uniform(gang_kind_find(&kinds, names[(g + 2 * DRAW(2)) % 4]), out->replicas[g], out->replicas[g], &m->arena, &m->pool);
+        groups[g] = m->pool.groups[0];
+    }
+    m->pool.groups = groups, m->pool.group_count = 2, m->pool.devices = out->replicas[0] + out->replicas[1];
+    m->task.global_batch = 1 + DRAW(90);
+    m->task.math = GANG_MATH_F32;
+    gang_layout_init(&out->layout);
+    out->layout.sizes[0] = out->layout.micro_batch = 1 + DRAW(12);
+    out->layout.sizes[1] = out->layout.sizes[0] % 12 + 1 + DRAW(3);
+    out->layout.size_count = 2;
+}
+
+// Seconds until the last replica is done where the kinds do `count` micro-batches in all.
+static double makespan(const struct shared *s, const double *seconds, const int64_t *count) {
+    double end = 0;
+    for (int k = 0; k < 2; k++) end = fmax(end, (double)((count[k] + s->replicas[k] - 1) / s->replicas[k]) * seconds[k]);
+    return end;
+}
+
+// The least, over every way to make the batch; INFINITY if there is none.
+static double best_makespan(const struct shared *s, int64_t batch, const double *seconds) {
+    double best = INFINITY;
+    int64_t count[2];
+    for (count[0] = s->replicas[0]; count[0] * s->layout.sizes[0] <= batch; count[0]++) {
+        int64_t left = batch - count[0] * s->layout.sizes[0];
+        count[1] = left / s->layout.sizes[1];
+        if (left % s->layout.sizes[1] == 0 && count[1] >= s->replicas[1]) best = fmin(best, makespan(s, seconds, count));
+    }
+    return best;
+}
+
+// What was shared out adds up, and ends as soon as any way to share it out.
+static void check_shares(struct shared *s, uint64_t seed) {
+    struct gang_costs costs;
+    double seconds[2] = {0};
+    int64_t sequences = 0, replicas = 0, count[2] = {0};
+    gang_costs_fill(&s->made.task, &s->made.pool, &s->layout, &s->placement, &s->made.arena, &costs);
+    for (int c = 0; c < s->placement.class_count; c++) {
+        const struct gang_class *class = &s->placement.classes[c];
+        const struct gang_chunk_cost *cost = gang_costs_chunk(&costs, c, 0);
+        assert_true(class->micro_batches > 0 && class->micro_batch == s->layout.sizes[class->kind]);
+        seconds[class->kind] = gang_time_sum(&cost->forward) + gang_time_sum(&cost->input) + gang_time_sum(&cost->weight);
+        count[class->kind] += class->replicas * class->micro_batches;
+        sequences += class->replicas * class->micro_batches * class->micro_batch;
+        replicas += class->replicas;
+    }
+    assert_int_equal(sequences, s->made.task.global_batch);
+    assert_int_equal(replicas, s->made.pool.devices);
+    double best = best_makespan(s, s->made.task.global_batch, seconds), own = makespan(s, seconds, count);
+    if (own > best * (1 + 1e-9)) fail_msg("seed %llu: %g s, best %g", (unsigned long long)seed, own, best);
+}
+
+static void test_shares(void **state) {
+    (void)state;
+    static const double any[2] = {1, 1};
+    uint64_t first = test_seed();
+    int shared = 0, refused = 0;
+    for (uint64_t i = 0; i < 2000; i++) {
+        struct shared s;
+        uint64_t seed = gang_random_at(first, i, 7);
+        draw_shared(seed, &s);
+        int64_t batch = s.made.task.global_batch;
+        bool possible = isfinite(best_makespan(&s, batch, any));
+        enum gang_status status = gang_layout_place(&s.made.task, &s.made.pool, &s.layout, &s.made.arena, &s.placement);
+        assert_int_equal(status, possible ? GANG_OK : GANG_ERR_INPUT);
+        if (possible) {
+            shared++;
+            check_shares(&s, seed);
+        } else if (strstr(gang_error(), "the nearest")) {
+            long long below, above;
+            refused++;
+            assert_int_equal(sscanf(strstr(gang_error(), "they do are") + 11, "%lld and %lld", &below, &above), 2);
+            for (int64_t b = below; b <= above; b++) assert_int_equal(isfinite(best_makespan(&s, b, any)), b == below || b == above);
+            assert_true(below < batch && batch < above);
+        } else {
+            int64_t least = s.replicas[0] * s.layout.sizes[0] + s.replicas[1] * s.layout.sizes[1];
+            assert_true(strstr(gang_error(), "choose fewer replicas or a smaller mb") && least > batch);
+        }
+        gang_arena_release(&s.made.arena);
+    }
+    print_message("%d shared, %d refused with the nearest\n", shared, refused);
+    assert_true(shared > 500 && refused > 50);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip),       cmocka_unit_test(test_refuses),
-                                       cmocka_unit_test(test_buffers),          cmocka_unit_test(test_mutations),
-                                       cmocka_unit_test(test_layouts),          cmocka_unit_test(test_recompute_by_stage),
-                                       cmocka_unit_test(test_offload_by_stage), cmocka_unit_test(test_thousand_ranks)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip),         cmocka_unit_test(test_refuses),          cmocka_unit_test(test_buffers),
+        cmocka_unit_test(test_mutations),          cmocka_unit_test(test_layouts),          cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_recompute_by_stage), cmocka_unit_test(test_offload_by_stage), cmocka_unit_test(test_thousand_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,7 +56,7 @@ static void fill_stand_in(const struct run *r, int rank, double columns[4][GANG_
                                   .input = columns[1],
                                   .weight = columns[2],
                                   .parameters = columns[3],
-                                  .message_bytes = a->costs.message_bytes,
+                                  .message_bytes = a->costs.message_bytes[class],
                                   .spread = 0.5,
                                   .slow = r->slow};
 }
@@ -98,7 +98,6 @@ static void *run_rank(void *context) {
                                               .rank = p->rank,
                                               .tp = 1,
                                               .layers = l->layers,
-                                              .micro_batch = l->micro_batch,
                                               .length = r->task.sequence_length,
                                               .sharded = l->zero == 1 && l->dp > 1,
                                               .recompute = gang_of_stage(&l->recompute, p->rank % l->pp) == GANG_RECOMPUTE_FULL,

@@ -28,11 +28,13 @@ static const struct gang_config config = {.vocab_size = 256,
 struct trial {
     const char *layout;
     bool tied;
+    int first;                    // devices of the first of two unlike groups; 0: all alike
     enum gang_compute compute[2]; // of even and odd devices
     int steps;
     // Results: of the steps, on all devices alike; the whole model as the first of rank 0 saved it.
     double losses[MAX_STEPS], norms[MAX_STEPS];
     char output[256], saved[512];
+    bool sizes; // replicas had unlike micro-batches
 };
 
 struct party { // one device of a rank
@@ -69,7 +71,6 @@ static void *run_rank(void *context) {
                                               .tp_index = p->device % l->tp,
                                               .sequence_parallel = l->sequence_parallel && l->tp > 1,
                                               .layers = l->layers,
-                                              .micro_batch = l->micro_batch,
                                               .length = LENGTH,
                                               .sharded = l->zero == 1 && l->dp > 1,
                                               .recompute = gang_of_stage(&l->recompute, p->device / l->tp % l->pp) == GANG_RECOMPUTE_FULL,
@@ -99,17 +100,28 @@ static void *run_rank(void *context) {
     return NULL;
 }
 
+// The second group's devices are the slower ones.
+static void make_pool(const struct trial *t, int devices, int a_node, struct gang_arena *arena, struct gang_pool *out) {
+    struct gang_list kinds;
+    struct gang_pool slower;
+    gang_kinds_builtin(arena, &kinds);
+    gang_pool_uniform(gang_kind_find(&kinds, "A100-40GB"), t->first ? t->first : devices, a_node, arena, out);
+    if (!t->first) return;
+    gang_pool_uniform(gang_kind_find(&kinds, "RTX-4090"), devices - t->first, a_node, arena, &slower);
+    struct gang_group **groups = gang_arena_alloc(arena, 2 * sizeof *groups);
+    groups[0] = out->groups[0], groups[1] = slower.groups[0];
+    out->groups = groups, out->group_count = 2, out->devices = devices;
+}
+
 static void run_trial(struct trial *t) {
     struct gang_arena arena;
     struct gang_pool pool;
-    struct gang_list kinds;
     struct gang_layout layout;
     struct gang_answer answer;
     struct party parties[MAX_DEVICES];
     char *addresses[MAX_DEVICES];
     pthread_barrier_t barrier;
     gang_arena_init(&arena);
-    gang_kinds_builtin(&arena, &kinds);
     struct gang_task task = {.sequence_length = LENGTH, .global_batch = BATCH, .math = GANG_MATH_F32};
     struct gang_config this_config = config;
     this_config.tied = t->tied;
@@ -119,8 +131,9 @@ static void run_trial(struct trial *t) {
     assert_ok(gang_layout_parse(t->layout, &layout));
     int devices = layout.tp * layout.pp * (layout.dp ? layout.dp : 1);
     assert_in_range(devices, 1, MAX_DEVICES);
-    gang_pool_uniform(gang_kind_find(&kinds, "cpu"), devices, layout.tp, &arena, &pool);
+    make_pool(t, devices, layout.tp, &arena, &pool);
     assert_ok(gang_evaluate(&task, &pool, &layout, GANG_EVALUATE_UNFOLDED, &arena, &answer));
+    for (int r = 1; r < answer.program.replicas; r++) t->sizes |= answer.program.sizes[r] != answer.program.sizes[0];
     pthread_barrier_init(&barrier, NULL, (unsigned)devices);
     for (int i = 0; i < devices; i++) {
         parties[i] = (struct party){
@@ -170,11 +183,12 @@ static double apart(const char *a, const char *b, const char *file) {
     return worst;
 }
 
-static void same_as_one(const char *layout, bool tied) {
+static void same_on(int first, const char *layout, bool tied) {
     // After one step the first moments are a tenth of the (clipped) gradient.
-    struct trial one = {.layout = "mb=2", .tied = tied, .steps = 1}, many = {.layout = layout, .tied = tied, .steps = 1};
+    struct trial one = {.layout = "mb=2", .tied = tied, .steps = 1}, many = {.layout = layout, .tied = tied, .first = first, .steps = 1};
     run_trial(&one);
     run_trial(&many);
+    if (first && !many.sizes) fail_msg("%s: one micro-batch size", layout);
     double off = apart(one.saved, many.saved, "optimizer.safetensors");
     if (!(off < 1e-5)) fail_msg("%s: gradients of step 1 off by %g", layout, off);
     one.steps = many.steps = 20;
@@ -189,6 +203,8 @@ static void same_as_one(const char *layout, bool tied) {
     off = apart(one.saved, many.saved, "model.safetensors");
     if (!(off < 1e-4)) fail_msg("%s: weights after 20 steps off by %g", layout, off);
 }
+
+static void same_as_one(const char *layout, bool tied) { same_on(0, layout, tied); }
 
 static void test_pipelines(void **state) {
     (void)state;
@@ -243,16 +259,33 @@ static void test_rows(void **state) {
     same_as_one("tp=2,pp=2,dp=2,mb=1,zero=1", true);
 }
 
+// Replicas on unlike devices, each kind with a micro-batch of its own; the first number is the first group's devices.
+static void test_sizes(void **state) {
+    (void)state;
+    same_on(1, "dp=2,mb=2/1,zero=0", false);
+    same_on(1, "dp=2,mb=1/4,zero=1", false);
+    same_on(1, "dp=3,mb=3/1,zero=1", true); // such as 3 + 3, 1, 1
+    same_on(2, "dp=3,mb=1/3,zero=1,recompute=full", false);
+    same_on(2, "pp=2,dp=2,mb=2/1,place=replicas,zero=1,schedule=zero-bubble", false);
+    same_on(2, "pp=2,dp=2,mb=3/1,place=replicas,zero=0,schedule=1f1b", true);
+    same_on(2, "pp=2,vpp=2,dp=2,mb=1/2,place=replicas,zero=1", true);
+    same_on(2, "tp=2,dp=2,mb=3/1,zero=1", false);
+    same_on(2, "tp=2,sp=0,dp=2,mb=1/2,zero=1", true);
+    same_on(4, "tp=2,pp=2,dp=2,mb=2/1,place=replicas,zero=1", true);
+}
+
 // Sums and rows in bf16, rounded once more than on one device.
 static void test_rounded(void **state) {
     (void)state;
-    static const char *const layouts[] = {"tp=2,pp=2,mb=2", "tp=2,dp=2,mb=2,sp=0"};
+    static const char *const layouts[] = {"tp=2,pp=2,mb=2", "tp=2,dp=2,mb=2,sp=0", "tp=2,dp=2,mb=2/1,zero=1"};
     struct trial one = {.layout = "mb=2", .compute = {GANG_COMPUTE_BF16, GANG_COMPUTE_BF16}, .steps = 20};
     run_trial(&one);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         struct trial many = one;
         many.layout = layouts[i];
+        many.first = i == 2 ? 2 : 0;
         run_trial(&many);
+        assert_int_equal(many.sizes, i == 2);
         for (int s = 0; s < 20; s++)
             if (!(fabs(one.losses[s] / many.losses[s] - 1) < 1e-2))
                 fail_msg("%s: loss of step %d %g, alone %g", layouts[i], s + 1, many.losses[s], one.losses[s]);
@@ -264,7 +297,7 @@ static void test_rounded(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures), cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_slices),    cmocka_unit_test(test_rows),     cmocka_unit_test(test_rounded),
+        cmocka_unit_test(test_slices),    cmocka_unit_test(test_rows),     cmocka_unit_test(test_sizes),    cmocka_unit_test(test_rounded),
     };
     return cmocka_run_group_tests(tests, open_text, close_text);
 }

@@ -138,9 +138,12 @@ static void test_random(void **state) {
             continue;
         }
         ran++;
-        int64_t batches = 0;
-        for (int c = 0; c < a.placement.class_count; c++) batches += a.placement.classes[c].replicas * a.placement.classes[c].micro_batches;
-        assert_int_equal(batches * layout.micro_batch, m.task.global_batch);
+        int64_t sequences = 0;
+        for (int c = 0; c < a.placement.class_count; c++) {
+            const struct gang_class *class = &a.placement.classes[c];
+            sequences += class->replicas * class->micro_batches * class->micro_batch;
+        }
+        assert_int_equal(sequences, m.task.global_batch);
         assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &b));
         assert_memory_equal(&a.sim.step_seconds, &b.sim.step_seconds, sizeof(double));
 

@@ -19,6 +19,13 @@ static void make(const char *layout_text, int flags, struct made *out) {
     gang_arena_init(&out->arena);
     gang_kinds_builtin(&out->arena, &kinds);
     gang_pool_uniform(gang_kind_find(&kinds, "A100-80GB"), 8, 8, &out->arena, &out->pool);
+    if (strstr(layout_text, "mb=")) { // a size for each of two kinds of replicas
+        struct gang_pool other;
+        gang_pool_uniform(gang_kind_find(&kinds, "H100-80GB"), 4, 4, &out->arena, &other);
+        struct gang_group *groups[] = {out->pool.groups[0], other.groups[0]};
+        out->pool.groups = memcpy(gang_arena_alloc(&out->arena, sizeof groups), groups, sizeof groups);
+        out->pool.group_count = 2, out->pool.devices = 12;
+    }
     out->task = (struct gang_task){
         .shape = {.layers = 8, .hidden = 1024, .heads = 8, .kv_heads = 8, .qk_dim = 128, .v_dim = 128, .ffn = 4096, .vocab = 32000, .gated = true},
         .sequence_length = 512,
@@ -33,9 +40,14 @@ static void make(const char *layout_text, int flags, struct made *out) {
 
 static void test_back(void **state) {
     (void)state;
-    static const char *const layouts[] = {"tp=2,pp=4", "pp=2,dp=3,layers=3/5",           "pp=2,vpp=2,dp=4,zero=0",
-                                          "dp=7",      "pp=4,dp=2,schedule=zero-bubble", "pp=4,recompute=full/none/none/selective"};
-    for (int i = 0; i < 12; i++) {
+    static const char *const layouts[] = {"tp=2,pp=4",
+                                          "pp=2,dp=3,layers=3/5",
+                                          "pp=2,vpp=2,dp=4,zero=0",
+                                          "dp=7",
+                                          "pp=4,dp=2,schedule=zero-bubble",
+                                          "pp=4,dp=3,mb=2/3,place=replicas",
+                                          "pp=4,recompute=full/none/none/selective"};
+    for (int i = 0; i < 14; i++) {
         struct made m;
         struct gang_plan plan;
         struct gang_answer again;
@@ -49,6 +61,15 @@ static void test_back(void **state) {
         assert_int_equal(again.schedule, m.answer.schedule);
         assert_string_equal(gang_layout_print(&again.layout, &m.arena), gang_layout_print(&plan.layout, &m.arena));
         assert_int_equal(again.program.replicas, i % 2 ? m.answer.layout.dp : m.answer.placement.class_count);
+        // Unfolded it is what an unfolded evaluation makes.
+        struct gang_answer whole;
+        struct gang_buffer text[2] = {{0}};
+        assert_ok(gang_evaluate_plan(&m.task, &m.pool, &plan, GANG_EVALUATE_UNFOLDED, &m.arena, &again));
+        assert_ok(gang_evaluate(&m.task, &m.pool, &m.answer.layout, GANG_EVALUATE_UNFOLDED, &m.arena, &whole));
+        gang_program_print(&again.program, &text[0]);
+        gang_program_print(&whole.program, &text[1]);
+        assert_string_equal(text[0].data, text[1].data);
+        for (int t = 0; t < 2; t++) gang_buffer_release(&text[t]);
         gang_arena_release(&m.arena);
     }
 }
@@ -82,6 +103,7 @@ static enum gang_status run(const struct made *m, struct gang_buffer *text) {
     assert_ok(gang_file_publish(m->file, text->data, text->len));
     gang_arena_init(&arena);
     enum gang_status status = gang_plan_read(m->file, &arena, &plan);
+    if (!status) status = gang_plan_check(&plan, &m->task, &m->pool);
     if (!status) status = gang_evaluate_plan(&m->task, &m->pool, &plan, 0, &arena, &answer);
     gang_arena_release(&arena);
     return status;
@@ -107,10 +129,18 @@ static void test_refuses(void **state) {
         {"\nfor layers 8", "", ":4: the plan is for 'hidden 1024'"},
         {"layout tp=1,", "layout tq=1,", ":28: layout: 'tq' is no field"},
         {"layout tp=1,", "layout tp=5,", "tp=5 does not divide"},
-        {"gangline-program 1", "gangline-program 3", ":29: not a program of version 1"},
+        {"gangline-program 1", "gangline-program 3", ":30: not a program of version 1"},
         {"layout tp=1,pp=2", "layout tp=1,pp=1", "2 stages and 2 chunks: the layout has 1 and 1"},
         {"copies 4", "copies 3", "fewer replicas"},
-        {"copies 4", "copies 5", "replica 0: 5 copies of 6 micro-batches: the layout has 4 of 6"},
+        {"class 0 4 6", "class 0 4", ":29: expected 'class' and three numbers"},
+        {"class 0 4 6", "class 0 4 6 1", ":29: expected 'class' and three numbers"},
+        {"class 0 4 6", "class 1 4 6", "class 0: 4 replicas of kind 1: the layout has fewer"},
+        {"class 0 4 6", "class 0 5 6", "class 0: 5 replicas of kind 0: the layout has fewer"},
+        {"class 0 4 6", "class 0 3 6", "1 replicas of kind 0 are in no class"},
+        {"class 0 4 6", "class 0 4 5", "the classes share out 20 sequences: the batch has 24"},
+        {"class 0 4 6", "class 0 4 2000000000", "class 0: shares out more than the batch's 24 sequences"},
+        {"copies 4", "copies 5", "replica 0: 5 copies of 6 micro-batches of 1: the layout has 4 of 6 of 1"},
+        {" size 1", " size 2", "replica 0: 4 copies of 6 micro-batches of 2: the layout has 4 of 6 of 1"},
         {"gather c0\n", "", "other than the layout's sharding needs"},
         {"\nend\n", "\nend\nend\n", "text behind 'end'"},
     };

@@ -13,7 +13,7 @@ struct made {
     struct gang_pool pool;
 };
 
-static void make(uint64_t seed, bool unlike, struct made *out) {
+static void make_nodes(uint64_t seed, bool unlike, int64_t a_node, struct made *out) {
     static const char *const names[] = {"H100-80GB", "A100-40GB", "L40S", "H20-96GB"};
     struct gang_list kinds;
     uint64_t draw = 0;
@@ -21,10 +21,10 @@ static void make(uint64_t seed, bool unlike, struct made *out) {
     *out = (struct made){0};
     gang_arena_init(&out->arena);
     gang_kinds_builtin(&out->arena, &kinds);
-    gang_pool_uniform(gang_kind_find(&kinds, names[DRAW(4)]), 4, 4, &out->arena, &out->pool);
+    gang_pool_uniform(gang_kind_find(&kinds, names[DRAW(4)]), 4, a_node, &out->arena, &out->pool);
     if (unlike) {
         struct gang_pool other;
-        gang_pool_uniform(gang_kind_find(&kinds, names[DRAW(4)]), 4, 4, &out->arena, &other);
+        gang_pool_uniform(gang_kind_find(&kinds, names[DRAW(4)]), 4, a_node, &out->arena, &other);
         struct gang_group **groups = gang_arena_alloc(&out->arena, 2 * sizeof *groups);
         groups[0] = out->pool.groups[0], groups[1] = other.groups[0];
         out->pool.groups = groups, out->pool.group_count = 2, out->pool.devices = 8;
@@ -37,54 +37,116 @@ static void make(uint64_t seed, bool unlike, struct made *out) {
     out->task.shape.ffn = out->task.shape.hidden * 3;
 }
 
-// Simulates every layout of a grid of the same widths; returns the best time.
-static double exhaust(const struct made *m, int *agree, int *all) {
-    double best = INFINITY;
+static void make(uint64_t seed, bool unlike, struct made *out) { make_nodes(seed, unlike, 4, out); }
+
+// What simulating a grid of layouts has found.
+struct grid {
+    double best, best_alike; // seconds; with one micro-batch size for all
+    int agree, all;          // layouts whose closed form is near, all of them
+};
+
+static void try_layout(const struct made *m, const struct gang_layout *l, struct grid *grid) {
+    struct gang_arena arena;
+    struct gang_answer answer;
+    double memory_used = 0;
+    gang_arena_init(&arena);
+    if (!gang_evaluate(&m->task, &m->pool, l, 0, &arena, &answer)) {
+        double estimate = gang_estimate(&m->task, &m->pool, &answer.layout, &answer.placement, &arena, &memory_used);
+        grid->agree += fabs(estimate / answer.summary.step_seconds - 1) < 0.1;
+        grid->all++;
+        grid->best = fmin(grid->best, answer.summary.step_seconds);
+        if (!l->size_count) grid->best_alike = fmin(grid->best_alike, answer.summary.step_seconds);
+    }
+    gang_arena_release(&arena);
+}
+
+// Every pair of unlike sizes for two kinds of replicas.
+static void try_sizes(const struct made *m, const struct gang_layout *l, struct grid *grid) {
+    struct gang_layout mixed = *l;
+    mixed.size_count = 2;
+    for (mixed.place = 0; mixed.place < 2; mixed.place++)
+        for (mixed.sizes[0] = 1; mixed.sizes[0] <= 8; mixed.sizes[0] *= 2)
+            for (mixed.sizes[1] = 1; mixed.sizes[1] <= 8; mixed.sizes[1] *= 2) {
+                mixed.micro_batch = mixed.sizes[0];
+                if (mixed.sizes[0] != mixed.sizes[1]) try_layout(m, &mixed, grid);
+            }
+}
+
+// Simulates every layout of a grid of the same widths.
+static void exhaust(const struct made *m, struct grid *grid) {
     struct gang_layout l;
     gang_layout_init(&l);
-    for (l.tp = 1; l.tp <= 4; l.tp *= 2)
-        for (l.pp = 1; l.pp <= 4; l.pp *= 2)
+    grid->best = grid->best_alike = INFINITY;
+    for (l.tp = 1; l.tp <= m->pool.groups[0]->fast_domain; l.tp *= 2)
+        for (l.pp = 1; l.pp <= 4 && l.pp <= m->task.shape.layers; l.pp *= 2)
             for (l.vpp = 1; l.vpp <= (l.pp > 1 ? 3 : 1); l.vpp++)
-                for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2)
-                    for (l.recompute.at[0] = 0; l.recompute.at[0] < GANG_RECOMPUTES; l.recompute.at[0]++)
-                        for (l.zero = 1; l.zero <= 3; l.zero++) {
-                            struct gang_arena arena;
-                            struct gang_answer answer;
-                            struct gang_layout wanted = l;
-                            double memory_used = 0;
-                            wanted.dp = (int)(m->pool.devices / (l.tp * l.pp));
-                            if (wanted.dp == 1 && l.zero > 1) continue;
-                            gang_arena_init(&arena);
-                            if (!gang_evaluate(&m->task, &m->pool, &wanted, 0, &arena, &answer)) {
-                                double estimate = gang_estimate(&m->task, &m->pool, &answer.layout, &answer.placement, &arena, &memory_used);
-                                *agree += fabs(estimate / answer.summary.step_seconds - 1) < 0.1;
-                                ++*all;
-                                best = fmin(best, answer.summary.step_seconds);
-                            }
-                            gang_arena_release(&arena);
-                        }
-    return best;
+                for (l.recompute.at[0] = 0; l.recompute.at[0] < GANG_RECOMPUTES; l.recompute.at[0]++)
+                    for (l.zero = 1; l.zero <= 3; l.zero++) {
+                        l.dp = (int)(m->pool.devices / (l.tp * l.pp));
+                        if (l.dp == 1 && l.zero > 1) continue;
+                        for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2) try_layout(m, &l, grid);
+                        if (m->pool.group_count == 2) try_sizes(m, &l, grid);
+                    }
 }
 
 static void test_exhaustive(void **state) {
     (void)state;
     uint64_t seed = test_seed();
-    int agree = 0, all = 0;
+    struct grid grid = {0};
     for (uint64_t i = 0; i < 16; i++) {
         struct made m;
         struct gang_search search;
         make(gang_random_at(seed, 0, i), i % 2, &m);
-        double best = exhaust(&m, &agree, &all);
-        assert_true(isfinite(best));
+        exhaust(&m, &grid);
+        assert_true(isfinite(grid.best));
         assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
-        if (search.found[0].summary.step_seconds > best * (1 + 1e-9))
-            fail_msg("case %d: found %g, exhaustive %g", (int)i, search.found[0].summary.step_seconds, best);
+        if (search.found[0].summary.step_seconds > grid.best * (1 + 1e-9))
+            fail_msg("case %d: found %g, exhaustive %g", (int)i, search.found[0].summary.step_seconds, grid.best);
         assert_true(search.found[0].summary.step_seconds >= search.bound_seconds);
         for (int k = 1; k < search.count; k++) assert_true(search.found[k].summary.step_seconds >= search.found[k - 1].summary.step_seconds);
         gang_arena_release(&m.arena);
     }
-    print_message("closed form within 10 %% of the simulator in %d of %d\n", agree, all);
-    assert_true(agree > 0.8 * all);
+    print_message("closed form within 10 %% of the simulator in %d of %d\n", grid.agree, grid.all);
+    assert_true(grid.agree > 0.8 * grid.all);
+}
+
+// The second group's devices get no more memory than micro-batches of one sequence need.
+static void make_cramped(uint64_t seed, struct made *out) {
+    struct gang_layout one;
+    struct gang_answer answer;
+    make_nodes(seed, true, 1, out);
+    out->task.shape.layers = 1; // leaves nothing but replicas
+    out->task.shape.vocab = 256;
+    out->task.sequence_length = 128 << seed % 3;
+    out->task.global_batch = 512;
+    assert_ok(gang_layout_parse("mb=1", &one));
+    assert_ok(gang_evaluate(&out->task, &out->pool, &one, 0, &out->arena, &answer));
+    struct gang_kind *kind = gang_arena_alloc(&out->arena, sizeof *kind);
+    *kind = *out->pool.groups[1]->kind;
+    kind->memory_bytes = answer.memory[answer.costs.classes - 1].total / (1 - gang_memory_margin) * 1.001;
+    out->pool.groups[1]->kind = kind;
+}
+
+// Where one kind of replicas has no room for a micro-batch that the other wants, each gets its own; the search finds the best pair.
+static void test_sizes(void **state) {
+    (void)state;
+    uint64_t seed = test_seed();
+    int gained = 0;
+    for (uint64_t i = 0; i < 12; i++) {
+        struct made m;
+        struct grid grid = {0};
+        struct gang_search search;
+        make_cramped(gang_random_at(seed, 8, i), &m);
+        exhaust(&m, &grid);
+        assert_true(isfinite(grid.best));
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 1, &m.arena, &search));
+        double found = search.found[0].summary.step_seconds;
+        if (found > grid.best * (1 + 1e-9)) fail_msg("case %d: found %g, exhaustive %g", (int)i, found, grid.best);
+        gained += search.found[0].layout.size_count > 0 && found < grid.best_alike * 0.99;
+        gang_arena_release(&m.arena);
+    }
+    print_message("several micro-batch sizes were better by 1 %% in %d\n", gained);
+    assert_true(gained > 2);
 }
 
 // Pipelines are what such devices do best, and their memory lies between what one of four stages takes with all made again and with nothing.
@@ -320,7 +382,7 @@ static void test_refuses(void **state) {
 
 // What random_layout saw; every one must occur.
 struct seen {
-    int pipeline, replicas, chunks, uneven, unlike, far, tied, full, picked, offload;
+    int pipeline, replicas, chunks, uneven, sizes, unlike, far, tied, full, picked, offload;
     int schedules[GANG_SCHEDULE_LIST + 1];
 };
 
@@ -329,6 +391,7 @@ static void note(const struct gang_task *task, const struct gang_pool *pool, con
     seen->pipeline += l->pp > 1, seen->replicas += l->dp > 1, seen->chunks += l->vpp > 1, seen->tied += task->shape.tied && l->pp > 1;
     for (int c = 1; c < l->layer_count; c++) seen->uneven += l->layers[c] > l->layers[0] + 1;
     for (int g = 1; g < pool->group_count; g++) seen->unlike += pool->groups[g]->kind != pool->groups[0]->kind;
+    seen->sizes += l->size_count > 1;
     seen->far += a->sim.link_bytes[0] > 0;
     seen->full += l->recompute.at[0] == GANG_RECOMPUTE_FULL;
     seen->picked += l->recompute.count > 0;
@@ -358,9 +421,13 @@ static void test_random_layouts(void **state) {
         assert_int_equal(whole.program.replicas, layout.dp);
         assert_true(whole.sim.sent_bytes == whole.sim.received_bytes);
         int64_t sequences = 0, layers = 0;
-        for (int r = 0; r < layout.dp; r++) sequences += whole.program.micro_batches[r] * layout.micro_batch;
+        for (int r = 0; r < layout.dp; r++) sequences += whole.program.micro_batches[r] * whole.program.sizes[r];
         for (int c = 0; c < folded.layout.layer_count; c++) layers += folded.layout.layers[c];
         assert_int_equal(sequences, task.global_batch);
+        struct gang_layout printed;
+        assert_ok(gang_layout_parse(gang_layout_print(&layout, &arena), &printed));
+        assert_true(printed.micro_batch == layout.micro_batch && printed.size_count == layout.size_count);
+        assert_memory_equal(printed.sizes, layout.sizes, (size_t)layout.size_count * sizeof *layout.sizes);
         assert_int_equal(layers, task.shape.layers);
         note(&task, &pool, &folded, &seen);
         gang_arena_release(&arena);
@@ -380,8 +447,9 @@ static void test_kendall(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_offload),    cmocka_unit_test(test_exhaustive),     cmocka_unit_test(test_recompute_by_stage),
-        cmocka_unit_test(test_objectives), cmocka_unit_test(test_carried),        cmocka_unit_test(test_outages),
-        cmocka_unit_test(test_refuses),    cmocka_unit_test(test_random_layouts), cmocka_unit_test(test_kendall)};
+        cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_sizes),      cmocka_unit_test(test_recompute_by_stage),
+        cmocka_unit_test(test_offload),    cmocka_unit_test(test_objectives), cmocka_unit_test(test_carried),
+        cmocka_unit_test(test_outages),    cmocka_unit_test(test_refuses),    cmocka_unit_test(test_random_layouts),
+        cmocka_unit_test(test_kendall)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }

@@ -57,7 +57,7 @@ static void sum(void *context, void *data, int64_t elements, enum gang_compute t
     assert_int_equal(elements, ROWS * base.hidden_size);
     c->parts[m->index] = data;
     pthread_barrier_wait(&c->barrier);
-    gang_sum(work, c->parts, c->way->tp, (size_t)elements, type == GANG_COMPUTE_F32 ? GANG_ELEMENT_F32 : GANG_ELEMENT_BF16);
+    gang_sum(work, c->parts, NULL, c->way->tp, (size_t)elements, type == GANG_COMPUTE_F32 ? GANG_ELEMENT_F32 : GANG_ELEMENT_BF16);
     pthread_barrier_wait(&c->barrier);
     size_t all = (size_t)elements * size_of(type), part = c->way->rows ? all / (size_t)c->way->tp : all,
            at = c->way->rows ? part * (size_t)m->index : 0;

@@ -3,6 +3,9 @@
 // Two kinds of carrier. Ordered, like TCP: bytes arrive in order and in pieces of any length, wait out a cut, and are lost only
 // when the connection breaks. Packets: each frame on its own, dropped, doubled, delayed, overtaken, damaged. All that
 // happens is a pure function of the seed.
+//
+// Each end has a clock, which may jump ahead, and may be stopped for a time, as a process or a virtual machine is: what comes
+// meanwhile waits.
 #ifndef GANG_SIM_H
 #define GANG_SIM_H
 
@@ -42,7 +45,9 @@ struct sim {
     int64_t now_ns;
     bool ordered;
     int planes, streams;
-    double drop, twice, flip, cut, breaks; // chances: per packet or piece; the last two per millisecond
+    double drop, twice, flip;         // chances per packet or piece
+    double cut, breaks, jumps, stops; // chances per millisecond
+    int64_t ahead_ns[2], stopped_until_ns[2];
     struct gang_link *links[2];
     int64_t tick_at_ns[2];
     struct sim_plane plane[WIRE_PLANES_MAX];
@@ -55,6 +60,9 @@ struct sim {
 static uint64_t sim_draw(struct sim *sim) { return gang_random_at(sim->seed, 77, sim->draws++); }
 static uint64_t sim_below(struct sim *sim, uint64_t n) { return n ? sim_draw(sim) % n : 0; }
 static bool sim_chance(struct sim *sim, double p) { return p > 0 && gang_uniform(sim_draw(sim)) < p; }
+
+static int64_t sim_clock(const struct sim *sim, int side) { return sim->now_ns + sim->ahead_ns[side]; }
+static bool sim_stopped(const struct sim *sim, int side) { return sim->stopped_until_ns[side] > sim->now_ns; }
 
 static void sim_fail(struct sim *sim, const char *what) {
     fail_msg("%s: seed %llu at %.3f ms, event %llu (GANG_TEST_SEED=%llu repeats it)", what, (unsigned long long)sim->seed, (double)sim->now_ns * 1e-6,
@@ -128,7 +136,7 @@ static void sim_carry(struct sim *sim, struct sim_plane *plane, struct sim_pipe 
 static void sim_send_packets(struct sim *sim, struct gang_stream *stream, struct sim_plane *plane, struct sim_pipe *pipe, int side) {
     struct iovec iov[WIRE_IOV_MAX];
     static uint8_t packet[SIM_PACKET_BYTES];
-    int count = gang_stream_gather(stream, sim->now_ns, iov);
+    int count = gang_stream_gather(stream, sim_clock(sim, side), iov);
     size_t at = 0;
     while (count && !pipe_full(pipe)) {
         struct gang_frame frame;
@@ -141,26 +149,30 @@ static void sim_send_packets(struct sim *sim, struct gang_stream *stream, struct
         sim_carry(sim, plane, pipe, side, packet, bytes);
         if (sim_chance(sim, sim->twice)) sim_carry(sim, plane, pipe, side, packet, bytes);
     }
-    gang_stream_gone(stream, at, sim->now_ns);
+    gang_stream_gone(stream, at, sim_clock(sim, side));
 }
 
 static void sim_send_bytes(struct sim *sim, struct gang_stream *stream, struct sim_plane *plane, struct sim_pipe *pipe, int side) {
     struct iovec iov[WIRE_IOV_MAX];
     static uint8_t piece[SIM_PACKET_BYTES];
     while (!pipe_full(pipe)) {
-        int count = gang_stream_gather(stream, sim->now_ns, iov);
+        int count = gang_stream_gather(stream, sim_clock(sim, side), iov);
         // No piece takes longer than a millisecond: a slow network carries small packets.
         size_t most = plane->bytes_per_ns * (double)MS < sizeof piece ? (size_t)(plane->bytes_per_ns * (double)MS) : sizeof piece;
         if (sim_chance(sim, 0.2)) most = 1 + sim_below(sim, 100);
         size_t bytes = iov_copy(piece, most, iov, count, 0);
         if (!bytes) return;
         sim_carry(sim, plane, pipe, side, piece, bytes);
-        gang_stream_gone(stream, bytes, sim->now_ns);
+        gang_stream_gone(stream, bytes, sim_clock(sim, side));
     }
 }
 
 // Lets every stream of a side send what it wants and can.
 static void sim_pump(struct sim *sim, int side) {
+    if (sim_stopped(sim, side)) {
+        sim->tick_at_ns[side] = sim->stopped_until_ns[side];
+        return;
+    }
     for (int p = 0; p < sim->planes; p++)
         for (int s = 0; s < sim->streams; s++) {
             struct gang_stream *stream = sim->links[side]->streams[p][s];
@@ -168,8 +180,9 @@ static void sim_pump(struct sim *sim, int side) {
             if (!stream->up || sim->stream[p][s]->up_at_ns[side] != SIM_NEVER) continue;
             (sim->ordered ? sim_send_bytes : sim_send_packets)(sim, stream, &sim->plane[p], pipe, side);
         }
-    sim->tick_at_ns[side] = gang_link_tick(sim->links[side], sim->now_ns);
-    if (sim->tick_at_ns[side] <= sim->now_ns) sim->tick_at_ns[side] = sim->now_ns + US;
+    int64_t next = gang_link_tick(sim->links[side], sim_clock(sim, side));
+    next = next == SIM_NEVER ? next : next - sim->ahead_ns[side];
+    sim->tick_at_ns[side] = next > sim->now_ns ? next : sim->now_ns + US;
 }
 
 // The connection of a stream is gone; who brings it back will try until the plane is whole.
@@ -204,21 +217,22 @@ static bool sim_cut(const struct sim *sim, int plane, int side) { return sim->de
 
 static void sim_connect(struct sim *sim, int plane, int index, int side) {
     struct sim_stream *stream = sim->stream[plane][index];
+    if (sim_stopped(sim, side)) return;
     if (stream->down_at_ns[side] <= sim->now_ns) {
         stream->down_at_ns[side] = SIM_NEVER;
-        gang_stream_down(sim->links[side]->streams[plane][index], sim->now_ns);
+        gang_stream_down(sim->links[side]->streams[plane][index], sim_clock(sim, side));
     }
     if (stream->up_at_ns[side] > sim->now_ns) return;
-    if (sim_cut(sim, plane, 0) || sim_cut(sim, plane, 1)) {
+    if (sim_cut(sim, plane, 0) || sim_cut(sim, plane, 1) || sim_stopped(sim, !side)) { // nobody answers
         stream->up_at_ns[side] = sim->now_ns + 5 * MS;
         return;
     }
     stream->up_at_ns[side] = stream->down_at_ns[side] = SIM_NEVER;
-    gang_stream_up(sim->links[side]->streams[plane][index], stream->epoch, sim->now_ns);
+    gang_stream_up(sim->links[side]->streams[plane][index], stream->epoch, sim_clock(sim, side));
 }
 
 static void sim_damaged(struct sim *sim, int plane, int index, int side) {
-    gang_stream_down(sim->links[side]->streams[plane][index], sim->now_ns);
+    gang_stream_down(sim->links[side]->streams[plane][index], sim_clock(sim, side));
     sim_break(sim, plane, index);
 }
 
@@ -235,7 +249,7 @@ static void sim_deliver_bytes(struct sim *sim, int p, int s, int side, struct si
         }
         piece->done += n;
         uint32_t epoch = sim->stream[p][s]->epoch;
-        bool sound = gang_stream_came(stream, n, sim->now_ns);
+        bool sound = gang_stream_came(stream, n, sim_clock(sim, side));
         if (sim->stream[p][s]->epoch != epoch) return; // broken meanwhile: the piece is gone
         if (!sound) {
             sim_damaged(sim, p, s, side);
@@ -258,20 +272,41 @@ static void sim_arrive(struct sim *sim, int p, int s, int side) {
     if (sim->stream[p][s]->epoch == epoch && pipe->count) pipe_drop_first(pipe);
 }
 
-// When the first piece of a pipe can be taken; a cut or a side that is not up yet holds it back.
+static int64_t sim_least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t sim_most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// When the first piece of a pipe can be taken; a cut, or a side that is stopped or not up yet, holds it back.
 static int64_t sim_ready(const struct sim *sim, int p, int s, int side) {
     const struct sim_stream *stream = sim->stream[p][s];
     const struct sim_pipe *pipe = &stream->pipes[!side];
     if (!pipe->count || sim->dead_forever) return SIM_NEVER;
     int64_t at = pipe->pieces[pipe->head].at_ns;
     if (stream->up_at_ns[side] != SIM_NEVER) return SIM_NEVER;
-    return sim->ordered && sim->plane[p].cut_until_ns[!side] > at ? sim->plane[p].cut_until_ns[!side] : at;
+    at = sim_most(at, sim->stopped_until_ns[side]);
+    return sim->ordered ? sim_most(at, sim->plane[p].cut_until_ns[!side]) : at;
+}
+
+static bool sim_any_cut(const struct sim *sim) {
+    for (int p = 0; p < sim->planes; p++)
+        if (sim->plane[p].cut_until_ns[0] > sim->now_ns || sim->plane[p].cut_until_ns[1] > sim->now_ns) return true;
+    return false;
+}
+
+// A clock may jump as far as it likes; who stops does so for less than what the other side takes for death, and then not again
+// before it could be heard.
+static void sim_disturb(struct sim *sim) {
+    if (sim_chance(sim, sim->jumps)) sim->ahead_ns[sim_below(sim, 2)] += (int64_t)sim_below(sim, (uint64_t)(10000 * MS));
+    if (!sim_chance(sim, sim->stops) || sim_any_cut(sim)) return;
+    for (int side = 0; side < 2; side++)
+        if (sim->stopped_until_ns[side] + 300 * MS > sim->now_ns && sim->stopped_until_ns[side]) return;
+    sim->stopped_until_ns[sim_below(sim, 2)] = sim->now_ns + (int64_t)sim_below(sim, (uint64_t)(600 * MS));
 }
 
 // Random faults: a cut of one plane, one way or both, or a broken connection. All planes together are never cut for
 // long, unless that is the point.
 static void sim_fault(struct sim *sim) {
     sim->next_fault_ns = sim->now_ns + MS;
+    sim_disturb(sim);
     if (sim_chance(sim, sim->breaks)) {
         int p = (int)sim_below(sim, (uint64_t)sim->planes), s = (int)sim_below(sim, (uint64_t)sim->streams);
         if (sim->stream[p][s]->up_at_ns[0] == SIM_NEVER && sim->stream[p][s]->up_at_ns[1] == SIM_NEVER) sim_break(sim, p, s);
@@ -280,15 +315,12 @@ static void sim_fault(struct sim *sim) {
     int p = (int)sim_below(sim, (uint64_t)sim->planes), others = 0;
     for (int q = 0; q < sim->planes; q++)
         others += q != p && sim->plane[q].cut_until_ns[0] <= sim->now_ns && sim->plane[q].cut_until_ns[1] <= sim->now_ns;
-    for (int q = 0; q < sim->planes && !others; q++)
-        if (sim->plane[q].cut_until_ns[0] > sim->now_ns || sim->plane[q].cut_until_ns[1] > sim->now_ns) return;
+    if (!others && (sim_any_cut(sim) || sim_stopped(sim, 0) || sim_stopped(sim, 1))) return;
     int64_t until = sim->now_ns + (int64_t)sim_below(sim, (uint64_t)((others ? 400 : 120) * MS));
     unsigned ways = 1 + (unsigned)sim_below(sim, 3);
     for (int side = 0; side < 2; side++)
         if (ways >> side & 1) sim->plane[p].cut_until_ns[side] = until;
 }
-
-static int64_t sim_least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Goes to the next thing that happens, at most to `limit_ns`, and does it. Which streams act first is drawn.
 static void sim_step(struct sim *sim, int64_t limit_ns) {
@@ -298,7 +330,8 @@ static void sim_step(struct sim *sim, int64_t limit_ns) {
         for (int s = 0; s < sim->streams; s++)
             for (int side = 0; side < 2; side++) {
                 const struct sim_stream *stream = sim->stream[p][s];
-                next = sim_least(next, sim_least(sim_ready(sim, p, s, side), sim_least(stream->up_at_ns[side], stream->down_at_ns[side])));
+                int64_t changes = sim_least(stream->up_at_ns[side], stream->down_at_ns[side]);
+                next = sim_least(next, sim_least(sim_ready(sim, p, s, side), sim_most(changes, sim->stopped_until_ns[side])));
             }
     if (next > sim->now_ns) sim->now_ns = next;
     sim->events++;
@@ -321,7 +354,7 @@ static void sim_open(struct sim *sim, const struct gang_link_config *config, con
         struct gang_link_config mine = *config;
         mine.rank = side;
         mine.peer = !side;
-        sim->links[side] = gang_link_new(&mine, &hooks[side], sim->now_ns);
+        sim->links[side] = gang_link_new(&mine, &hooks[side], sim_clock(sim, side));
     }
     for (int p = 0; p < sim->planes; p++)
         for (int s = 0; s < sim->streams; s++) {

@@ -120,9 +120,9 @@ static void sum_reference(const struct job *job, const void *const *before, uint
             if (job->sites[i] == site) theirs[n++] = before[i];
         if (!n) continue;
         sums[count] = malloc(job->count * size_of(job->type) + 1);
-        gang_sum_reference(sums[count++], theirs, n, job->count, job->type);
+        gang_sum_reference(sums[count++], theirs, NULL, n, job->count, job->type);
     }
-    gang_sum_reference(expected, (const void *const *)sums, count, job->count, job->type);
+    gang_sum_reference(expected, (const void *const *)sums, NULL, count, job->count, job->type);
     for (int i = 0; i < count; i++) free(sums[i]);
 }
 
@@ -219,18 +219,20 @@ static void test_over_sites_against_the_reference(void **state) {
 }
 
 // What crosses, counted by the relay between the sites: the data once each way, half of it to be summed and half as sums.
-static void test_the_long_way_carries_the_data_once(void **state) {
-    (void)state;
+// The canonical order costs nothing more when the sites hold whole subtrees.
+static void count_what_crosses(const int *shards) {
     enum { MEMBERS = 5, COUNT = 5 << 20 };
     static const int sites[MEMBERS] = {0, 0, 0, 1, 1};
-    static const double shares[][2] = {[ALL_REDUCE] = {1, 1}, [REDUCE_SCATTER] = {0.6, 0.4}, [ALL_GATHER] = {0.4, 0.6}}; // to site 0, to site 1
+    static const double shares[][2] = {
+        [ALL_REDUCE] = {1, 1}, [REDUCE_SCATTER] = {0.6, 0.4}, [ALL_GATHER] = {0.4, 0.6}, [BROADCAST] = {0, 0.25}}; // to site 0, to site 1; bytes
     struct mesh mesh;
     struct job jobs[MEMBERS];
     struct gang_relay_report before = {0}, after;
     open_sites(&mesh, MEMBERS, 1, sites, &(struct gang_relay_options){.listen = "127.0.0.1:0", .rtt_s = 0.002});
-    for (int kind = ALL_REDUCE; kind <= ALL_GATHER; kind++) {
+    for (int i = 0; i < MEMBERS && shards; i++) assert_ok(gang_comm_canonical(mesh.groups[i], shards));
+    for (int kind = ALL_REDUCE; kind <= BROADCAST; kind++) {
         for (int i = 0; i < MEMBERS; i++) {
-            jobs[i] = (struct job){.group = mesh.groups[i], .member = i, .members = MEMBERS, .kind = kind, .count = COUNT};
+            jobs[i] = (struct job){.group = mesh.groups[i], .member = i, .members = MEMBERS, .kind = kind, .root = 1, .count = COUNT};
             jobs[i].data = calloc(COUNT, sizeof(float));
         }
         run_all(jobs, MEMBERS);
@@ -239,12 +241,125 @@ static void test_the_long_way_carries_the_data_once(void **state) {
         gang_relay_report(mesh.relay, &after);
         for (int way = 0; way < 2; way++) {
             double share = (double)(after.bytes[way] - before.bytes[way]) / (COUNT * sizeof(float));
-            print_message("%s to site %d: %.4f of the data\n", kind == ALL_REDUCE ? "both" : kind == ALL_GATHER ? "sums" : "parts", way, share);
-            assert_true(share >= shares[kind][way] && share < 1.02 * shares[kind][way]);
+            static const char *const names[] = {"both", "parts", "sums", "broadcast"};
+            print_message("%s to site %d: %.4f of the data\n", names[kind], way, share);
+            assert_true(share >= shares[kind][way] && share < 1.02 * shares[kind][way] + 0.01);
         }
         before = after;
         for (int i = 0; i < MEMBERS; i++) free(jobs[i].data);
     }
+    close_mesh(&mesh);
+}
+
+static void test_the_long_way_carries_the_data_once(void **state) {
+    (void)state;
+    count_what_crosses(NULL);
+    count_what_crosses((const int[]){6, 4, 7, 1, 0});
+}
+
+// ---- The canonical order ---------------------------------------------------------------------------------------------
+
+enum { SHARDS = 8, SHARD_COUNT_MAX = 300000 };
+
+static float value_of(const uint8_t *data, size_t i, enum gang_element type) {
+    uint32_t bits = 0;
+    float value;
+    memcpy((uint8_t *)&bits + (4 - size_of(type)), data + i * size_of(type), size_of(type));
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// The definition at its plainest: the halves of the range, each by itself, without what is not there.
+static bool sum_tree(uint8_t *const *by_shard, int first, int shards, size_t i, enum gang_element type, float *sum) {
+    float right = 0;
+    if (shards == 1 && by_shard[first]) *sum = value_of(by_shard[first], i, type);
+    if (shards == 1) return by_shard[first];
+    bool left_is = sum_tree(by_shard, first, shards / 2, i, type, sum);
+    bool right_is = sum_tree(by_shard, first + shards / 2, shards / 2, i, type, &right);
+    if (right_is) *sum = left_is ? *sum + right : right;
+    return left_is || right_is;
+}
+
+static void sum_shards(uint8_t *const *by_shard, int first, int shards, size_t count, enum gang_element type, uint8_t *out) {
+    for (size_t i = 0; i < count; i++) {
+        float sum = 0;
+        sum_tree(by_shard, first, shards, i, type, &sum);
+        const void *part = &sum;
+        float rounded; // by the sum of one part: that is in the reference's hands already
+        gang_sum_reference(&rounded, &part, NULL, 1, 1, GANG_ELEMENT_F32);
+        uint32_t bits;
+        memcpy(&bits, &rounded, sizeof bits);
+        if (type == GANG_ELEMENT_BF16 && !isnan(rounded)) bits += 0x7fff + (bits >> 16 & 1);
+        memcpy(out + i * size_of(type), (const uint8_t *)&bits + (4 - size_of(type)), size_of(type));
+    }
+}
+
+struct placing {
+    int members, planes, sites[MEMBERS_MAX], shards[MEMBERS_MAX], each; // each: shards that a member stands for, from its own
+};
+
+// All sums of these shards have the bits of `expected`.
+static void check_placing(const struct placing *p, uint8_t *const *by_shard, size_t count, enum gang_element type, const uint8_t *expected) {
+    struct mesh mesh;
+    struct job jobs[MEMBERS_MAX];
+    size_t bytes = count * size_of(type);
+    open_sites(&mesh, p->members, p->planes, p->sites, NULL);
+    for (int i = 0; i < p->members; i++) assert_ok(gang_comm_canonical(mesh.groups[i], p->shards));
+    for (int kind = ALL_REDUCE; kind <= REDUCE_SCATTER; kind++) {
+        for (int i = 0; i < p->members; i++) {
+            jobs[i] = (struct job){.group = mesh.groups[i], .kind = kind, .type = type, .count = count, .data = malloc(bytes)};
+            memcpy(jobs[i].data, by_shard[p->shards[i]], bytes);
+            if (p->each > 1) sum_shards(by_shard, p->shards[i], p->each, count, type, jobs[i].data);
+        }
+        run_all(jobs, p->members);
+        for (int i = 0; i < p->members; i++) {
+            size_t first = 0, length = count;
+            if (jobs[i].status) fail_msg("%s", jobs[i].error);
+            if (kind == REDUCE_SCATTER) gang_comm_part(mesh.groups[i], count, i, &first, &length);
+            assert_true(!memcmp(jobs[i].data + first * size_of(type), expected + first * size_of(type), length * size_of(type)));
+            free(jobs[i].data);
+        }
+    }
+    close_mesh(&mesh);
+}
+
+// Members in any order, on any sites, over one plane or two, one for each shard or one for several.
+static void test_the_canonical_order_gives_the_same_bits(void **state) {
+    (void)state;
+    static const struct placing five[] = {
+        {5, 1, {0}, {0, 1, 2, 3, 5}, 1},
+        {5, 2, {0}, {3, 0, 5, 2, 1}, 1},
+        {5, 1, {7, 7, 7, 7, 2}, {2, 0, 1, 3, 5}, 1}, // both sites have a whole subtree
+        {5, 2, {0, 1, 0, 1, 1}, {0, 1, 2, 3, 5}, 1}, // neither
+        {5, 1, {2, 0, 1, 0, 1}, {5, 3, 1, 2, 0}, 1}, // all three
+    };
+    static const struct placing eight[] = {{4, 1, {0}, {6, 0, 2, 4}, 2}, {4, 1, {0, 1, 1, 0}, {4, 2, 0, 6}, 2}, {2, 2, {1, 0}, {0, 4}, 4}};
+    uint64_t seed = test_seed();
+    static uint8_t data[SHARDS][SHARD_COUNT_MAX * 4], expected[SHARD_COUNT_MAX * 4];
+    uint8_t *all[SHARDS], *some[SHARDS] = {NULL};
+    for (int round = 0; round < 4; round++) {
+        enum gang_element type = round % 2 ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32;
+        size_t count = round < 2 ? 1001 : SHARD_COUNT_MAX;
+        for (int s = 0; s < SHARDS; s++) {
+            draw_numbers(data[s], sizeof data[s], seed * 100 + (uint64_t)s, false);
+            draw_numbers(data[s], 2000, seed * 200 + (uint64_t)s, true); // NaN and infinities among them
+            all[s] = data[s];
+        }
+        for (int i = 0; i < five[0].members; i++) some[five[0].shards[i]] = all[five[0].shards[i]];
+        sum_shards(some, 0, SHARDS, count, type, expected);
+        for (size_t i = 0; i < sizeof five / sizeof *five; i++) check_placing(&five[i], some, count, type, expected);
+        if (type == GANG_ELEMENT_BF16) continue; // several shards' sum of bf16 is rounded
+        sum_shards(all, 0, SHARDS, count, type, expected);
+        for (size_t i = 0; i < sizeof eight / sizeof *eight; i++) check_placing(&eight[i], all, count, type, expected);
+    }
+}
+
+static void test_shards_that_are_none(void **state) {
+    (void)state;
+    struct mesh mesh;
+    open_mesh(&mesh, 2, 1);
+    assert_fails(GANG_ERR_INPUT, "member 1 has shard 3", gang_comm_canonical(mesh.groups[0], (const int[]){3, 3}));
+    assert_fails(GANG_ERR_INPUT, "member 0 has shard -1", gang_comm_canonical(mesh.groups[0], (const int[]){-1, 3}));
     close_mesh(&mesh);
 }
 
@@ -259,8 +374,9 @@ static void test_sums_equal_their_reference(void **state) {
         const void *pointers[6];
         for (int i = 0; i < 6; i++) draw_numbers(parts[i], sizeof parts[i], seed + round * 10 + (uint64_t)i, round % 2), pointers[i] = parts[i];
         for (int type = 0; type < 2; type++) {
-            gang_sum_reference(slow, pointers, count, n, type ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32);
-            gang_sum(fast, pointers, count, n, type ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32);
+            const int *shards = round / 2 % 2 ? (const int[]){0, 3, 4, 5, 9, 1 << 30} : NULL;
+            gang_sum_reference(slow, pointers, shards, count, n, type ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32);
+            gang_sum(fast, pointers, shards, count, n, type ? GANG_ELEMENT_BF16 : GANG_ELEMENT_F32);
             assert_memory_equal(fast, slow, n * (type ? 2 : 4));
         }
     }
@@ -450,6 +566,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_against_the_reference),
         cmocka_unit_test(test_over_sites_against_the_reference),
         cmocka_unit_test(test_the_long_way_carries_the_data_once),
+        cmocka_unit_test(test_the_canonical_order_gives_the_same_bits),
+        cmocka_unit_test(test_shards_that_are_none),
         cmocka_unit_test(test_several_groups_with_several_under_way),
         cmocka_unit_test(test_all_that_was_started_ends_when_a_member_dies),
         cmocka_unit_test(test_a_member_that_left_is_named_and_the_rest_goes_on),

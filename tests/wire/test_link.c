@@ -157,16 +157,17 @@ static void app_open(struct app *app, struct sim *sim, int messages) {
 
 static void app_start(struct app *app, struct app_op *op) {
     struct sim *sim = app->sim;
-    struct gang_link *link = sim->links[op->receive ? !op->side : op->side];
+    int side = op->receive ? !op->side : op->side;
+    struct gang_link *link = sim->links[side];
     op->started = true;
     op->data = malloc(op->bytes + 1);
     enum gang_status status;
     if (op->receive) {
         memset(op->data, 0xcc, op->bytes + 1);
-        status = gang_link_recv(link, sim->now_ns, (uint32_t)op->tag, op->data, op->bytes, op);
+        status = gang_link_recv(link, sim_clock(sim, side), (uint32_t)op->tag, op->data, op->bytes, op);
     } else {
         pattern(op->data, op->bytes, sim->seed, name_of(op));
-        status = gang_link_send(link, sim->now_ns, (uint32_t)op->tag, op->tag % WIRE_PRIORITIES, op->data, op->bytes, op);
+        status = gang_link_send(link, sim_clock(sim, side), (uint32_t)op->tag, op->tag % WIRE_PRIORITIES, op->data, op->bytes, op);
     }
     if (!status) return;
     sim_assert(sim, status == GANG_ERR_PEER && link->state == LINK_DEAD);
@@ -217,12 +218,14 @@ static bool draw_network(struct sim *sim) {
         sim->plane[p] = (struct sim_plane){.delay_ns = (int64_t)sim_below(sim, 3) * 2500 * US + 20 * US,
                                            .jitter_ns = (int64_t)sim_below(sim, sim->ordered ? 200 : 2000) * US,
                                            .bytes_per_ns = 0.001 * (double)(1 << sim_below(sim, 10))};
-    return rough == 0;
+    if (sim_chance(sim, 0.3)) sim->jumps = 0.02 * gang_uniform(sim_draw(sim));
+    if (sim_chance(sim, 0.3)) sim->stops = 0.02 * gang_uniform(sim_draw(sim));
+    return rough == 0 && !sim->jumps && !sim->stops;
 }
 
 // The network heals; what is left must settle, and both ends agree on the credit.
 static void drain(struct sim *sim) {
-    sim->drop = sim->twice = sim->flip = sim->cut = sim->breaks = 0;
+    sim->drop = sim->twice = sim->flip = sim->cut = sim->breaks = sim->jumps = sim->stops = 0;
     const int64_t limit_ns = sim->now_ns + 5000 * MS;
     struct gang_link *a = sim->links[0], *b = sim->links[1];
     while (!gang_link_flushed(a) || !gang_link_flushed(b) || a->credit_limit != b->credit_told || b->credit_limit != a->credit_told) {
@@ -335,10 +338,82 @@ static void test_who_wakes_late_still_finds_the_dead(void **state) {
     gang_link_free(link);
 }
 
+// Nor does it count as time in which the peer could have connected.
+static void test_who_wakes_late_still_waits_for_a_connection(void **state) {
+    (void)state;
+    enum gang_link_state now_is = LINK_CONNECTING;
+    struct gang_link_config config = gang_link_defaults;
+    config.peer = config.planes = config.streams = 1;
+    int64_t start = 1000000000, now = start, slept = 6 * config.connect_ns;
+    struct gang_link *link = gang_link_new(&config, &(struct gang_link_hooks){&now_is, no_completion, no_reset, note_state}, now);
+    gang_link_tick(link, now);
+    for (now += slept; now_is != LINK_DEAD; now += config.heartbeat_ns) gang_link_tick(link, now);
+    int64_t waited = now - start - slept;
+    assert_true(waited > config.connect_ns * 9 / 10 && waited <= config.connect_ns + 2 * config.heartbeat_ns);
+    gang_link_free(link);
+}
+
+static void count_completion(void *context, void *user, enum gang_status status) {
+    (void)context;
+    *(int *)user += status == GANG_OK;
+}
+static void ignore_state(void *context, enum gang_link_state state) { (void)context, (void)state; }
+
+// Moves a message from side 0 to side 1 and says how long it took.
+static int64_t carry(struct sim *sim, const uint8_t *from, uint8_t *to, size_t bytes) {
+    int64_t start_ns = sim->now_ns;
+    int completed = 0;
+    assert_ok(gang_link_recv(sim->links[1], sim_clock(sim, 1), 1, to, bytes, &completed));
+    assert_ok(gang_link_send(sim->links[0], sim_clock(sim, 0), 1, 0, from, bytes, &completed));
+    while (completed < 2) {
+        sim_step(sim, SIM_NEVER);
+        sim_assert(sim, sim->now_ns - start_ns < 10000 * MS);
+    }
+    return sim->now_ns - start_ns;
+}
+
+static void run_until(struct sim *sim, int64_t end_ns) {
+    while (sim->now_ns < end_ns) sim_step(sim, end_ns);
+}
+
+// A pause of either side, on an idle link and in the middle of a message, costs no plane, and the next silence is noticed as
+// soon as any.
+static void test_a_pause_is_not_distance(void **state) {
+    (void)state;
+    enum { BYTES = 4 << 20 };
+    static uint8_t from[BYTES], to[BYTES];
+    struct sim sim = {.seed = 1, .ordered = true, .next_fault_ns = SIM_NEVER};
+    struct gang_link_config config = gang_link_defaults;
+    config.planes = 2;
+    config.streams = 1;
+    struct gang_link_hooks hooks[2];
+    for (int side = 0; side < 2; side++) {
+        sim.plane[side] = (struct sim_plane){.delay_ns = 2500 * US, .bytes_per_ns = 0.1};
+        sides[side] = (struct sim_side){&sim, side};
+        hooks[side] = (struct gang_link_hooks){&sides[side], count_completion, sim_on_reset, ignore_state};
+    }
+    sim_open(&sim, &config, hooks);
+    for (int i = 0; i < 4; i++) {
+        carry(&sim, from, to, BYTES);
+        run_until(&sim, sim.now_ns + 300 * MS);
+        sim.stopped_until_ns[i % 2] = sim.now_ns + 900 * MS;
+        if (i / 2) carry(&sim, from, to, BYTES);
+        run_until(&sim, sim.stopped_until_ns[i % 2] + 10 * MS);
+        for (int k = 0; k < 4; k++) {
+            const struct gang_plane *plane = &sim.links[k / 2]->planes[k % 2];
+            assert_int_equal(plane->losses, 0);
+            assert_true(plane->srtt_ns + 4 * plane->rttvar_ns < 100 * MS);
+        }
+    }
+    sim_close(&sim);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_networks),
         cmocka_unit_test(test_who_wakes_late_still_finds_the_dead),
+        cmocka_unit_test(test_who_wakes_late_still_waits_for_a_connection),
+        cmocka_unit_test(test_a_pause_is_not_distance),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
