@@ -29,7 +29,7 @@ asan: ## the tests under the address and undefined-behaviour sanitizers
 	@tools/sanitized address tests/run build-asan
 
 # What runs on several OpenMP threads (src/device, fresh weights, what trains) is left out: see tools/sanitized.
-TSAN_TESTS = base yaml config safetensors tokenizer data save sample link wire small relay packets group secure soak random
+TSAN_TESTS = base yaml config safetensors tokenizer data save sample link wire small pace relay packets measure group secure soak random
 
 tsan: ## the tests of threads of our own under the thread sanitizer
 	@$(MAKE) --no-print-directory build BUILD=build-tsan OPTIONS="-DSANITIZE=thread"
@@ -39,9 +39,10 @@ fuzz: ## every harness for SECONDS (60) each
 	@tools/setup build fuzz
 	@for f in tests/fuzz/fuzz_*.c; do tests/fuzz/run $$(basename $$f .c) $(or $(SECONDS),60) || exit 1; done
 
-soak: build ## the wire: RUNS (100000) seeded networks, ROUNDS (1000) of processes, CUTS (100); GANG_TEST_SEED=n repeats one
+soak: build ## RUNS (100000) seeded networks, ROUNDS (1000) and CUTS (100) of sockets, KILLS (200) in runs; GANG_TEST_SEED=n repeats
 	@GANG_TEST_RUNS=$(or $(RUNS),100000) $(BUILD)/test_link
 	@GANG_TEST_RUNS=$(or $(ROUNDS),1000) GANG_TEST_CUTS=$(or $(CUTS),100) $(BUILD)/test_soak
+	@GANG_TEST_KILLS=$(or $(KILLS),200) tests/run $(BUILD) tests/cmd/test_hostile.sh
 
 tidy: build ## format, clang-tidy, and the rules of the house that a script can check
 	@tools/setup tidy

@@ -87,7 +87,8 @@ struct gang_os {
     int (*rename)(const char *from, const char *to);
     int (*unlink)(const char *path);
     int (*mkdir)(const char *path, int mode);
-    int64_t (*now_ns)(void); // monotonic
+    int64_t (*now_ns)(void);  // monotonic
+    int64_t (*wall_ns)(void); // since 1970, as whoever set this host's clock sees it
 };
 
 extern const struct gang_os gang_os_real;

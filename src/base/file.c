@@ -16,11 +16,13 @@
 
 static int real_open(const char *path, int flags, int mode) { return open(path, flags | O_CLOEXEC, mode); }
 static int real_mkdir(const char *path, int mode) { return mkdir(path, (mode_t)mode); }
-static int64_t real_now_ns(void) {
+static int64_t read_clock(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
+static int64_t real_now_ns(void) { return read_clock(CLOCK_MONOTONIC); }
+static int64_t real_wall_ns(void) { return read_clock(CLOCK_REALTIME); }
 
 const struct gang_os gang_os_real = {
     .open = real_open,
@@ -32,6 +34,7 @@ const struct gang_os gang_os_real = {
     .unlink = unlink,
     .mkdir = real_mkdir,
     .now_ns = real_now_ns,
+    .wall_ns = real_wall_ns,
 };
 const struct gang_os *gang_os = &gang_os_real;
 

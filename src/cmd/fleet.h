@@ -16,4 +16,8 @@ struct gang_fleet_screen {
 GANG_CHECK_RESULT enum gang_status gang_show_fleet(const struct gang_fleet_options *options, struct gang_fleet_screen *screen,
                                                    struct gang_fleet_result *result);
 
+// The run of JOB or PLAN `path` as a batch job of Slurm's.
+GANG_CHECK_RESULT enum gang_status gang_submit(const struct gang_job *job, const struct gang_pool *pool, const char *path, bool resume, bool json,
+                                               struct gang_arena *arena);
+
 #endif

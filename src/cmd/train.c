@@ -16,6 +16,11 @@ struct screen {
     double expected_bytes;
 };
 
+struct command {
+    const char *path; // of the job or plan
+    bool resume, submit;
+};
+
 static void show_tokenising(void *context, int64_t done, int64_t all) {
     struct screen *s = context;
     char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES];
@@ -108,9 +113,16 @@ static enum gang_status make_absolute(struct gang_arena *arena, char **path) {
     return status;
 }
 
-// On a cluster: every device that its file names. `planned` or NULL: how.
-static enum gang_status train_fleet(struct gang_job *job, const struct gang_plan *plan, bool resume, struct gang_fleet_screen *screen,
-                                    struct gang_arena *arena) {
+// Asked for, or Slurm has put the job back into its queue and starts it once more as it did.
+static bool goes_on(const struct gang_job *job, const struct command *command, struct gang_arena *arena) {
+    const char *again = getenv("SLURM_RESTART_COUNT");
+    bool requeued = again && strcmp(again, "0") != 0;
+    return command->resume || (requeued && gang_path_exists(gang_arena_printf(arena, "%s/latest", job->output)));
+}
+
+// On a cluster: every device that its file names. `plan` or NULL: how.
+static enum gang_status train_fleet(struct gang_job *job, const struct gang_plan *plan, const struct command *command,
+                                    struct gang_fleet_screen *screen, struct gang_arena *arena) {
     struct gang_config config;
     struct gang_task task;
     struct gang_pool pool;
@@ -122,6 +134,7 @@ static enum gang_status train_fleet(struct gang_job *job, const struct gang_plan
     if (!status) status = gang_pool_read(job->cluster, arena, &pool);
     if (plan) layout = plan->layout;
     if (!status && !plan && !searched) status = gang_layout_parse(job->layout, &layout);
+    if (!status && command->submit) return gang_submit(job, &pool, command->path, command->resume, screen->json, arena);
     if (status) return status;
     gang_fleet_task(job, &config, &task);
     const struct gang_fleet_options options = {.job = job,
@@ -130,20 +143,20 @@ static enum gang_status train_fleet(struct gang_job *job, const struct gang_plan
                                                .layout = searched ? NULL : &layout,
                                                .plan = plan,
                                                .launcher = (enum gang_launcher)job->launcher,
-                                               .resume = resume};
+                                               .resume = goes_on(job, command, arena)};
     return gang_show_fleet(&options, screen, &result);
 }
 
-static enum gang_status train_plan(const char *path, bool resume, struct gang_fleet_screen *screen, struct gang_arena *arena) {
+static enum gang_status train_plan(const struct command *command, struct gang_fleet_screen *screen, struct gang_arena *arena) {
     struct gang_plan plan;
     struct gang_job job;
     struct gang_task task;
     struct gang_pool pool;
-    enum gang_status status = gang_task_open(path, NULL, arena, &task, &pool, &plan);
+    enum gang_status status = gang_task_open(command->path, NULL, arena, &task, &pool, &plan);
     if (!status) status = gang_job_read(plan.job, arena, &job);
     if (status) return status;
     job.cluster = plan.cluster;
-    return train_fleet(&job, &plan, resume, screen, arena);
+    return train_fleet(&job, &plan, command, screen, arena);
 }
 
 static enum gang_status train_here(const struct gang_job *job, bool resume, struct screen *screen) {
@@ -156,37 +169,35 @@ static enum gang_status train_here(const struct gang_job *job, bool resume, stru
     return status;
 }
 
-static enum gang_status train_job(const char *path, bool resume, struct screen *screen, struct gang_fleet_screen *fleet, struct gang_arena *arena) {
+static enum gang_status train_job(const struct command *command, struct screen *screen, struct gang_fleet_screen *fleet, struct gang_arena *arena) {
     struct gang_job job;
-    enum gang_status status = gang_job_read(path, arena, &job);
+    enum gang_status status = gang_job_read(command->path, arena, &job);
     if (status) return status;
-    return *job.cluster ? train_fleet(&job, NULL, resume, fleet, arena) : train_here(&job, resume, screen);
+    if (*job.cluster) return train_fleet(&job, NULL, command, fleet, arena);
+    if (command->submit) return gang_fail(GANG_ERR_INPUT, "%s: --submit: the job names no cluster: it needs none of Slurm's nodes", command->path);
+    return train_here(&job, goes_on(&job, command, arena), screen);
 }
 
 static int run_train(int argc, char **argv) {
     struct screen screen = {0};
     struct gang_fleet_screen fleet = {0};
-    bool resume = false, fields = false;
-    const char *path[1] = {NULL};
-    const struct gang_option options[] = {{"--json", NULL, &screen.json},
-                                          {"--resume", NULL, &resume},
-                                          {"--fields", NULL, &fields},
-                                          {"--explain", NULL, &fleet.explain},
-                                          {"--trace", &fleet.trace, NULL}};
-    int code = gang_options(&gang_command_train, argc, argv, options, 5, 0, 1, path);
+    struct command command = {0};
+    bool fields = false;
+    const struct gang_option options[] = {{"--json", NULL, &screen.json}, {"--resume", NULL, &command.resume}, {"--submit", NULL, &command.submit},
+                                          {"--fields", NULL, &fields},    {"--explain", NULL, &fleet.explain}, {"--trace", &fleet.trace, NULL}};
+    int code = gang_options(&gang_command_train, argc, argv, options, 6, 0, 1, &command.path);
     if (code >= 0) return code;
     if (fields) {
         print_fields();
         return EXIT_OK;
     }
-    if (!path[0]) return gang_usage(&gang_command_train, "an argument is missing: expected", gang_command_train.arguments);
+    if (!command.path) return gang_usage(&gang_command_train, "an argument is missing: expected", gang_command_train.arguments);
     screen.live = fleet.live = isatty(STDOUT_FILENO) && !screen.json;
     fleet.json = screen.json;
 
     struct gang_arena arena;
     gang_arena_init(&arena);
-    enum gang_status status = gang_plan_is(path[0]) ? train_plan(path[0], resume, &fleet, &arena)
-                                                    : train_job(path[0], resume, &screen, &fleet, &arena);
+    enum gang_status status = gang_plan_is(command.path) ? train_plan(&command, &fleet, &arena) : train_job(&command, &screen, &fleet, &arena);
     gang_arena_release(&arena);
     if (status == GANG_ERR_STOPPED) fprintf(stderr, "gangline: stopped before the first step; nothing to save\n");
     return status == GANG_ERR_STOPPED ? EXIT_OK : gang_report(status);
@@ -194,10 +205,11 @@ static int run_train(int argc, char **argv) {
 
 const struct gang_command gang_command_train = {
     .name = "train",
-    .arguments = "JOB.yaml|PLAN [--resume]",
+    .arguments = "JOB.yaml|PLAN [--resume] [--submit]",
     .summary = "Train a model as a job file says",
     .run = run_train,
     .help = "  --resume   go on from the last save of the job's output directory\n"
+            "  --submit   write a batch job of Slurm's that runs this, and submit it; put back into the queue it resumes\n"
             "  --json     print one JSON object per step, nothing else\n"
             "  --fields   print what a job file may say, with defaults\n"
             "  --explain  on a cluster: predicted beside measured at the end, by rank and kind of work\n"

@@ -46,10 +46,10 @@ struct hand {
 
 struct agent {
     int input, notify, secret, null;
-    bool lost, stopping;
+    bool lost, stopping, announced;
     int64_t stop_ns; // when the next, harder signal is due
     int stop_signal;
-    int64_t node, cluster;
+    int64_t node, nodes_told, cluster;
     char *address;
     char secret_path[SECRET_PATH_BYTES];
     struct gang_wire *wire;
@@ -79,12 +79,15 @@ static const char *value_of(const char *line, const char *name) {
     return strncmp(line, name, length) == 0 && line[length] == ' ' ? line + length + 1 : NULL;
 }
 
-// "node INDEX NAME": of several, the one that Slurm says we are.
+// "node INDEX NAME", or without a name where Slurm chooses the nodes: of several, the one that Slurm says we are.
 static enum gang_status take_node(struct agent *agent, char *text) {
-    const char *name = getenv("SLURMD_NODENAME");
+    const char *name = getenv("SLURMD_NODENAME"), *task = getenv("SLURM_PROCID");
     char *space = strchr(text, ' ');
+    int64_t turn = agent->nodes_told++, mine = -1;
     if (space) *space = 0;
-    if (agent->node >= 0 && (!space || !name || strcmp(space + 1, name) != 0)) return GANG_OK;
+    enum gang_status status = !space && task ? gang_parse_int("agent: SLURM_PROCID", task, 0, GANG_CONTROL_NODES - 1, &mine) : GANG_OK;
+    bool ours = space ? name && !strcmp(space + 1, name) : mine == turn;
+    if (status || (agent->node >= 0 && !ours)) return status;
     return gang_parse_int("agent: node", text, 0, GANG_CONTROL_NODES - 1, &agent->node);
 }
 
@@ -196,7 +199,7 @@ static void start_hand(struct agent *agent, struct hand *hand, const char *const
                                                  .keep = agent->secret,
                                                  .procs = hand->cgroup.procs,
                                                  .cpu = cpu,
-                                                 .dies_with_us = true},
+                                                 .dies_by = SIGKILL},
                             &hand->pid, &hand->pidfd);
     gang_fd_close(&out);
     gang_fd_close(&err);
@@ -283,6 +286,24 @@ static enum gang_status hear(struct agent *agent) {
 
 // ---- The loop ------------------------------------------------------------------------------------------------------
 
+static volatile sig_atomic_t told_to_end;
+static int waker = -1; // of the loop
+
+static void on_term(int signal_number) {
+    int code = errno;
+    told_to_end = signal_number;
+    (void)eventfd_write(waker, 1);
+    errno = code;
+}
+
+// Who ends a whole job (Slurm) signals all its processes; the coordinator decides what happens then.
+static void announce_end(struct agent *agent) {
+    struct gang_buffer nothing = {0};
+    if (!told_to_end || agent->announced) return;
+    agent->announced = true;
+    send_packed(agent, MAIL_ENDS, &nothing);
+}
+
 static bool all_reported(const struct agent *agent) {
     for (size_t i = 0; i < agent->count; i++)
         if (agent->hands[i].state != HAND_REPORTED) return false;
@@ -323,6 +344,7 @@ static enum gang_status serve(struct agent *agent) {
     while (!status && !agent->lost && !(agent->stopping && all_reported(agent))) {
         bool more = false;
         status = hear(agent);
+        announce_end(agent);
         for (size_t i = 0; i < agent->count; i++) {
             struct hand *hand = &agent->hands[i];
             reap(hand, false);
@@ -352,12 +374,14 @@ static enum gang_status find_coordinator(struct agent *agent) {
     struct gang_wire_plane plane = {.remote = agent->address};
     struct gang_buffer packed = {0};
     char host[256] = "?";
+    const char *name = getenv("SLURMD_NODENAME");
     enum gang_status status = gang_wire_open(&options, &agent->wire);
     if (!status) status = gang_wire_join(agent->wire, &(struct gang_wire_link_options){.peer = CONTROL_RANK, .planes = 1, .plane = &plane}, &link);
     if (status) return status;
     gang_mail_init(&agent->mail, link);
     (void)gethostname(host, sizeof host - 1);
-    gang_put_text(&packed, host);
+    gang_put_text(&packed, name ? name : host);
+    gang_put_u64(&packed, (uint64_t)gang_os->wall_ns());
     send_packed(agent, MAIL_READY, &packed);
     return GANG_OK;
 }
@@ -382,13 +406,14 @@ static void end_all(struct agent *agent) {
 enum gang_status gang_agent_run(int input) {
     struct agent agent = {.input = input, .secret = -1, .node = -1, .notify = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .null = -1};
     agent.null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    // Who ends a whole job (Slurm) signals all its processes; the coordinator decides what happens then.
-    signal(SIGTERM, SIG_IGN);
+    waker = agent.notify;
+    sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_term}, NULL);
     signal(SIGPIPE, SIG_IGN);
     enum gang_status status = be_greeted(&agent);
     if (!status) gang_cgroup_sweep();
     if (!status) status = find_coordinator(&agent);
     if (!status) status = serve(&agent);
+    signal(SIGTERM, SIG_IGN);
     end_all(&agent);
     return status;
 }

@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,7 +14,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-enum { NOTES_MAX = 256, TEXT_BYTES = 2048 };
+enum { NOTES_MAX = 256, TEXT_BYTES = 2048, CLOCKS_APART_S = 30 };
 static const int64_t ms = 1000000;
 
 const char *const gang_launcher_names[] = {"local", "ssh", "slurm", NULL};
@@ -21,6 +22,7 @@ const char *const gang_launcher_names[] = {"local", "ssh", "slurm", NULL};
 const char *gang_control_address(const struct gang_control *control) { return gang_wire_address(control->wire); }
 const char *gang_control_secret_path(const struct gang_control *control) { return control->secret_path; }
 uint64_t gang_control_cluster(const struct gang_control *control) { return control->cluster; }
+const char *gang_control_node(const struct gang_control *control, int node) { return control->nodes[node].name; }
 
 // ---- Notes ---------------------------------------------------------------------------------------------------------
 
@@ -55,12 +57,15 @@ static bool room_for_notes(const struct gang_control *control) { return control-
 
 static void say_remedy(const struct gang_control *control, const struct gang_node *node, char *out, size_t bytes) {
     const char *end = node->launch->end;
+    const struct gang_control_site *site = node->launch->site;
+    bool by_ssh = site->launcher == GANG_LAUNCH_SSH || site->login;
     *out = 0;
     if (node->ready) return;
-    if (!strcmp(end, control->options.launcher == GANG_LAUNCH_SLURM ? "exit status 2" : "exit status 127"))
+    if (!strcmp(end, site->launcher == GANG_LAUNCH_SLURM ? "exit status 2" : "exit status 127"))
         snprintf(out, bytes, ": is gangline installed there, as %.256s?", control->options.program);
-    if (control->options.launcher == GANG_LAUNCH_SSH && !strcmp(end, "exit status 255"))
-        snprintf(out, bytes, ": is the host up, and does 'ssh -o BatchMode=yes %.256s true' work without a password?", node->name);
+    if (by_ssh && !strcmp(end, "exit status 255"))
+        snprintf(out, bytes, ": is the host up, and does 'ssh -o BatchMode=yes %.256s true' work without a password?",
+                 site->login ? site->login : node->name);
 }
 
 static void lose_node(struct gang_control *control, int n) {
@@ -72,7 +77,8 @@ static void lose_node(struct gang_control *control, int n) {
     say_remedy(control, node, remedy, sizeof remedy);
     int used = snprintf(text, sizeof text, "node %d (%s) %s: ", n, node->name, node->ready ? "is lost" : "has no agent");
     if (node->launch->end[0]) {
-        snprintf(text + used, sizeof text - (size_t)used, "%s ended with %s%s%s%s%s", programs[control->options.launcher], node->launch->end,
+        snprintf(text + used, sizeof text - (size_t)used, "%s ended with %s%s%s%s%s",
+                 programs[node->launch->site->login ? GANG_LAUNCH_SSH : node->launch->site->launcher], node->launch->end,
                  node->launch->last[0] ? ": '" : "", node->launch->last, node->launch->last[0] ? "'" : "", remedy);
     } else {
         snprintf(text + used, sizeof text - (size_t)used, "its agent does not answer any more");
@@ -100,6 +106,11 @@ static void hear_launch(struct gang_control *control, struct gang_launch *launch
     while (room_for_notes(control) && gang_lines_next(&launch->lines) == LINE_READY) {
         if (tells_more(launch->lines.line, launch->last)) snprintf(launch->last, sizeof launch->last, "%.255s", launch->lines.line);
         gang_text_clean(launch->last);
+        // What Slurm says of its queue is for now, not for when the waiting is over.
+        if (control->starting && !strncmp(launch->lines.line, "srun: job ", 10)) {
+            gang_log(GANG_LOG_INFO, "%s%s%.255s", launch->site->name ? launch->site->name : "", launch->site->name ? ": " : "", launch->lines.line);
+            continue;
+        }
         add_note(control,
                  (struct gang_control_event){.kind = GANG_EVENT_LOG, .worker = -1, .node = launch->first_node, .type = 2, .at_ns = gang_os->now_ns()},
                  launch->lines.line);
@@ -145,14 +156,43 @@ static void note_exit(struct gang_control *control, int node, struct gang_reader
     add_note(control, event, text);
 }
 
+// The run itself goes by clocks that nobody sets; but what is written here and there, and who looks at it, does not.
+static bool clocks_agree(struct gang_control *control, int n, int64_t wall_ns) {
+    double apart = (double)(wall_ns - gang_os->wall_ns()) * 1e-9;
+    char text[TEXT_BYTES];
+    if (fabs(apart) < CLOCKS_APART_S) return true;
+    snprintf(text, sizeof text, "node %d (%s): its clock is %.0f s %s this host's: set both right, by NTP", n, control->nodes[n].name, fabs(apart),
+             apart > 0 ? "ahead of" : "behind");
+    add_note(control, (struct gang_control_event){.kind = GANG_EVENT_NODE_LOST, .worker = -1, .node = n, .at_ns = gang_os->now_ns()}, text);
+    return false;
+}
+
+static void greet_node(struct gang_control *control, int n, struct gang_reader *packed) {
+    struct gang_node *node = &control->nodes[n];
+    const char *name = gang_get_text(packed);
+    int64_t wall_ns = (int64_t)gang_get_u64(packed);
+    node->ready = true;
+    if (!node->named && *name) {
+        char *copy = gang_arena_strdup(&control->arena, name);
+        gang_text_clean(copy);
+        node->name = copy;
+    }
+    if (clocks_agree(control, n, wall_ns) && gang_control_order(control, n)) lose_node(control, n);
+}
+
+static void note_end(struct gang_control *control, int n) {
+    char text[TEXT_BYTES];
+    snprintf(text, sizeof text, "node %d (%s) is about to end: its agent was sent SIGTERM, by Slurm or by who shuts the machine down", n,
+             control->nodes[n].name);
+    add_note(control, (struct gang_control_event){.kind = GANG_EVENT_NODE_ENDS, .worker = -1, .node = n, .at_ns = gang_os->now_ns()}, text);
+}
+
 static void hear_node(struct gang_control *control, int n) {
     struct gang_node *node = &control->nodes[n];
     while (!node->lost && room_for_notes(control) && gang_mail_poll(&node->mail)) {
         struct gang_reader packed = {.data = node->mail.data, .left = node->mail.bytes};
-        if (node->mail.type == MAIL_READY && !node->ready) {
-            node->ready = true;
-            if (gang_control_order(control, n)) lose_node(control, n);
-        }
+        if (node->mail.type == MAIL_READY && !node->ready) greet_node(control, n, &packed);
+        if (node->mail.type == MAIL_ENDS) note_end(control, n);
         if (node->mail.type == MAIL_LOG) note_line(control, n, &packed);
         if (node->mail.type == MAIL_EXIT) note_exit(control, n, &packed);
         gang_mail_done(&node->mail);
@@ -199,7 +239,7 @@ static int find_message(struct gang_control *control) {
 
 void gang_control_pump(struct gang_control *control) {
     for (int i = 0; i < control->launch_count; i++) hear_launch(control, &control->launches[i]);
-    for (int n = 0; n < control->options.node_count; n++) hear_node(control, n);
+    for (int n = 0; n < control->node_count; n++) hear_node(control, n);
 }
 
 bool gang_control_sleep(struct gang_control *control, int64_t timeout_ms) {

@@ -1,9 +1,11 @@
 // control: starts processes on the nodes of a run and hears from them. A coordinator (whoever calls gang_control_open) starts one
-// agent per node, by fork here, by ssh or by Slurm; each agent starts the workers of its node. It knows nothing of training.
+// agent per node, by fork here, by ssh or by Slurm, each site in its own way; each agent starts the workers of its node. It knows
+// nothing of training.
 //
 //     const char *const nodes[] = {"a", "b"}, *const argv[] = {"", "rank", NULL};            // "": the agent's own program
 //     const struct gang_control_worker workers[] = {{.node = 0, .cpu = -1}, {.node = 1, .cpu = -1, .share = 0.5}};
-//     struct gang_control_options options = {.node_count = 2, .nodes = nodes, .worker_count = 2, .workers = workers, .worker_argv = argv};
+//     const struct gang_control_site site = {.launcher = GANG_LAUNCH_SSH, .node_count = 2, .nodes = nodes};
+//     struct gang_control_options options = {.site_count = 1, .sites = &site, .worker_count = 2, .workers = workers, .worker_argv = argv};
 //     struct gang_control *control;
 //     struct gang_control_event event;
 //     enum gang_status status = gang_control_open(&options, &control);                       // all have joined, or an error that says why
@@ -54,17 +56,29 @@ struct gang_control_worker {
     int cpu;      // pinned to this core; -1: any
 };
 
-struct gang_control_options {
+// Nodes that are started alike.
+struct gang_control_site {
+    const char *name; // for messages; NULL: none
     enum gang_launcher launcher;
+    int node_count;           // the next so many of all
+    const char *const *nodes; // host names for ssh; local: any names, for messages; slurm: NULL: whichever the allocation has
+    // Of slurm. An srun runs inside the allocation that surrounds this process; where there is none, and for a cluster that is named
+    // here, it asks for one of its own, which ends with it.
+    const char *slurm_conf;           // of another cluster than this host's; NULL: this host's
+    const char *login;                // a host of the cluster on which srun is started, by ssh; NULL: here
+    const char *const *slurm_options; // for an allocation of its own, such as --partition=gpu; ends with NULL; NULL: none
+};
+
+struct gang_control_options {
     const char *program; // of gangline on the nodes; NULL: this very program
-    int node_count;
-    const char *const *nodes; // host names for ssh; local: any names, for messages; slurm: of the allocation, NULL: its first ones
+    int site_count;
+    const struct gang_control_site *sites;
     int worker_count;
     const struct gang_control_worker *workers;
     const char *const *worker_argv; // ends with NULL; argv[0] "" is the agent's own program, else looked up in PATH
-    const char *listen;             // "host:port" of the coordinator; NULL: 127.0.0.1 for local, else this host's name; any port
+    const char *listen;             // "host:port" of the coordinator; NULL: 127.0.0.1 if all is local, else this host's name; any port
     const char *const *ssh_options; // further arguments of ssh, ends with NULL; NULL: none
-    int64_t start_ms;               // to have all workers up; 0: 60000
+    int64_t start_ms;               // to have all workers up once Slurm has given what was asked for; 0: 60000
 };
 
 struct gang_control;
@@ -74,10 +88,11 @@ enum gang_event {
     GANG_EVENT_MESSAGE,   // from a worker
     GANG_EVENT_LOG,       // a line of a worker's stdout (type 1) or stderr (type 2); worker -1: the node's launcher or agent
     GANG_EVENT_EXIT,      // the worker has ended; `data` says how, with its last line on stderr
+    GANG_EVENT_NODE_ENDS, // its agent was sent SIGTERM: by Slurm before a limit or a kill, by a machine that shuts down; `data` says it
     GANG_EVENT_NODE_LOST, // the agent is gone and with it all workers of the node, for which no EXIT comes; `data` says why
 };
 
-// `data` is valid until the next call, followed by a 0 byte, and for LOG, EXIT and NODE_LOST one line of printable UTF-8. All messages of
+// `data` is valid until the next call, followed by a 0 byte, and for all others one line of printable UTF-8. All messages of
 // a worker come in order and before its EXIT if it called gang_worker_leave; all its lines of one stream come in order and before
 // its EXIT.
 struct gang_control_event {
@@ -99,6 +114,7 @@ GANG_CHECK_RESULT enum gang_status gang_control_open(const struct gang_control_o
 // process only.
 const char *gang_control_address(const struct gang_control *control);
 const char *gang_control_secret_path(const struct gang_control *control);
+const char *gang_control_node(const struct gang_control *control, int node); // its name
 uint64_t gang_control_cluster(const struct gang_control *control);
 // Copies and queues; never waits. GANG_ERR_PEER when the worker has ended, or has let 200 messages pile up.
 GANG_CHECK_RESULT enum gang_status gang_control_send(struct gang_control *control, int worker, uint32_t type, const void *data, size_t bytes);
@@ -113,19 +129,20 @@ void gang_control_close(struct gang_control *control);
 
 // ---- Slurm ---------------------------------------------------------------------------------------------------------
 //
-// GANG_LAUNCH_SLURM works inside an allocation (salloc, sbatch, gang_slurm_submit) with Slurm's own commands: one srun places all
-// agents. Slurm announces an end by SIGTERM: `scancel --batch --signal=TERM JOB` and the time limit of a submitted job tell the
-// coordinator alone, a plain scancel tells every process of the job at once and kills what is left after Slurm's KillWait.
-// Agents ignore it; a worker that has something to save ignores it too and waits for its coordinator's word.
+// GANG_LAUNCH_SLURM works with Slurm's own commands: one srun places all agents of a site. Slurm announces an end by SIGTERM:
+// `scancel --batch --signal=TERM JOB` and the time limit of a submitted job tell the coordinator alone, a plain scancel tells every
+// process of the job at once and kills what is left after Slurm's KillWait. An agent passes it on as GANG_EVENT_NODE_ENDS; a
+// worker that has something to save ignores it and waits for its coordinator's word.
 
 struct gang_slurm_job {
     const char *name;
     const char *dir; // for the script and the output; it exists, and all nodes see it
     int nodes;
-    int64_t limit_s;         // of time; 0: the partition's
-    int64_t notice_s;        // SIGTERM so long before the limit
-    bool requeue;            // start again after a node failure or a preemption
-    const char *const *argv; // the coordinator, ends with NULL
+    int64_t limit_s;            // of time; 0: the partition's
+    int64_t notice_s;           // SIGTERM so long before the limit
+    bool requeue;               // start again after a node failure or a preemption
+    const char *const *options; // further ones of sbatch, which win over those above; ends with NULL; NULL: none
+    const char *const *argv;    // the coordinator, ends with NULL
 };
 // Writes DIR/NAME.sbatch and submits it. The output goes to DIR/NAME-JOBID.log.
 GANG_CHECK_RESULT enum gang_status gang_slurm_submit(const struct gang_slurm_job *job, int64_t *job_id);

@@ -16,7 +16,7 @@ struct gang_node {
     const char *name;
     struct gang_launch *launch;
     struct gang_mail mail;
-    bool ready, lost;
+    bool named, ready, lost; // named: before its agent said who it is
 };
 
 struct gang_member { // a worker
@@ -27,6 +27,8 @@ struct gang_member { // a worker
 
 struct gang_control {
     struct gang_control_options options; // as given, with defaults filled in; what it points to is in the arena
+    int node_count;
+    bool local; // all of it
     struct gang_arena arena;
     struct gang_wire *wire;
     int notify, secret;

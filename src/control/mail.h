@@ -21,6 +21,7 @@ enum gang_mail_type {
     MAIL_START,                      // to an agent: argv and workers
     MAIL_LOG,
     MAIL_EXIT,
+    MAIL_ENDS,  // agent: it was told to end by somebody else
     MAIL_KILL,  // to an agent: this worker, it does not answer
     MAIL_STOP,  // to an agent or a worker: end
     MAIL_JOIN,  // worker: here I am

@@ -9,12 +9,14 @@ enum { NAMES_MAX = 1 << 16 };
 
 // ---- Inside an allocation --------------------------------------------------------------------------------------------
 
+bool gang_slurm_asks(const struct gang_control_site *site) {
+    return site->launcher == GANG_LAUNCH_SLURM && (site->login || site->slurm_conf || !getenv("SLURM_JOB_ID") || !getenv("SLURM_JOB_NODELIST"));
+}
+
 static enum gang_status allocation(struct gang_arena *arena, const char **names, int *count) {
     struct gang_buffer text = {0};
     const char *job = getenv("SLURM_JOB_ID"), *list = getenv("SLURM_JOB_NODELIST");
     *count = 0;
-    if (!job || !list)
-        return gang_fail(GANG_ERR_INPUT, "control: slurm: this is no allocation of Slurm's (SLURM_JOB_ID is not set): start it by salloc or sbatch");
     enum gang_status status = gang_capture((const char *const[]){"scontrol", "show", "hostnames", list, NULL}, &text);
     char *rest = status ? NULL : gang_arena_strdup(arena, text.data ? text.data : "");
     for (char *name; (name = strsep(&rest, "\n"));)
@@ -23,21 +25,46 @@ static enum gang_status allocation(struct gang_arena *arena, const char **names,
     return status ? gang_fail(status, "control: slurm: the nodes of job %s are not to be had: %s", job, gang_error()) : GANG_OK;
 }
 
-enum gang_status gang_slurm_nodes(const struct gang_control_options *options, struct gang_arena *arena, const char *const **out) {
-    int count;
+static int find(const char *const *names, int count, const char *name) {
+    for (int i = 0; i < count; i++)
+        if (names[i] && !strcmp(names[i], name)) return i;
+    return -1;
+}
+
+// Those that sites name, then for each of the others the next that is left. Taken ones become NULL in `names`.
+static enum gang_status share_out(const struct gang_control_options *options, const char **names, int count, const char **out) {
+    for (int pass = 0; pass < 2; pass++)
+        for (int s = 0, n = 0, next = 0; s < options->site_count; n += options->sites[s++].node_count) {
+            const struct gang_control_site *site = &options->sites[s];
+            bool named = site->nodes;
+            if (site->launcher != GANG_LAUNCH_SLURM || gang_slurm_asks(site) || named != !pass) continue;
+            for (int i = 0; i < site->node_count; i++) {
+                int at = named ? find(names, count, site->nodes[i]) : next;
+                while (!named && at < count && !names[at]) at++;
+                if (at < 0 || at >= count)
+                    return gang_fail(GANG_ERR_INPUT, "control: slurm: node '%s' is not in the allocation, or is named twice: ask for --nodelist",
+                                     named        ? site->nodes[i]
+                                     : site->name ? site->name
+                                                  : "?");
+                out[n + i] = names[at];
+                names[at] = NULL;
+                next = at + 1;
+            }
+        }
+    return GANG_OK;
+}
+
+enum gang_status gang_slurm_nodes(const struct gang_control_options *options, struct gang_arena *arena, const char **out) {
+    int count, needed = 0;
+    for (int s = 0; s < options->site_count; s++)
+        if (options->sites[s].launcher == GANG_LAUNCH_SLURM && !gang_slurm_asks(&options->sites[s])) needed += options->sites[s].node_count;
+    if (!needed) return GANG_OK;
     const char **names = gang_arena_alloc(arena, NAMES_MAX * sizeof *names);
     enum gang_status status = allocation(arena, names, &count);
-    if (!status && count < options->node_count)
-        status = gang_fail(GANG_ERR_INPUT, "control: slurm: the allocation has %d nodes and the run needs %d: ask for --nodes=%d", count,
-                           options->node_count, options->node_count);
-    for (int n = 0; !status && options->nodes && n < options->node_count; n++) {
-        int i = 0;
-        while (i < count && strcmp(names[i], options->nodes[n]) != 0) i++;
-        if (i == count)
-            status = gang_fail(GANG_ERR_INPUT, "control: slurm: node '%s' is not in the allocation: ask for --nodelist", options->nodes[n]);
-    }
-    *out = options->nodes ? options->nodes : names;
-    return status;
+    if (!status && count < needed)
+        status = gang_fail(GANG_ERR_INPUT, "control: slurm: the allocation has %d nodes and the run needs %d: ask for --nodes=%d", count, needed,
+                           needed);
+    return status ? status : share_out(options, names, count, out);
 }
 
 // ---- Outside -------------------------------------------------------------------------------------------------------
@@ -56,6 +83,7 @@ static void write_script(const struct gang_slurm_job *job, struct gang_arena *ar
                        job->requeue ? "requeue" : "no-requeue");
     if (job->limit_s) gang_buffer_printf(script, "#SBATCH --time=%lld:%02lld\n", (long long)job->limit_s / 60, (long long)job->limit_s % 60);
     if (job->notice_s) gang_buffer_printf(script, "#SBATCH --signal=B:TERM@%lld\n", (long long)job->notice_s);
+    for (int i = 0; job->options && job->options[i]; i++) gang_buffer_printf(script, "#SBATCH %s\n", job->options[i]);
     // In the shell's place, so that the signal reaches it.
     gang_buffer_printf(script, "exec");
     for (int i = 0; job->argv[i]; i++) gang_buffer_printf(script, " %s", gang_shell_quoted(arena, job->argv[i]));
@@ -69,6 +97,7 @@ enum gang_status gang_slurm_submit(const struct gang_slurm_job *job, int64_t *jo
     *job_id = 0;
     enum gang_status status = check_text("name", job->name);
     if (!status) status = check_text("directory", job->dir);
+    for (int i = 0; !status && job->options && job->options[i]; i++) status = check_text("option", job->options[i]);
     if (!status && job->nodes < 1) status = gang_fail(GANG_ERR_INPUT, "control: slurm: a job on %d nodes", job->nodes);
     const char *path = gang_arena_printf(&arena, "%s/%s.sbatch", job->dir, job->name);
     if (!status) {

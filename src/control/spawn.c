@@ -68,7 +68,7 @@ static void reset_signals(void) {
 static enum stage become(const struct gang_spawn *spawn, pid_t parent, char *const *environment) {
     cpu_set_t cpus;
     setpgid(0, 0);
-    if (spawn->dies_with_us && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent)) return STAGE_OWNER;
+    if (spawn->dies_by && (prctl(PR_SET_PDEATHSIG, spawn->dies_by) || getppid() != parent)) return STAGE_OWNER;
     if (spawn->procs && write(spawn->procs, "0", 1) != 1) return STAGE_CGROUP;
     CPU_ZERO(&cpus);
     if (spawn->cpu >= 0) CPU_SET((size_t)spawn->cpu, &cpus);
@@ -81,14 +81,17 @@ static enum stage become(const struct gang_spawn *spawn, pid_t parent, char *con
 
 // ---- In the parent -------------------------------------------------------------------------------------------------
 
-// The environment with `variable` in place of one of its name.
-static char **environment_with(const char *variable) {
+// The environment with `variable` in place of one of its name, without what is not to be in it.
+static char **environment_for(const struct gang_spawn *spawn) {
+    const char *variable = spawn->variable, *without = spawn->without;
     size_t count = 0, kept = 0, name = variable ? strcspn(variable, "=") + 1 : 0;
     while (environ[count]) count++;
     char **all = calloc(count + 2, sizeof *all);
     assert(all && "out of memory");
-    for (size_t i = 0; i < count; i++)
-        if (!variable || strncmp(environ[i], variable, name) != 0) all[kept++] = environ[i];
+    for (size_t i = 0; i < count; i++) {
+        bool replaced = variable && strncmp(environ[i], variable, name) == 0, dropped = without && strncmp(environ[i], without, strlen(without)) == 0;
+        if (!replaced && !dropped) all[kept++] = environ[i];
+    }
     all[kept] = (char *)variable;
     return all;
 }
@@ -128,7 +131,7 @@ enum gang_status gang_spawn(const struct gang_spawn *spawn, pid_t *pid, int *pid
     *pidfd = -1;
     enum gang_status status = gang_pipe_open(&from, &to);
     if (status) return status;
-    char **environment = environment_with(spawn->variable);
+    char **environment = environment_for(spawn);
     *pid = fork_quietly(spawn, environment, to);
     free(environment);
     gang_fd_close(&to);

@@ -7,11 +7,12 @@
 struct gang_spawn {
     const char *const *argv; // argv[0] "": this program itself
     const char *variable;    // "NAME=value" that joins the environment; NULL: none
+    const char *without;     // variables that begin so are left out; NULL: none
     int in, out, err;        // its standard descriptors
     int keep;                // stays open under its number (above 2); 0: none
     int procs;               // cgroup.procs of its cgroup; 0: none
     int cpu;                 // -1: any
-    bool dies_with_us;       // killed when the calling thread ends
+    int dies_by;             // signal that it gets when the calling thread ends; 0: none
 };
 // The process leads a process group of its own and has no signal blocked or ignored. `pidfd` is the caller's.
 GANG_CHECK_RESULT enum gang_status gang_spawn(const struct gang_spawn *spawn, pid_t *pid, int *pidfd);

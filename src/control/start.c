@@ -27,11 +27,11 @@ static bool is_word(const char *text) {
     return *text != 0;
 }
 
-static enum gang_status check_workers(const struct gang_control_options *options) {
+static enum gang_status check_workers(const struct gang_control_options *options, int nodes) {
     for (int w = 0; w < options->worker_count; w++) {
         const struct gang_control_worker *worker = &options->workers[w];
-        if (worker->node < 0 || worker->node >= options->node_count)
-            return gang_fail(GANG_ERR_INPUT, "control: worker %d: there is no node %d among %d", w, worker->node, options->node_count);
+        if (worker->node < 0 || worker->node >= nodes)
+            return gang_fail(GANG_ERR_INPUT, "control: worker %d: there is no node %d among %d", w, worker->node, nodes);
         if (worker->share != 0 && !(worker->share >= least_share && worker->share <= most_share))
             return gang_fail(GANG_ERR_INPUT, "control: worker %d: a share of %g of a core: expected %g to %g", w, worker->share, least_share,
                              most_share);
@@ -40,33 +40,71 @@ static enum gang_status check_workers(const struct gang_control_options *options
     return GANG_OK;
 }
 
+static int count_nodes(const struct gang_control_options *options) {
+    int count = 0;
+    for (int s = 0; s < options->site_count; s++) count += options->sites[s].node_count;
+    return count;
+}
+
+static enum gang_status check_site(const struct gang_control_site *site) {
+    assert(site->nodes || site->launcher == GANG_LAUNCH_SLURM);
+    for (int n = 0; n < site->node_count && site->nodes; n++)
+        if (!is_word(site->nodes[n])) return gang_fail(GANG_ERR_INPUT, "control: '%s' is no name of a host", site->nodes[n]);
+    if (site->login && !is_word(site->login)) return gang_fail(GANG_ERR_INPUT, "control: '%s' is no name of a host", site->login);
+    return GANG_OK;
+}
+
 static enum gang_status check(const struct gang_control_options *options) {
-    if (options->node_count < 1 || options->node_count > GANG_CONTROL_NODES || options->worker_count < 1 ||
-        options->worker_count > GANG_CONTROL_WORKERS)
-        return gang_fail(GANG_ERR_INPUT, "control: %d workers on %d nodes: expected 1 to %d on 1 to %d", options->worker_count, options->node_count,
+    int nodes = count_nodes(options);
+    if (nodes < 1 || nodes > GANG_CONTROL_NODES || options->worker_count < 1 || options->worker_count > GANG_CONTROL_WORKERS)
+        return gang_fail(GANG_ERR_INPUT, "control: %d workers on %d nodes: expected 1 to %d on 1 to %d", options->worker_count, nodes,
                          GANG_CONTROL_WORKERS, GANG_CONTROL_NODES);
-    assert(options->nodes || options->launcher == GANG_LAUNCH_SLURM);
-    for (int n = 0; n < options->node_count && options->nodes; n++)
-        if (!is_word(options->nodes[n])) return gang_fail(GANG_ERR_INPUT, "control: node %d: '%s' is no name of a host", n, options->nodes[n]);
+    for (int s = 0; s < options->site_count; s++) {
+        enum gang_status status = check_site(&options->sites[s]);
+        if (status) return status;
+    }
     struct rlimit files;
-    rlim_t need = (rlim_t)options->worker_count + 5 * (rlim_t)options->node_count + FILES_SPARE;
+    rlim_t need = (rlim_t)options->worker_count + 5 * (rlim_t)nodes + FILES_SPARE;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < need)
         return gang_fail(GANG_ERR_INPUT, "control: %llu open files are needed and %llu allowed: ulimit -n %llu", (unsigned long long)need,
                          (unsigned long long)files.rlim_cur, (unsigned long long)need);
-    return check_workers(options);
+    return check_workers(options, nodes);
+}
+
+static const char *const *copy_texts(struct gang_arena *arena, const char *const *from, int count) {
+    const char **to = gang_arena_alloc(arena, ((size_t)count + 1) * sizeof *to);
+    for (int i = 0; i < count; i++) to[i] = gang_arena_strdup(arena, from[i]);
+    return to;
+}
+
+static void keep_sites(struct gang_control *control, const struct gang_control_options *options) {
+    struct gang_control_site *sites = gang_arena_alloc(&control->arena, (size_t)options->site_count * sizeof *sites);
+    control->local = true;
+    for (int s = 0; s < options->site_count; s++) {
+        const struct gang_control_site *from = &options->sites[s];
+        int further = 0;
+        while (from->slurm_options && from->slurm_options[further]) further++;
+        sites[s] = *from;
+        if (from->name) sites[s].name = gang_arena_strdup(&control->arena, from->name);
+        if (from->nodes) sites[s].nodes = copy_texts(&control->arena, from->nodes, from->node_count);
+        if (from->slurm_conf) sites[s].slurm_conf = gang_arena_strdup(&control->arena, from->slurm_conf);
+        if (from->login) sites[s].login = gang_arena_strdup(&control->arena, from->login);
+        if (further) sites[s].slurm_options = copy_texts(&control->arena, from->slurm_options, further);
+        control->local = control->local && from->launcher == GANG_LAUNCH_LOCAL;
+    }
+    control->options.sites = sites;
 }
 
 // The caller's options with what is left out filled in; names and arguments copied.
 static void keep_options(struct gang_control *control, const struct gang_control_options *options) {
     struct gang_control_options *mine = &control->options;
-    size_t arguments = 0;
+    int arguments = 0;
     *mine = *options;
+    keep_sites(control, options);
     while (options->worker_argv[arguments]) arguments++;
-    const char **argv = gang_arena_alloc(&control->arena, (arguments + 1) * sizeof *argv);
-    for (size_t i = 0; i < arguments; i++) argv[i] = gang_arena_strdup(&control->arena, options->worker_argv[i]);
-    mine->worker_argv = argv;
+    mine->worker_argv = copy_texts(&control->arena, options->worker_argv, arguments);
     if (!mine->start_ms) mine->start_ms = START_MS;
-    if (!mine->program && mine->launcher == GANG_LAUNCH_LOCAL) mine->program = "";
+    if (!mine->program && control->local) mine->program = "";
     if (!mine->program) {
         char path[PATH_BYTES] = "gangline";
         ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -75,11 +113,30 @@ static void keep_options(struct gang_control *control, const struct gang_control
     }
 }
 
-static enum gang_status name_nodes(struct gang_control *control) {
-    struct gang_control_options *mine = &control->options;
-    enum gang_status status = GANG_OK;
-    if (mine->launcher == GANG_LAUNCH_SLURM) status = gang_slurm_nodes(mine, &control->arena, &mine->nodes);
-    for (int n = 0; !status && n < mine->node_count; n++) control->nodes[n].name = gang_arena_strdup(&control->arena, mine->nodes[n]);
+// Names of all nodes that are known before, and what brings agents to them.
+static enum gang_status line_up(struct gang_control *control) {
+    const char **names = gang_arena_alloc(&control->arena, (size_t)control->node_count * sizeof *names);
+    enum gang_status status = gang_slurm_nodes(&control->options, &control->arena, names);
+    for (int s = 0, n = 0; !status && s < control->options.site_count; s++) {
+        const struct gang_control_site *site = &control->options.sites[s];
+        struct gang_launch *launch = NULL;
+        for (int i = 0; i < site->node_count; i++, n++) {
+            struct gang_node *node = &control->nodes[n];
+            if (site->nodes) names[n] = site->nodes[i];
+            node->named = names[n] != NULL;
+            node->name = names[n] ? names[n] : site->name ? site->name : "not known yet";
+            if (!i || site->launcher != GANG_LAUNCH_SLURM) {
+                launch = &control->launches[control->launch_count++];
+                launch->site = site;
+                launch->first_node = n;
+                launch->names = node->named ? names + n : NULL;
+                launch->asks = gang_slurm_asks(site);
+                snprintf(launch->job_name, sizeof launch->job_name, "gangline-%016llx-%d", (unsigned long long)control->cluster, s);
+            }
+            launch->nodes++;
+            node->launch = launch;
+        }
+    }
     return status;
 }
 
@@ -88,7 +145,7 @@ static enum gang_status name_nodes(struct gang_control *control) {
 static enum gang_status listen_text(const struct gang_control *control, char out[300]) {
     char host[256] = "localhost";
     struct gang_address address;
-    if (control->options.listen || control->options.launcher == GANG_LAUNCH_LOCAL) {
+    if (control->options.listen || control->local) {
         snprintf(out, 300, "%s", control->options.listen ? control->options.listen : "127.0.0.1:0");
         return GANG_OK;
     }
@@ -132,7 +189,7 @@ static enum gang_status expect(struct gang_control *control, int rank, struct ga
 
 static enum gang_status expect_all(struct gang_control *control) {
     enum gang_status status = GANG_OK;
-    for (int n = 0; !status && n < control->options.node_count; n++) status = expect(control, CONTROL_RANK + 1 + n, &control->nodes[n].mail);
+    for (int n = 0; !status && n < control->node_count; n++) status = expect(control, CONTROL_RANK + 1 + n, &control->nodes[n].mail);
     for (int w = 0; !status && w < control->options.worker_count; w++) status = expect(control, w, &control->members[w].mail);
     return status;
 }
@@ -144,7 +201,7 @@ static enum gang_status launch(struct gang_control *control, struct gang_launch 
         gang_buffer_printf(&greeting, "gangline-agent %s\ncoordinator %s\ncluster %llu\nsecret %s\n", GANG_VERSION, gang_wire_address(control->wire),
                            (unsigned long long)control->cluster, secret.data);
         for (int n = launch->first_node; n < launch->first_node + launch->nodes; n++)
-            gang_buffer_printf(&greeting, "node %d %s\n", n, control->nodes[n].name);
+            gang_buffer_printf(&greeting, control->nodes[n].named ? "node %d %s\n" : "node %d\n", n, control->nodes[n].name);
         gang_buffer_printf(&greeting, "\n");
         status = gang_launch_start(&control->options, &greeting, launch);
         if (status)
@@ -159,13 +216,7 @@ static enum gang_status launch(struct gang_control *control, struct gang_launch 
 
 static enum gang_status launch_all(struct gang_control *control) {
     enum gang_status status = GANG_OK;
-    int each = control->options.launcher == GANG_LAUNCH_SLURM ? control->options.node_count : 1;
-    for (int n = 0; !status && n < control->options.node_count; n += each) {
-        struct gang_launch *next = &control->launches[control->launch_count++];
-        next->first_node = n;
-        next->nodes = each;
-        status = launch(control, next);
-    }
+    for (int i = 0; !status && i < control->launch_count; i++) status = launch(control, &control->launches[i]);
     return status;
 }
 
@@ -194,7 +245,7 @@ enum gang_status gang_control_order(struct gang_control *control, int node) {
 
 static enum gang_status say_missing(const struct gang_control *control) {
     double seconds = (double)control->options.start_ms * 1e-3;
-    for (int n = 0; n < control->options.node_count; n++)
+    for (int n = 0; n < control->node_count; n++)
         if (!control->nodes[n].ready)
             return gang_fail(GANG_ERR_PEER, "control: node %d (%s): its agent has not come within %g s: can it reach %s, this coordinator?%s%s", n,
                              control->nodes[n].name, seconds, gang_wire_address(control->wire), control->nodes[n].launch->last[0] ? " It says: " : "",
@@ -223,6 +274,19 @@ static bool all_joined(struct gang_control *control) {
     return all;
 }
 
+// Nobody of it has come.
+static bool is_silent(const struct gang_control *control, const struct gang_launch *launch) {
+    for (int n = launch->first_node; n < launch->first_node + launch->nodes; n++)
+        if (control->nodes[n].ready) return false;
+    return true;
+}
+
+static bool any_queues(const struct gang_control *control) {
+    for (int i = 0; i < control->launch_count; i++)
+        if (control->launches[i].asks && is_silent(control, &control->launches[i])) return true;
+    return false;
+}
+
 static enum gang_status wait_for_all(struct gang_control *control) {
     int64_t limit_ns = gang_os->now_ns() + control->options.start_ms * ms;
     for (;;) {
@@ -230,6 +294,7 @@ static enum gang_status wait_for_all(struct gang_control *control) {
         bool all = all_joined(control);
         enum gang_status status = say_failed(control);
         if (status || all) return status;
+        if (any_queues(control)) limit_ns = gang_os->now_ns() + control->options.start_ms * ms;
         int64_t left_ns = limit_ns - gang_os->now_ns();
         if (left_ns <= 0) return say_missing(control);
         if (!gang_control_sleep(control, left_ns / ms + 1)) return gang_fail(GANG_ERR_STOPPED, "control: interrupted while starting");
@@ -244,14 +309,13 @@ static struct gang_control *control_new(const struct gang_control_options *optio
     control->notify = control->secret = -1;
     control->notes_end = &control->notes;
     keep_options(control, options);
-    control->nodes = gang_arena_alloc(&control->arena, (size_t)options->node_count * sizeof *control->nodes);
-    control->launches = gang_arena_alloc(&control->arena, (size_t)options->node_count * sizeof *control->launches);
+    size_t nodes = (size_t)count_nodes(options);
+    control->node_count = (int)nodes;
+    control->nodes = gang_arena_alloc(&control->arena, nodes * sizeof *control->nodes);
+    control->launches = gang_arena_alloc(&control->arena, nodes * sizeof *control->launches);
     control->members = gang_arena_alloc(&control->arena, (size_t)options->worker_count * sizeof *control->members);
-    control->polls = gang_arena_alloc(&control->arena, (2 * (size_t)options->node_count + 1) * sizeof *control->polls);
-    bool one = options->launcher == GANG_LAUNCH_SLURM;
-    for (int n = 0; n < options->node_count; n++) {
-        control->nodes[n].name = "";
-        control->nodes[n].launch = &control->launches[one ? 0 : n];
+    control->polls = gang_arena_alloc(&control->arena, (2 * nodes + 1) * sizeof *control->polls);
+    for (size_t n = 0; n < nodes; n++) {
         control->nodes[n].mail.state = MAIL_DEAD;
         control->launches[n] = (struct gang_launch){.pid = -1, .pidfd = -1, .input = -1, .lines.fd = -1};
     }
@@ -264,8 +328,8 @@ enum gang_status gang_control_open(const struct gang_control_options *options, s
     enum gang_status status = check(options);
     if (status) return status;
     struct gang_control *control = control_new(options);
-    status = name_nodes(control);
-    if (!status) status = open_wire(control);
+    status = open_wire(control);
+    if (!status) status = line_up(control);
     if (!status) status = expect_all(control);
     if (!status) status = launch_all(control);
     if (!status) status = wait_for_all(control);
@@ -301,13 +365,17 @@ static void await_launches(struct gang_control *control, int64_t within_ms) {
 static void ask_to_end(struct gang_control *control) {
     for (int w = 0; w < control->options.worker_count; w++)
         if (control->members[w].joined && !control->members[w].ended) (void)!gang_mail_send(&control->members[w].mail, MAIL_STOP, NULL, 0);
-    for (int n = 0; n < control->options.node_count; n++) {
+    for (int n = 0; n < control->node_count; n++) {
         struct gang_node *node = &control->nodes[n];
-        if (node->ready && !node->lost && !gang_mail_send(&node->mail, MAIL_STOP, NULL, 0)) continue;
-        // Who has not come is not waited for.
-        if (node->launch->nodes == 1) gang_fd_close(&node->launch->input);
-        if (node->launch->nodes == 1 && !node->ready) gang_launch_kill(node->launch, SIGTERM);
+        bool told = node->ready && !node->lost && !gang_mail_send(&node->mail, MAIL_STOP, NULL, 0);
+        if (!told && node->launch->nodes == 1) gang_fd_close(&node->launch->input);
     }
+    // Who has not come is not waited for.
+    for (int i = 0; i < control->launch_count; i++)
+        if (is_silent(control, &control->launches[i])) {
+            gang_fd_close(&control->launches[i].input);
+            gang_launch_kill(&control->launches[i], SIGTERM);
+        }
 }
 
 static void end_launches(struct gang_control *control) {
@@ -317,7 +385,7 @@ static void end_launches(struct gang_control *control) {
     await_launches(control, AGENTS_MS);
     for (int i = 0; i < control->launch_count; i++) gang_launch_kill(&control->launches[i], SIGTERM);
     await_launches(control, LAUNCHERS_MS);
-    for (int i = 0; i < control->launch_count; i++) gang_launch_release(&control->launches[i]);
+    for (int i = 0; i < control->launch_count; i++) gang_launch_release(&control->options, &control->launches[i]);
 }
 
 void gang_control_close(struct gang_control *control) {
@@ -326,9 +394,9 @@ void gang_control_close(struct gang_control *control) {
     if (control->taken && control->taken->state == MAIL_FULL) gang_mail_done(control->taken);
     if (control->launch_count) end_launches(control);
     gang_wire_close(control->wire);
-    for (int n = 0; n < control->options.node_count; n++) gang_mail_release(&control->nodes[n].mail);
+    for (int n = 0; n < control->node_count; n++) gang_mail_release(&control->nodes[n].mail);
     for (int w = 0; w < control->options.worker_count; w++) gang_mail_release(&control->members[w].mail);
-    if (control->options.launcher == GANG_LAUNCH_LOCAL) gang_cgroup_sweep();
+    if (control->local) gang_cgroup_sweep();
     for (struct gang_note *note = control->notes, *next; note; note = next) {
         next = note->next;
         free(note);

@@ -5,10 +5,12 @@
 #include <assert.h>
 #include <hwloc.h>
 #include <jansson.h>
+#include <math.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum { MAX_PROFILE_BYTES = 1 << 20, PROFILE_VERSION = 1 };
@@ -45,10 +47,46 @@ void gang_processor_name(char *out, size_t bytes) {
     if (file) fclose(file);
 }
 
+// The files of a cgroup's memory, by version.
+struct memory_files {
+    const char *root, *limit, *used, *idle; // idle: the field of memory.stat that counts what is given up at once
+};
+static const struct memory_files memory_v1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"};
+static const struct memory_files memory_v2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
+
+static double number_in(const char *dir, const char *name, const char *key) {
+    char path[2048];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return gang_kernel_number(path, key);
+}
+
+// What a cgroup and those around it leave. `path` is the kernel's, which in a container may mean nothing: then its root counts.
+static double cgroup_leaves(double available, const struct memory_files *files, const char *path) {
+    char dir[1536];
+    snprintf(dir, sizeof dir, "%s%s", files->root, path);
+    for (char *end = dir + strlen(dir); end; end = strrchr(dir, '/')) {
+        *end = 0; // each in turn, from the inside
+        if (strlen(dir) < strlen(files->root)) break;
+        double limit = number_in(dir, files->limit, ""), used = number_in(dir, files->used, "") - fmax(0, number_in(dir, "memory.stat", files->idle));
+        if (limit >= 0 && limit - used < available) available = fmax(0, limit - used);
+    }
+    return available;
+}
+
 double gang_memory_available(void) {
-    double available = gang_kernel_number("/proc/meminfo", "MemAvailable") * 1024;
-    double limit = gang_kernel_number("/sys/fs/cgroup/memory.max", ""), used = gang_kernel_number("/sys/fs/cgroup/memory.current", "");
-    if (limit >= 0 && used >= 0 && limit - used < available) available = limit - used;
+    static const char name_v1[] = ":memory:", name_v2[] = "0::";
+    char line[1024];
+    double available = gang_kernel_number("/proc/meminfo", "MemAvailable") * 1024, mapped = gang_kernel_number("/proc/self/status", "VmSize") * 1024;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) available = fmin(available, fmax(0, (double)limit.rlim_cur - mapped));
+    FILE *file = fopen("/proc/self/cgroup", "re");
+    while (file && fgets(line, sizeof line, file)) {
+        const char *v1 = strstr(line, name_v1);
+        line[strcspn(line, "\n")] = 0;
+        if (v1) available = cgroup_leaves(available, &memory_v1, v1 + sizeof name_v1 - 1);
+        if (!strncmp(line, name_v2, sizeof name_v2 - 1)) available = cgroup_leaves(available, &memory_v2, line + sizeof name_v2 - 1);
+    }
+    if (file) fclose(file);
     return available;
 }
 

@@ -47,6 +47,9 @@ void gang_lead_line_up(struct gang_lead *l) {
     l->count = (int)l->pool->devices;
     l->members = gang_arena_alloc(l->arena, (size_t)l->count * sizeof *l->members);
     l->message_f32 = true;
+    l->local = true;
+    for (int s = 0; s < l->pool->sites.count && l->options->job; s++)
+        l->local = l->local && gang_fleet_launcher(gang_pool_site(l->pool, s), l->options->launcher) == GANG_LAUNCH_LOCAL;
     for (int i = 0; i < l->count; i++) {
         struct gang_fleet_member *m = &l->members[i];
         m->group = gang_fleet_group(l->pool, i, &m->node);
@@ -84,7 +87,6 @@ static int sizes_of(const struct gang_lead *l, int64_t *size) {
 
 json_t *gang_lead_setup(const struct gang_lead *l, int worker) {
     const struct gang_fleet_member *m = &l->members[worker];
-    bool local = l->options->launcher == GANG_LAUNCH_LOCAL;
     int64_t size[GANG_TIMES_SIZES];
     int count = sizes_of(l, size), neighbours = 0;
     json_t *sizes = json_array();
@@ -93,11 +95,11 @@ json_t *gang_lead_setup(const struct gang_lead *l, int worker) {
         json_array_append_new(sizes, json_integer(size[i]));
         gang_buffer_printf(&text, "%s%lld", i ? "/" : "", (long long)size[i]);
     }
-    for (int i = 0; i < l->count; i++) neighbours += local || l->members[i].node == m->node;
+    for (int i = 0; i < l->count; i++) neighbours += gang_lead_same_host(l, &l->members[i], m);
     json_t *body = json_pack("{s:s, s:i, s:f, s:s, s:s, s:i, s:i, s:o, s:s, s:b}", "job", l->options->job ? l->options->job->path : "", "threads",
                              (int)m->group->threads, "share", m->group->share, "instructions", m->group->instructions ? m->group->instructions : "",
                              "compute", computes_bf16(l, m->group) ? "bf16" : "f32", "message", l->message_f32 ? 32 : 16, "neighbours", neighbours,
-                             "sizes", sizes, "sizes_text", text.data, "secret", !local);
+                             "sizes", sizes, "sizes_text", text.data, "secret", !l->local);
     gang_buffer_release(&text);
     if (l->options->job)
         json_object_update_new(
@@ -120,8 +122,9 @@ static void settle_kind(struct gang_lead *l, struct gang_group *group) {
     double memory = INFINITY;
     for (int i = 0; i < l->count; i++) {
         struct gang_fleet_member *m = &l->members[i];
-        on_host += l->options->launcher == GANG_LAUNCH_LOCAL;
         if (m->group != group || !m->timed) continue;
+        on_host = 0;
+        for (int k = 0; k < l->count; k++) on_host += gang_lead_same_host(l, m, &l->members[k]);
         if (!n++) *times = (struct gang_times){.count = m->times.count};
         memcpy(times->size, m->times.size, sizeof times->size);
         for (int f = 0; f < 7; f++)
@@ -137,7 +140,7 @@ static void settle_kind(struct gang_lead *l, struct gang_group *group) {
     for (int s = 0; s < times->count; s++)
         best = fmax(best, 3 * flops * (double)times->size[s] / (times->forward[s] + times->input[s] + times->weight[s]));
     kind->times = times;
-    kind->memory_bytes = memory / (on_host ? on_host : (double)group->devices);
+    kind->memory_bytes = memory / on_host;
     for (int m = 0; m < GANG_MATHS; m++) kind->peak[m] = best, kind->reach[m] = 1;
     kind->attention_reach = 1;
 }
@@ -277,8 +280,7 @@ static double buffers_for(const struct gang_pool *pool, const struct gang_route 
 
 // Ranks of one machine share memory; a rehearsal keeps to the network between its nodes.
 static bool share_memory(const struct gang_lead *l, const struct gang_fleet_member *a, const struct gang_fleet_member *b) {
-    bool one_machine = l->options->job && l->options->launcher == GANG_LAUNCH_LOCAL;
-    return a->node == b->node || (one_machine && a->group->site == b->group->site);
+    return a->node == b->node || (l->options->job && a->group->site == b->group->site && gang_lead_same_host(l, a, b));
 }
 
 // By which way a device of the run reaches those that it connects to, and how large the sockets' buffers are.

@@ -21,7 +21,7 @@ struct gang_fleet_options {
     const struct gang_pool *pool;     // the kinds of its groups of device cpu are measured in place
     const struct gang_layout *layout; // NULL: the best that is found
     const struct gang_plan *plan;     // NULL: programs are compiled here; otherwise its own are run, and `layout` is the plan's
-    enum gang_launcher launcher;
+    enum gang_launcher launcher;      // of sites that name none; of all for stand-ins
     bool resume;
     // Stand-ins: standard deviation of waits as a fraction; how much slower than in truth everything is; steps.
     double spread, slow;
@@ -90,6 +90,8 @@ GANG_CHECK_RESULT enum gang_status gang_fleet_work(bool *told);
 
 // The group, and the node counted over the whole pool, of a device on the line.
 const struct gang_group *gang_fleet_group(const struct gang_pool *pool, int64_t device, int *node);
+// By what the ranks of a site start in a job with this launcher.
+enum gang_launcher gang_fleet_launcher(const struct gang_site *site, enum gang_launcher of_job);
 // The task of a training job.
 void gang_fleet_task(const struct gang_job *job, const struct gang_config *config, struct gang_task *out);
 

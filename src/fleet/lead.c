@@ -164,12 +164,17 @@ static enum gang_status collect(struct gang_lead *l, enum gang_fleet_message typ
         status = gang_control_next(l->control, LOOK_MS, &e);
         if (failure->status && gang_os->now_ns() > failure->until_ns) return gang_fail(failure->status, "%s", failure->text);
         if (*l->stop && type != FLEET_DONE) return gang_fail(GANG_ERR_STOPPED, "stopped before the first step");
-        if (*l->stop && !told && !status) {
+        if ((*l->stop || l->ending) && !told && !status) {
             status = tell_ranks(l, FLEET_STOP);
             told = true;
         }
         if (status || e.kind == GANG_EVENT_NONE) continue;
-        if (e.kind == GANG_EVENT_LOG) {
+        if (e.kind == GANG_EVENT_NODE_ENDS && type != FLEET_DONE)
+            return gang_fail(GANG_ERR_PEER, "run: before the first step: %s", (const char *)e.data);
+        if (e.kind == GANG_EVENT_NODE_ENDS) {
+            if (!l->ending) gang_log(GANG_LOG_WARNING, "%s: the run stops and saves", (const char *)e.data);
+            l->ending = true;
+        } else if (e.kind == GANG_EVENT_LOG) {
             if (l->events->log) l->events->log(l->events->context, e.node, e.worker, e.data);
         } else if (e.kind != GANG_EVENT_MESSAGE || e.type == FLEET_FAIL) {
             bool unused = e.kind == GANG_EVENT_EXIT && l->members[e.worker].gone;
@@ -197,53 +202,75 @@ static enum gang_status send_body(struct gang_lead *l, int worker, enum gang_fle
 static int core_for(const struct gang_lead *l, int worker) {
     int64_t threads = 0;
     for (int i = 0; i < l->count; i++) threads += l->members[i].group->threads;
-    bool real = l->options->job && l->options->launcher == GANG_LAUNCH_LOCAL;
-    return real && threads == l->count ? gang_cpu_at(worker) : -1;
+    return l->options->job && l->local && threads == l->count ? gang_cpu_at(worker) : -1;
 }
 
 // NULL: the control's own choice.
 static const char *listen_of(const struct gang_lead *l) {
     const struct gang_job *job = l->options->job;
-    if (!job || l->options->launcher == GANG_LAUNCH_LOCAL || !strcmp(job->coordinator, "auto")) return NULL;
+    if (!job || l->local || !strcmp(job->coordinator, "auto")) return NULL;
     return gang_arena_printf(l->arena, strchr(job->coordinator, ':') ? "[%s]:0" : "%s:0", job->coordinator);
 }
 
-// Without names of hosts Slurm's nodes are those of the allocation.
-static bool any_hosts(const struct gang_lead *l) {
-    bool any = l->options->launcher != GANG_LAUNCH_SLURM;
-    for (int g = 0; g < l->pool->group_count; g++) any |= l->pool->groups[g]->hosts.count > 0;
-    return any;
+// What a site's agents start by. Slurm is asked for as many cores of a node as the devices of the fullest one take.
+static struct gang_control_site site_of(const struct gang_lead *l, int s, int first_node) {
+    const struct gang_site *site = gang_pool_site(l->pool, s);
+    const struct gang_strings *given = &site->slurm_options;
+    struct gang_control_site out = {.name = site->name,
+                                    .launcher = l->options->job ? gang_fleet_launcher(site, l->options->launcher) : GANG_LAUNCH_LOCAL,
+                                    .slurm_conf = *site->slurm_conf ? site->slurm_conf : NULL,
+                                    .login = *site->login ? site->login : NULL};
+    const struct gang_group *groups = site->groups.items;
+    bool named = out.launcher != GANG_LAUNCH_SLURM; // else whichever the allocation has
+    int64_t cores = 1;
+    for (int g = 0; g < site->groups.count; g++) {
+        out.node_count += (int)groups[g].nodes;
+        named = named || groups[g].hosts.count;
+        if (groups[g].devices * groups[g].threads > cores) cores = groups[g].devices * groups[g].threads;
+    }
+    if (named) out.nodes = l->nodes + first_node;
+    const char **options = gang_arena_alloc(l->arena, (size_t)(given->count + 2) * sizeof *options);
+    options[0] = gang_arena_printf(l->arena, "--cpus-per-task=%lld", (long long)cores);
+    for (int i = 0; i < given->count; i++) options[i + 1] = given->items[i];
+    out.slurm_options = options;
+    return out;
+}
+
+// By the names that the nodes have given themselves.
+static void rename_nodes(struct gang_lead *l) {
+    for (int n = 0; n < l->node_count; n++) l->nodes[n] = gang_arena_strdup(l->arena, gang_control_node(l->control, n));
 }
 
 static enum gang_status start_workers(struct gang_lead *l) {
     static const char *const argv[] = {"", "rank", NULL};
     if (l->count > MOST_DEVICES) return gang_fail(GANG_ERR_UNSUPPORTED, "run: %d devices: at most %d of them run today", l->count, MOST_DEVICES);
     struct gang_control_worker *workers = gang_arena_alloc(l->arena, (size_t)l->count * sizeof *workers);
+    struct gang_control_site *sites = gang_arena_alloc(l->arena, (size_t)l->pool->sites.count * sizeof *sites);
+    for (int s = 0, n = 0; s < l->pool->sites.count; n += sites[s++].node_count) sites[s] = site_of(l, s, n);
     for (int i = 0; i < l->count; i++)
         workers[i] = (struct gang_control_worker){
             .node = l->members[i].node, .share = l->options->job ? l->members[i].group->share : 0, .cpu = core_for(l, i)};
-    const struct gang_control_options options = {.launcher = l->options->launcher,
-                                                 .node_count = l->node_count,
-                                                 .nodes = any_hosts(l) ? (const char *const *)l->nodes : NULL,
+    const struct gang_control_options options = {.site_count = l->pool->sites.count,
+                                                 .sites = sites,
                                                  .worker_count = l->count,
                                                  .workers = workers,
                                                  .worker_argv = argv,
                                                  .listen = listen_of(l)};
     enum gang_status status = gang_control_open(&options, &l->control);
+    if (!status) rename_nodes(l);
     for (int i = 0; i < l->count && !status; i++) status = send_body(l, i, FLEET_SETUP, gang_lead_setup(l, i));
     return status ? status : collect(l, FLEET_READY, l->count);
 }
 
 // Devices of a host have looked each for itself whether there is memory; here for all of them.
 static enum gang_status check_hosts(const struct gang_lead *l) {
-    bool local = l->options->launcher == GANG_LAUNCH_LOCAL;
     for (int r = 0; r < l->ranks && l->options->job; r++) {
         const struct gang_fleet_member *m = gang_lead_member(l, r);
         double sum = 0;
         int count = 0;
         char a[GANG_HUMAN_BYTES], b[GANG_HUMAN_BYTES];
         for (int i = 0; i < l->count; i++)
-            if (l->members[i].rank >= 0 && (local || l->members[i].node == m->node)) sum += (double)l->memory[l->members[i].rank], count++;
+            if (l->members[i].rank >= 0 && gang_lead_same_host(l, &l->members[i], m)) sum += (double)l->memory[l->members[i].rank], count++;
         if (sum > m->memory)
             return gang_fail(
                 GANG_ERR_MEMORY,
@@ -255,8 +282,7 @@ static enum gang_status check_hosts(const struct gang_lead *l) {
 }
 
 static enum gang_status assign(struct gang_lead *l) {
-    bool local = l->options->launcher == GANG_LAUNCH_LOCAL;
-    enum gang_status status = local ? gang_fleet_relays_open(l->pool, l->options->job ? 1 : l->options->slow, &l->relays) : GANG_OK;
+    enum gang_status status = l->local ? gang_fleet_relays_open(l->pool, l->options->job ? 1 : l->options->slow, &l->relays) : GANG_OK;
     for (int i = 0; i < l->count && !status; i++) {
         json_t *body = NULL;
         l->members[i].gone = l->members[i].rank < 0;

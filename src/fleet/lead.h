@@ -37,8 +37,9 @@ struct gang_lead {
     struct gang_control *control;
     int count;
     struct gang_fleet_member *members;
-    char **nodes;
+    const char **nodes;
     int node_count;
+    bool local; // all of it
     struct gang_task task;
     struct gang_pool *pool; // a copy, with measured kinds
     bool message_f32;
@@ -54,6 +55,7 @@ struct gang_lead {
     double elapsed;
     struct gang_lead_failure failure;
     bool measuring; // some device does, or did
+    bool ending;    // a node is about to end
     char job_sum[17], model_sum[17];
     struct gang_state state; // at the start
     struct gang_job_output *output;
@@ -61,6 +63,14 @@ struct gang_lead {
 
 // The first device of a rank.
 static inline struct gang_fleet_member *gang_lead_member(const struct gang_lead *lead, int rank) { return &lead->members[lead->device[rank]]; }
+
+// On one machine.
+static inline bool gang_lead_same_host(const struct gang_lead *lead, const struct gang_fleet_member *a, const struct gang_fleet_member *b) {
+    const struct gang_site *sites = lead->pool->sites.items;
+    return a->node == b->node || lead->local ||
+           (gang_fleet_launcher(&sites[a->group->site], lead->options->launcher) == GANG_LAUNCH_LOCAL &&
+            gang_fleet_launcher(&sites[b->group->site], lead->options->launcher) == GANG_LAUNCH_LOCAL);
+}
 
 // ---- arrange.c: from devices to assignments ------------------------------------------------------------------------
 

@@ -22,6 +22,10 @@ const struct gang_group *gang_fleet_group(const struct gang_pool *pool, int64_t 
     return NULL;
 }
 
+enum gang_launcher gang_fleet_launcher(const struct gang_site *site, enum gang_launcher of_job) {
+    return site->launcher == GANG_SITE_LAUNCH_JOB ? of_job : (enum gang_launcher)(site->launcher - GANG_SITE_LAUNCH_LOCAL);
+}
+
 static int64_t device_of(const struct gang_layout *l, int64_t replica, int stage) {
     return (l->place == GANG_PLACE_STAGES ? (int64_t)stage * l->dp + replica : replica * l->pp + stage) * l->tp;
 }

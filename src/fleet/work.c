@@ -2,6 +2,7 @@
 #include "fleet/internal.h"
 
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -449,6 +450,7 @@ enum gang_status gang_fleet_work(bool *told) {
     struct work w = {0};
     *told = false;
     gang_arena_init(&w.arena);
+    signal(SIGTERM, SIG_IGN); // Slurm sends it to all of a job: the coordinator says when to save and end
     enum gang_status status = gang_worker_join(&w.worker);
     if (status) return status;
     status = live(&w);

@@ -7,6 +7,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 // Bus bandwidth of large NCCL all-reduces: 360 to 370 of 450 GB/s over NVSwitch, 44 to 46 of 50 GB/s over 400 Gbit/s NICs (nccl-tests).
@@ -339,7 +340,7 @@ static void weigh(const struct gang_task *task, const struct gang_layout *l, str
     bool mixed = task->math != GANG_MATH_F32;
     int zero = l->zero;
     // An expert's copies are fewer by ep, and so are those that share its state.
-    double width = (double)l->dp * l->cp, sharded = (out->parameters - out->expert_parameters) / width + out->expert_parameters * l->ep / width;
+    double width = (double)l->dp * l->cp, sharded = (out->parameters + out->expert_parameters * (l->ep - 1)) / width;
     // With all sharded (FSDP) the optimizer's f32 weights are the only ones kept: what is gathered is made of them.
     out->parameter_bytes = ((zero < 3 ? out->parameters : mixed ? 0 : sharded) + out->copied_parameters) * (mixed ? 2 : 4);
     out->gradient_bytes = ((zero >= 2 ? sharded : out->parameters) + out->copied_parameters) * gradient_element(l);
@@ -369,13 +370,13 @@ const struct gang_price *gang_prices_of(const struct gang_prices *prices, const 
     return &prices->at[l->size_count ? class->kind : 0][class->groups[stage]];
 }
 
+// All that adds up stands in front: three times, then bytes and parameters.
+enum { ADDED = offsetof(struct gang_chunk_cost, copied_parameters) / sizeof(double) };
+
 static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *from, double n) {
-    scale_time(&to->forward, &from->forward, n);
-    scale_time(&to->input, &from->input, n);
-    scale_time(&to->weight, &from->weight, n);
-    to->parameters += n * from->parameters;
-    to->expert_parameters += n * from->expert_parameters;
-    to->activation_bytes += n * from->activation_bytes;
+    double *a = (double *)to;
+    const double *b = (const double *)from;
+    for (int i = 0; i < ADDED; i++) a[i] += n * b[i];
 }
 
 // What sharding exchanges in every micro-batch for n layers: gradients (zero=2), and weights for each pass (zero=3), beside the neighbours'
@@ -399,14 +400,15 @@ static void add_sharding(const struct gang_layout *l, const struct gang_group *g
 
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, enum gang_recompute recompute,
                       int64_t dense, int64_t moe, bool first, bool last, struct gang_chunk_cost *out) {
-    *out = (struct gang_chunk_cost){.layers = (int)(dense + moe)};
-    const int64_t counts[2] = {dense, moe};
-    for (int kind = 0; kind < 2; kind++) {
-        if (!counts[kind]) continue;
-        const struct gang_chunk_cost *layer = &price->layer[recompute][kind];
-        add_cost(out, layer, (double)counts[kind]);
-        add_sharding(l, price->group, layer, (double)counts[kind], out);
-    }
+    const struct gang_chunk_cost *layer = price->layer[recompute];
+    double *sums = (double *)out;
+    const double *all = (const double *)&layer[0];
+    for (int i = 0; i < ADDED; i++) sums[i] = (double)dense * all[i];
+    out->copied_parameters = out->host_bytes = 0;
+    out->layers = (int)(dense + moe);
+    if (moe) add_cost(out, &layer[1], (double)moe);
+    if (dense) add_sharding(l, price->group, &layer[0], (double)dense, out);
+    if (moe) add_sharding(l, price->group, &layer[1], (double)moe, out);
     if (first) add_cost(out, &price->first, 1);
     if (last) add_cost(out, &price->last, 1);
     if (last && task->shape.tied) { // on one stage a tied head is the embedding; on another it is a copy, updated by the first stage
@@ -462,18 +464,8 @@ static int sites_of(const struct gang_pool *pool, const struct gang_placement *p
     return sites;
 }
 
-// The ways of a stage's exchange: what any buffer on them meets.
-struct ways {
-    double members;   // devices
-    double bandwidth; // of the slowest member
-    double latency;
-    double nic_share; // of a buffer, through one device's NIC
-    double delay;     // over the long links, one after another
-    int links;        // [links] crossed
-    int link[GANG_MAX_SITES * GANG_MAX_ROUTE];
-};
-
-static void ways_of(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int stage, struct ways *out) {
+void gang_ways_of(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int stage,
+                  struct gang_ways *out) {
     int64_t members[GANG_MAX_SITES], stride = (int64_t)l->tp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1);
     int sites = sites_of(pool, placement, stage, members);
     out->members = (double)((int64_t)l->dp * l->cp);
@@ -502,7 +494,7 @@ static void ways_of(const struct gang_pool *pool, const struct gang_layout *l, c
 
 // One direction of a hierarchical exchange: scatter inside each site, the shards once around over the long links, gather.
 // `bytes`: of one member's device. Over a link goes, for every device of a cell, its whole buffer once per neighbour on the ring of sites.
-static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct ways *ways, double parameters, double element,
+static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_ways *ways, double parameters, double element,
                            int passes, struct gang_exchange *out) {
     double bytes = parameters * element, crossing = 0, over = passes / 2.0 * bytes * l->tp;
     double buckets = l->dp_overlap ? gang_larger(ceil(parameters / gang_larger(bucket_least, bucket_per_member * ways->members)), 1) : 1;
@@ -519,14 +511,12 @@ static void exchange_price(const struct gang_pool *pool, const struct gang_layou
     if (!l->dp_overlap) out->fast_seconds += crossing;
 }
 
-void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
-                         const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather) {
-    struct ways ways;
+void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_ways *ways, const struct gang_chunk_cost *cost,
+                         struct gang_exchange *reduce, struct gang_exchange *gather) {
     *reduce = *gather = (struct gang_exchange){0};
     if (l->zero >= 3) return;
-    ways_of(pool, l, placement, chunk % l->pp, &ways);
-    if (l->zero < 2) exchange_price(pool, l, &ways, cost->parameters, gradient_element(l), l->zero ? 1 : 2, reduce);
-    if (l->zero) exchange_price(pool, l, &ways, cost->parameters, ELEMENT, 1, gather);
+    if (l->zero < 2) exchange_price(pool, l, ways, cost->parameters, gradient_element(l), l->zero ? 1 : 2, reduce);
+    if (l->zero) exchange_price(pool, l, ways, cost->parameters, ELEMENT, 1, gather);
 }
 
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index,
@@ -606,8 +596,12 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
         out->message_bytes[c] = gang_message_bytes(task, class->micro_batch);
         for (int s = 0; s < out->stages; s++) fill_stage(task, pool, l, class, gang_prices_of(&prices, l, class, s), c, s, out);
     }
-    for (int chunk = 0; chunk < out->chunks; chunk++)
-        gang_chunk_exchange(pool, l, placement, chunk, gang_costs_chunk(out, 0, chunk), &out->reduce[chunk], &out->gather[chunk]);
+    for (int stage = 0; stage < l->pp; stage++) {
+        struct gang_ways ways;
+        gang_ways_of(pool, l, placement, stage, &ways);
+        for (int chunk = stage; chunk < out->chunks; chunk += l->pp)
+            gang_chunk_exchange(pool, l, &ways, gang_costs_chunk(out, 0, chunk), &out->reduce[chunk], &out->gather[chunk]);
+    }
 }
 
 double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, int micro_batch, enum gang_recompute recompute,

@@ -222,9 +222,21 @@ struct gang_exchange {
     double link_bytes[GANG_MAX_LINKS]; // over each of the pool's long links, a direction
     double latency;                    // seconds
 };
+// The ways of a stage's exchange between the replicas: what any buffer on them meets.
+struct gang_ways {
+    double members;   // devices
+    double bandwidth; // of the slowest member
+    double latency;
+    double nic_share; // of a buffer, through one device's NIC
+    double delay;     // over the long links, one after another
+    int links;        // [links] crossed
+    int link[GANG_MAX_SITES * GANG_MAX_ROUTE];
+};
+void gang_ways_of(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int stage,
+                  struct gang_ways *out);
 // The reduce-scatter (or all-reduce) of a chunk's gradients at the end of the step, and the all-gather of its parameters (none without
 // sharding). With zero=2 gradients, with zero=3 weights too are exchanged layer by layer in every micro-batch, inside the passes.
-void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement, int chunk,
+void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_ways *ways,
                          const struct gang_chunk_cost *cost, struct gang_exchange *reduce, struct gang_exchange *gather);
 
 // Everything the schedule, the verifier and the simulator need to know about times and sizes.

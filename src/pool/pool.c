@@ -68,9 +68,15 @@ static const struct gang_field group_fields[] = {
 };
 static const struct gang_schema group_schema = {group_fields, sizeof group_fields / sizeof *group_fields, sizeof(struct gang_group)};
 
+static const char *const site_launchers[] = {"job", "local", "ssh", "slurm", NULL}; // by enum gang_site_launcher
+
 #define SITE(member) offsetof(struct gang_site, member)
 static const struct gang_field site_fields[] = {
     {"name", GANG_FIELD_STRING, SITE(name), NULL, 0, 0, NULL, "of the site"},
+    {"launcher", GANG_FIELD_ENUM, SITE(launcher), "job", 0, 0, site_launchers, "what starts its ranks; the job's launcher if not given"},
+    {"slurm_conf", GANG_FIELD_STRING, SITE(slurm_conf), "", 0, 0, NULL, "of launcher slurm: slurm.conf of the site's own cluster"},
+    {"login", GANG_FIELD_STRING, SITE(login), "", 0, 0, NULL, "of launcher slurm: a host of that cluster, where srun is started by ssh"},
+    {"slurm_options", GANG_FIELD_STRINGS, SITE(slurm_options), "", 0, 0, NULL, "of launcher slurm: of its allocation, [--partition=gpu]"},
     {"groups", GANG_FIELD_MAPPINGS, SITE(groups), NULL, 0, 0, &group_schema, "groups of like nodes"},
 };
 static const struct gang_schema site_schema = {site_fields, sizeof site_fields / sizeof *site_fields, sizeof(struct gang_site)};
@@ -258,6 +264,14 @@ static enum gang_status settle_groups(struct gang_pool *pool, const struct gang_
     return GANG_OK;
 }
 
+static enum gang_status settle_site(const struct gang_pool *pool, struct gang_site *site) {
+    struct gang_strings *options = &site->slurm_options;
+    if (options->count == 1 && !*options->items[0]) options->count = 0;
+    if (site->launcher != GANG_SITE_LAUNCH_SLURM && (*site->slurm_conf || *site->login || options->count))
+        return FAIL_AT(site->place, "site '%s': slurm_conf, login and slurm_options are for a site with launcher: slurm", site->name);
+    return GANG_OK;
+}
+
 static int site_by_name(const struct gang_pool *pool, const char *name) {
     for (int i = 0; i < pool->sites.count; i++)
         if (!strcmp(gang_pool_site(pool, i)->name, name)) return i;
@@ -325,8 +339,9 @@ static enum gang_status settle(struct gang_pool *pool, struct gang_arena *arena)
     if (!status && pool->links.count > GANG_MAX_LINKS)
         status = gang_fail(GANG_ERR_INPUT, "%s: %d links: expected at most %d", pool->path, pool->links.count, GANG_MAX_LINKS);
     for (int i = 0; i < pool->sites.count && !status; i++) {
-        const struct gang_site *site = gang_pool_site(pool, i);
+        struct gang_site *site = (struct gang_site *)pool->sites.items + i;
         if (site_by_name(pool, site->name) != i) status = FAIL_AT(site->place, "a second site '%s'", site->name);
+        if (!status) status = settle_site(pool, site);
     }
     if (!status) status = settle_groups(pool, &builtin, arena);
     struct gang_link *links = pool->links.items;

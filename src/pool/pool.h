@@ -72,10 +72,15 @@ struct gang_group {
     double oversubscription;   // of the leaf's uplinks: 1 is none, 3 is 3:1
 };
 
+enum gang_site_launcher { GANG_SITE_LAUNCH_JOB, GANG_SITE_LAUNCH_LOCAL, GANG_SITE_LAUNCH_SSH, GANG_SITE_LAUNCH_SLURM };
+
 struct gang_site {
     struct gang_place place;
     char *name;
-    struct gang_list groups; // of struct gang_group, as in the file
+    int launcher;                      // enum gang_site_launcher: how its ranks start
+    char *slurm_conf, *login;          // of a Slurm of its own; "": not given
+    struct gang_strings slurm_options; // of its allocation
+    struct gang_list groups;           // of struct gang_group, as in the file
 };
 
 struct gang_link {

@@ -78,6 +78,38 @@ GANG_CHECK_RESULT enum gang_status gang_net_cell_open(struct gang_cell *cell, co
 void gang_stand_in_init(struct gang_cell *cell, struct gang_arena *arena);
 GANG_CHECK_RESULT enum gang_status gang_stand_in_open(struct gang_cell *cell, struct gang_arena *arena);
 
+// ---- What a save moves: stream.c -----------------------------------------------------------------------------------
+
+enum { GANG_STREAM_AHEAD = 64, GANG_STREAM_AHEAD_BYTES = 32 << 20, PRIORITY_SAVE = 2 };
+
+struct gang_streamed {
+    struct gang_wire_op op;
+    void *own; // buffer that goes when it is done; NULL: somebody else's
+    size_t bytes;
+};
+
+// One way over a link, under TAG_SAVE. At most so many arrays are under way, and of buffers of the stream's own so many bytes, but
+// always one. Stays in place until it is closed.
+struct gang_stream {
+    struct gang_wire_link *link;
+    const size_t *sizes; // [count] of all that will come; the caller's
+    int64_t count;
+    int64_t first, next; // under way
+    size_t held;
+    bool taken; // the first is in the caller's hands
+    struct gang_streamed items[GANG_STREAM_AHEAD];
+};
+
+void gang_stream_init(struct gang_stream *stream, struct gang_wire_link *link);
+// Receiving: says what will come, and posts the first of it.
+GANG_CHECK_RESULT enum gang_status gang_stream_expect(struct gang_stream *stream, const size_t *sizes, int64_t count);
+// The next one, which stays until the call after this.
+GANG_CHECK_RESULT enum gang_status gang_stream_take(struct gang_stream *stream, float **out);
+// Sending: `data` stays as it is until the stream is closed. `own` (or NULL) is its buffer, which the stream frees.
+GANG_CHECK_RESULT enum gang_status gang_stream_give(struct gang_stream *stream, const float *data, size_t bytes, float *own);
+// Waits for all that is under way. Returns `before` with its text where that is an error, otherwise the stream's first.
+GANG_CHECK_RESULT enum gang_status gang_stream_close(struct gang_stream *stream, enum gang_status before);
+
 // ---- The rank ------------------------------------------------------------------------------------------------------
 
 enum { RANK_CHANNELS = 8 };

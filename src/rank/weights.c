@@ -63,16 +63,38 @@ static int64_t elements_of(const struct gang_range *ranges, int count) {
     return sum;
 }
 
-static enum gang_status take(struct gang_wire_link *link, void *data, size_t bytes) {
-    struct gang_wire_op op = {0};
-    enum gang_status status = gang_wire_recv(link, TAG_SAVE, data, bytes, &op);
-    return status ? status : gang_wire_wait(&op);
+// What another replica owns of the two moments, on its way.
+struct moments {
+    struct gang_stream stream;
+    struct gang_range *ranges;
+    int count;
+    size_t sizes[2];
+};
+
+static enum gang_status expect_moments(struct gang_rank *r, int replica, struct moments *m) {
+    m->count = gang_rank_owned(r, replica, m->ranges);
+    m->sizes[0] = m->sizes[1] = (size_t)elements_of(m->ranges, m->count) * sizeof(float);
+    gang_stream_init(&m->stream, gang_rank_link(r, replica, r->stage));
+    return gang_stream_expect(&m->stream, m->sizes, 2);
 }
 
-static enum gang_status give(struct gang_wire_link *link, const void *data, size_t bytes) {
-    struct gang_wire_op op = {0};
-    enum gang_status status = gang_wire_send(link, TAG_SAVE, 2, data, bytes, &op);
-    return status ? status : gang_wire_wait(&op);
+// The others' of the first replica, the next replica's always expected before one's are taken.
+static enum gang_status take_moments(struct gang_rank *r, int replicas, float *whole, struct gang_arena *arena) {
+    struct moments *both = gang_arena_alloc(arena, 2 * sizeof *both);
+    for (int i = 0; i < 2; i++) both[i].ranges = gang_arena_alloc(arena, (size_t)r->cell.bucket_count * sizeof *both[i].ranges);
+    enum gang_status status = replicas > 1 ? expect_moments(r, 1, &both[1]) : GANG_OK;
+    for (int i = 1; i < replicas && !status; i++) {
+        struct moments *now = &both[i % 2];
+        if (i + 1 < replicas) status = expect_moments(r, i + 1, &both[(i + 1) % 2]);
+        for (int m = 0; m < 2 && !status; m++) {
+            float *compact = NULL;
+            status = gang_stream_take(&now->stream, &compact);
+            if (!status) spread(now->ranges, now->count, whole + m * r->cell.model->elements, compact, true);
+        }
+        status = gang_stream_close(&now->stream, status);
+    }
+    for (int i = 0; i < 2; i++) status = gang_stream_close(&both[i].stream, status);
+    return status;
 }
 
 // Other replicas bring the first one what they own of the moments; `whole` [2][elements] there.
@@ -80,26 +102,17 @@ static enum gang_status collect_moments(struct gang_rank *r, float *whole, struc
     enum gang_status status = GANG_OK;
     int replicas = r->options.sharded ? r->options.program->replicas : 1;
     if (r->replica > 0) {
-        int64_t mine = elements_of(r->cell.owned, r->cell.owned_count);
-        for (int m = 0; m < 2 && !status && r->replica < replicas; m++) {
-            status = give(gang_rank_link(r, 0, r->stage), gang_net_moments(r->cell.net, m), (size_t)mine * sizeof(float));
-        }
-        return status;
+        struct gang_stream out;
+        size_t bytes = (size_t)elements_of(r->cell.owned, r->cell.owned_count) * sizeof(float);
+        gang_stream_init(&out, gang_rank_link(r, 0, r->stage));
+        for (int m = 0; m < 2 && !status && r->replica < replicas; m++)
+            status = gang_stream_give(&out, gang_net_moments(r->cell.net, m), bytes, NULL);
+        return gang_stream_close(&out, status);
     }
     assert(whole);
     for (int m = 0; m < 2; m++)
         spread(r->cell.owned, r->cell.owned_count, whole + m * r->cell.model->elements, gang_net_moments(r->cell.net, m), true);
-    struct gang_range *ranges = gang_arena_alloc(arena, (size_t)r->cell.bucket_count * sizeof *ranges);
-    for (int i = 1; i < replicas && !status; i++) {
-        int count = gang_rank_owned(r, i, ranges);
-        int64_t theirs = elements_of(ranges, count);
-        float *compact = gang_arena_alloc(arena, (size_t)theirs * sizeof *compact);
-        for (int m = 0; m < 2 && !status; m++) {
-            status = take(gang_rank_link(r, i, r->stage), compact, (size_t)theirs * sizeof *compact);
-            if (!status) spread(ranges, count, whole + m * r->cell.model->elements, compact, true);
-        }
-    }
-    return status;
+    return take_moments(r, replicas, whole, arena);
 }
 
 // ---- Rank 0 and the stages of its replica --------------------------------------------------------------------------
@@ -108,7 +121,10 @@ struct collector {
     struct gang_rank *rank;
     const struct gang_model *whole;       // table of the whole model
     const float *arrays[GANG_SAVE_PARTS]; // of this stage
-    float *tensor, *slice;                // whole, from another stage or put together; from another device of the cell
+    struct gang_stream *stages;           // [stages] from the others, where this device writes
+    struct gang_stream *slices;           // [tp] from the others of the cell, on its first device
+    struct gang_stream out;               // to the one that writes, or to the cell's first
+    float *tensor;                        // put together, in the writer's hands
     int64_t next;                         // fetches done: part * tensors + tensor
     enum gang_status status;              // of the wire
 };
@@ -130,19 +146,23 @@ static void put_slice(const struct gang_tensor *mine, int tp_index, const float 
         memcpy(whole + (row + r) * mine->whole_cols + col, slice + r * mine->cols, (size_t)mine->cols * sizeof *whole);
 }
 
-// A tensor of this stage, on the first device of its cell.
-static enum gang_status put_together(struct collector *c, int part, const struct gang_tensor *t, const float **values) {
+// A tensor of this stage, on the first device of its cell. *own: a buffer for the caller to free, where it had to be put together.
+static enum gang_status put_together(struct collector *c, int part, const struct gang_tensor *t, float **own, const float **values) {
     const struct gang_rank *r = c->rank;
     const struct gang_tensor *mine = gang_model_find(r->cell.model, t->role, t->layer);
     enum gang_status status = GANG_OK;
+    *own = NULL;
     *values = c->arrays[part] + mine->offset;
     if (!gang_tensor_is_slice(mine)) return GANG_OK;
-    put_slice(mine, 0, *values, c->tensor);
+    *own = malloc(bytes_of(t));
+    assert(*own && "out of memory");
+    put_slice(mine, 0, *values, *own);
     for (int i = 1; i < r->options.tp && !status; i++) {
-        status = take(gang_rank_cell_link(r, i), c->slice, bytes_of(mine));
-        if (!status) put_slice(mine, i, c->slice, c->tensor);
+        float *slice = NULL;
+        status = gang_stream_take(&c->slices[i], &slice);
+        if (!status) put_slice(mine, i, slice, *own);
     }
-    *values = c->tensor;
+    *values = *own;
     return status;
 }
 
@@ -151,8 +171,11 @@ static enum gang_status fetch(void *context, int index, const float **values) {
     struct gang_rank *r = c->rank;
     const struct gang_tensor *t = &c->whole->tensors[index];
     int part = (int)(c->next++ / c->whole->count), stage = stage_of(r, t);
-    *values = c->tensor;
-    c->status = stage == r->stage ? put_together(c, part, t, values) : take(gang_rank_link(r, 0, stage), c->tensor, bytes_of(t));
+    free(c->tensor);
+    c->tensor = NULL;
+    float *theirs = NULL;
+    c->status = stage == r->stage ? put_together(c, part, t, &c->tensor, values) : gang_stream_take(&c->stages[stage], &theirs);
+    if (stage != r->stage) *values = theirs;
     return c->status;
 }
 
@@ -181,23 +204,54 @@ static enum gang_status bring(struct collector *c) {
             if (stage_of(r, t) != r->stage) continue;
             const struct gang_tensor *mine = gang_model_find(r->cell.model, t->role, t->layer);
             const float *values = c->arrays[p] + mine->offset;
+            float *own = NULL;
             if (r->options.tp_index == 0) {
-                status = put_together(c, p, t, &values);
-                if (!status) status = give(gang_rank_link(r, 0, 0), values, bytes_of(t));
+                status = put_together(c, p, t, &own, &values);
+                if (status)
+                    free(own);
+                else
+                    status = gang_stream_give(&c->out, values, bytes_of(t), own);
             } else if (gang_tensor_is_slice(mine)) {
-                status = give(gang_rank_cell_link(r, 0), values, bytes_of(mine));
+                status = gang_stream_give(&c->out, values, bytes_of(mine), NULL);
             }
         }
     return status;
 }
 
-static void open_collector(struct collector *c) {
-    size_t largest = 0;
-    for (int i = 0; i < c->whole->count; i++) largest = bytes_of(&c->whole->tensors[i]) > largest ? bytes_of(&c->whole->tensors[i]) : largest;
-    assert(largest > 0);
-    c->tensor = malloc(largest);
-    c->slice = malloc(largest / (size_t)c->rank->options.tp);
-    assert(c->tensor && c->slice && "out of memory");
+// The tensors of a stage, in the order in which they are asked for; of this one, the slices that another device of the cell holds.
+static enum gang_status expect(struct collector *c, struct gang_stream *stream, struct gang_wire_link *link, int stage, struct gang_arena *arena) {
+    const struct gang_rank *r = c->rank;
+    size_t *sizes = gang_arena_alloc(arena, (size_t)GANG_SAVE_PARTS * (size_t)c->whole->count * sizeof *sizes);
+    int64_t count = 0;
+    for (int p = 0; p < GANG_SAVE_PARTS; p++)
+        for (int i = 0; i < c->whole->count; i++) {
+            const struct gang_tensor *t = &c->whole->tensors[i], *mine = NULL;
+            if (stage_of(r, t) != stage) continue;
+            if (stage == r->stage) mine = gang_model_find(r->cell.model, t->role, t->layer);
+            if (!mine || gang_tensor_is_slice(mine)) sizes[count++] = bytes_of(mine ? mine : t);
+        }
+    gang_stream_init(stream, link);
+    return gang_stream_expect(stream, sizes, count);
+}
+
+static enum gang_status open_streams(struct collector *c, bool writes, struct gang_arena *arena) {
+    struct gang_rank *r = c->rank;
+    enum gang_status status = GANG_OK;
+    int tp = r->options.tp;
+    c->stages = gang_arena_alloc(arena, (size_t)r->stages * sizeof *c->stages);
+    c->slices = gang_arena_alloc(arena, (size_t)tp * sizeof *c->slices);
+    gang_stream_init(&c->out, r->options.tp_index ? gang_rank_cell_link(r, 0) : writes ? NULL : gang_rank_link(r, 0, 0));
+    for (int s = 0; s < r->stages && writes && !status; s++)
+        if (s != r->stage) status = expect(c, &c->stages[s], gang_rank_link(r, 0, s), s, arena);
+    for (int i = 1; i < tp && r->options.tp_index == 0 && !status; i++) status = expect(c, &c->slices[i], gang_rank_cell_link(r, i), r->stage, arena);
+    return status;
+}
+
+static enum gang_status close_streams(struct collector *c, enum gang_status status) {
+    for (int s = 0; s < c->rank->stages; s++) status = gang_stream_close(&c->stages[s], status);
+    for (int i = 0; i < c->rank->options.tp; i++) status = gang_stream_close(&c->slices[i], status);
+    free(c->tensor);
+    return gang_stream_close(&c->out, status);
 }
 
 enum gang_status gang_rank_save(struct gang_rank *r, const char *output, const struct gang_state *state, const char *tokenizer, int keep, char *saved,
@@ -215,11 +269,10 @@ enum gang_status gang_rank_save(struct gang_rank *r, const char *output, const s
     struct collector c = {.rank = r, .whole = &whole, .arrays = {r->cell.parameters, moments, (float *)moments + elements}};
     bool writes = r->options.rank == 0 && r->options.tp_index == 0;
     if (!status && r->replica == 0) {
-        open_collector(&c);
-        status = writes ? write_save(&c, output, state, tokenizer, keep, saved, saved_bytes) : bring(&c);
+        status = open_streams(&c, writes, &arena);
+        if (!status) status = writes ? write_save(&c, output, state, tokenizer, keep, saved, saved_bytes) : bring(&c);
+        status = close_streams(&c, status);
     }
-    free(c.tensor);
-    free(c.slice);
     if (moments) gang_big_free(moments, bytes);
     gang_arena_release(&arena);
     return status;

@@ -46,11 +46,12 @@ static double seconds_of(const struct gang_pool *pool, const struct gang_exchang
     return seconds;
 }
 
-// Seconds of a chunk's exchanges. Chunks of as many parameters that lie alike have the same as the one before.
+// The ways of a stage, which those that lie alike share, and the seconds of a chunk's exchanges: of as many parameters on them the same.
 struct exchanges {
     const struct gang_pool *pool;
     const struct gang_placement *placement;
-    int stage;
+    int stage; // -1: none yet
+    struct gang_ways ways;
     double parameters, reduce, gather;
 };
 
@@ -62,14 +63,18 @@ static bool lie_alike(const struct gang_placement *placement, int a, int b) {
 
 static void add_exchange(struct exchanges *x, const struct gang_layout *l, int chunk, const struct gang_chunk_cost *cost, double times,
                          struct stage_sum *sum) {
-    if (x->parameters != cost->parameters || !lie_alike(x->placement, x->stage, chunk % l->pp)) {
+    int stage = chunk % l->pp;
+    if (l->zero >= 3) return; // inside the passes
+    bool alike = x->stage >= 0 && lie_alike(x->placement, x->stage, stage);
+    if (!alike) gang_ways_of(x->pool, l, x->placement, stage, &x->ways);
+    if (!alike || x->parameters != cost->parameters) {
         struct gang_exchange reduce, gather;
-        gang_chunk_exchange(x->pool, l, x->placement, chunk, cost, &reduce, &gather);
-        x->stage = chunk % l->pp;
+        gang_chunk_exchange(x->pool, l, &x->ways, cost, &reduce, &gather);
         x->parameters = cost->parameters;
         x->reduce = seconds_of(x->pool, &reduce, l->pp);
         x->gather = seconds_of(x->pool, &gather, l->pp);
     }
+    x->stage = stage;
     sum->reduce += times * x->reduce;
     sum->gather += times * x->gather;
 }
@@ -208,7 +213,7 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
                               const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     double slowest = 0, delay = hop_seconds(task, pool, l, placement);
     struct stage_sum stages[GANG_MAX_STAGES];
-    struct exchanges exchanges = {.pool = pool, .placement = placement};
+    struct exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
     int starts[GANG_MAX_STAGES + 1], count = 0;
     for (int s = 0; s < l->pp; s++)
         if (!repeats(task, l, placement, s)) starts[count++] = s;
@@ -235,7 +240,7 @@ static double estimate(const struct gang_task *task, const struct gang_pool *poo
     if (pool->group_count > 1 || placement->class_count > 1 || l->offload.count || l->offload.at[0])
         return estimate_unlike(task, pool, l, placement, prices, memory_used);
     struct stage_sum sums[GANG_RECOMPUTES][ENDS];
-    struct exchanges exchanges = {.pool = pool, .placement = placement};
+    struct exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
     for (int r = 0; r < GANG_RECOMPUTES; r++) sum_alike(task, l, prices->at[0], (enum gang_recompute)r, &exchanges, sums[r]);
     return combine_alike(l, sums, placement->classes, hop_seconds(task, pool, l, placement), memory_used);
 }
@@ -340,8 +345,14 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
     double score = score_of(s, l, placement, estimate, &s->scratch);
     s->least = gang_smaller(s->least, score);
     if (shelf->kept == KEPT && score >= shelf->best[KEPT - 1]->score) return score;
-    int at = shelf->kept;
-    while (at && shelf->best[at - 1]->score > score) at--;
+    int at = 0;
+    for (int end = shelf->kept; at < end;) { // behind all that are as good
+        int middle = (at + end) / 2;
+        if (shelf->best[middle]->score > score)
+            end = middle;
+        else
+            at = middle + 1;
+    }
     if (l->size_count && is_kept(shelf, l, score, at)) return score; // from another size
     if (shelf->kept < KEPT) shelf->kept++;
     struct gang_found *mine = shelf->best[shelf->kept - 1];
@@ -379,7 +390,7 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
                                              .classes = &class,
                                              .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
     struct stage_sum sums[GANG_RECOMPUTES][ENDS];
-    struct exchanges exchanges = {.pool = s->pool, .placement = &placement};
+    struct exchanges exchanges = {.pool = s->pool, .placement = &placement, .stage = -1};
     double memory_used = 0, least = 0, m = (double)class.micro_batches, delay = hop_seconds(s->task, s->pool, l, &placement);
     for (int r = 0; r < GANG_RECOMPUTES; r++) {
         sum_alike(s->task, l, s->prices.at[0], (enum gang_recompute)r, &exchanges, sums[r]);

@@ -28,7 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MISSED_HEARTBEATS = 3, STUCK_HEARTBEATS = 2 };
+enum { MISSED_HEARTBEATS = 3, STUCK_HEARTBEATS = 2, MEAN_CHUNKS = 16 };
 static const int64_t never_ns = INT64_MAX, ms = 1000000;
 static const int64_t unknown_rtt_ns = 100000000; // before the first sample
 static const int64_t small_ack_ns = 1000000;     // small frames are acknowledged within this
@@ -245,7 +245,10 @@ static void take_off(struct gang_stream *stream, const struct gang_flight *fligh
     assert(!slot->kind);
     *slot = *flight;
     slot->sent_ns = now_ns;
-    if (!plane->flight_count++) plane->delivered_ns = now_ns;
+    if (!plane->flight_count++) {
+        plane->delivered_ns = plane->span_ns = now_ns;
+        plane->span_delivered = plane->delivered;
+    }
     slot->delivered = plane->delivered;
     slot->delivered_ns = plane->delivered_ns;
     plane->flight_bytes += flight->bytes;
@@ -371,9 +374,27 @@ static void sample_rtt(struct gang_plane *plane, int64_t rtt_ns) {
     plane->min_rtt_ns = min_ns(plane->min_rtt_ns, rtt_ns);
 }
 
+// There is more to send and it is the path that holds it back: not our own limit on what is in flight, nor our own pace, or what
+// is paced by a share of the rate would slow down the rate.
+static bool held_back(const struct gang_stream *stream, const struct gang_plane *plane) {
+    return gang_send_unpaced(stream->link) && (stream->blocked || (double)plane->srtt_ns * 1e-9 > gang_plane_span_s(plane));
+}
+
+// The most that was seen is more than the path carries, since reports come in bunches; a mean over many chunks is not.
+static void sample_mean(const struct gang_stream *stream, struct gang_plane *plane, int64_t now_ns) {
+    uint64_t bytes = plane->delivered - plane->span_delivered;
+    int64_t elapsed = now_ns - plane->span_ns;
+    if (bytes < (uint64_t)MEAN_CHUNKS << stream->link->config.chunk_log2 || elapsed < plane->srtt_ns) return;
+    double mean = (double)bytes * 1e9 / (double)elapsed;
+    if (mean > plane->mean || held_back(stream, plane)) plane->mean = plane->mean > 0 ? rate_decay * plane->mean + (1 - rate_decay) * mean : mean;
+    plane->span_ns = now_ns;
+    plane->span_delivered = plane->delivered;
+}
+
+double gang_plane_rate(const struct gang_plane *plane) { return plane->mean > 0 ? plane->mean : plane->rate; }
+
 // Bytes delivered between the flight's departure and now, over that time. It rises at once. It falls slowly, by the best of a
-// round trip, since reports that stand behind data on their way back come in bunches; and only while there is more to send and
-// it is the path that holds it back: neither want of work nor our own limit on what is in flight makes a plane slow.
+// round trip, since reports that stand behind data on their way back come in bunches; and only while the path holds us back.
 static void sample_rate(const struct gang_stream *stream, struct gang_plane *plane, const struct gang_flight *flight, int64_t now_ns) {
     int64_t elapsed = now_ns - flight->delivered_ns;
     if (elapsed <= 0) return;
@@ -381,8 +402,7 @@ static void sample_rate(const struct gang_stream *stream, struct gang_plane *pla
     plane->best = sample > plane->best ? sample : plane->best;
     if (sample > plane->rate) plane->rate = sample;
     if (now_ns - plane->round_ns < plane->srtt_ns) return;
-    bool full = stream->blocked || (double)plane->srtt_ns * 1e-9 > gang_plane_span_s(plane);
-    if (stream->link->backlog && full) plane->rate = rate_decay * plane->rate + (1 - rate_decay) * plane->best;
+    if (held_back(stream, plane)) plane->rate = rate_decay * plane->rate + (1 - rate_decay) * plane->best;
     plane->round_ns = now_ns;
     plane->best = 0;
 }
@@ -411,6 +431,7 @@ static void acknowledge(struct gang_stream *stream, struct gang_flight *flight, 
     // Only these are acknowledged without delay.
     if (sample && (acked.kind == WIRE_CHUNK || acked.kind == WIRE_PING)) sample_rtt(plane, now_ns - acked.sent_ns);
     if (acked.kind == WIRE_CHUNK) sample_rate(stream, plane, &acked, now_ns);
+    if (acked.kind == WIRE_CHUNK) sample_mean(stream, plane, now_ns);
     if (acked.kind == WIRE_CHUNK || acked.kind == WIRE_EAGER) gang_send_acked(stream->link, &acked);
 }
 
@@ -458,7 +479,8 @@ void gang_stream_heard(struct gang_stream *stream, int64_t now_ns) {
     struct gang_plane *plane = &link->planes[stream->plane];
     if (plane->stuck) return;
     // What waited for a peer that was stopped does not tell how far away it is. The last frame may: the way can have grown longer.
-    for (int s = 0; s < link->config.streams && silent_at(link, stream->plane) <= now_ns; s++)
+    // With one plane nothing is gained by noticing soon, and TCP on a poor way stands still for longer than the distance.
+    for (int s = 0; s < link->config.streams && link->config.planes > 1 && silent_at(link, stream->plane) <= now_ns; s++)
         link->streams[stream->plane][s]->sample_from = link->streams[stream->plane][s]->next_number - 1;
     stream->progress_ns = plane->progress_ns = now_ns;
 }
@@ -485,6 +507,7 @@ void gang_link_woke(struct gang_link *link, int64_t now_ns) {
         plane->progress_ns = min_ns(now_ns, plane->progress_ns + late_ns);
         plane->advance_ns = min_ns(now_ns, plane->advance_ns + late_ns);
         plane->delivered_ns = min_ns(now_ns, plane->delivered_ns + late_ns);
+        plane->span_ns = min_ns(now_ns, plane->span_ns + late_ns);
         for (int s = 0; s < link->config.streams; s++) forgive_stream(link->streams[p][s], late_ns, now_ns);
     }
     if (link->quiet_ns) link->quiet_ns += late_ns;
@@ -623,6 +646,7 @@ int64_t gang_link_tick(struct gang_link *link, int64_t now_ns) {
         for (int s = 0; s < link->config.streams; s++) next = min_ns(next, tick_stream(link->streams[p][s], sound, now_ns));
     if (link->lazy_post_ns && link->lazy_post_ns <= now_ns) advertise_small(link);
     if (link->lazy_post_ns) next = min_ns(next, link->lazy_post_ns);
+    if (gang_send_paced(link) > now_ns) next = min_ns(next, gang_send_paced(link));
     link->promised_ns = next;
     return next;
 }

@@ -20,7 +20,8 @@ enum {
     WIRE_STREAMS_MAX = 8, // per plane
     WIRE_OPS_MAX = 1024,  // sends, and receives, that may be outstanding on a link
     WIRE_CHANNELS_MAX = 256,
-    WIRE_PRIORITIES = 4,    // 0 goes first
+    WIRE_PRIORITIES = 4, // 0 goes first
+    WIRE_POLITE = WIRE_PRIORITIES - 1,
     WIRE_SEQ_WINDOW = 2048, // messages of a channel that may be unfinished at a time: at least ops + eager slots
     WIRE_EAGER_SLOTS = 512, // at most
     WIRE_QUEUE_FRAMES = 64, // frames handed to a stream and not yet taken by the carrier
@@ -171,8 +172,11 @@ struct gang_plane {
     bool stuck;          // it reports, but nothing arrives: what it sends is no proof of life
     unsigned flight_count;
     uint64_t flight_bytes;
-    double rate; // bytes per second
-    double best; // of the samples since round_ns
+    double rate; // bytes per second: the most that was seen lately
+    double mean; // likewise over many chunks, smoothed; 0: not known yet
+    uint64_t span_delivered;
+    int64_t span_ns; // since when, and from what, the next mean is taken
+    double best;     // of the samples since round_ns
     int64_t round_ns;
     int64_t srtt_ns, rttvar_ns, min_rtt_ns;
     uint64_t delivered;
@@ -197,6 +201,8 @@ struct gang_link {
     int free_send_count, free_recv_count;
     struct gang_send *ready[WIRE_PRIORITIES]; // ops with something to send, in order
     struct gang_send *credit_waiting;         // small ones without credit
+    double polite_share;                      // of the rate, for what is of priority WIRE_POLITE; 0: no limit
+    int64_t polite_ns;                        // when the next frame of it may leave
     uint64_t backlog;                         // bytes of ready ops not yet in flight
     int long_ops;                             // sends and receives of more than eager_bytes that are under way
     uint8_t *slots_out, *slots_in;            // WIRE_EAGER_SLOTS each
@@ -224,6 +230,8 @@ GANG_CHECK_RESULT enum gang_status gang_link_recv(struct gang_link *link, int64_
 // Ends an operation early: it completes with GANG_ERR_PEER and its buffer is the caller's again. What was under way is
 // dropped at both ends; the peer must cancel its half as well, or it waits for ever. A small message takes its credit along.
 void gang_link_cancel(struct gang_link *link, void *user);
+// What is of priority WIRE_POLITE takes at most this share of the rate that is measured on the planes; 0: no limit.
+void gang_link_pace(struct gang_link *link, double share);
 bool gang_link_room_to_send(const struct gang_link *link);
 bool gang_link_room_to_recv(const struct gang_link *link);
 // When what receives have made necessary is to go out; INT64_MAX: nothing.
@@ -264,6 +272,9 @@ void gang_chunks_clear(struct gang_chunk_set *set);
 
 // link_send.c
 bool gang_send_next(struct gang_stream *stream, int64_t now_ns); // queues one frame of data if there is one to go
+double gang_plane_rate(const struct gang_plane *plane);          // what it really carries, as far as is known
+bool gang_send_unpaced(const struct gang_link *link);            // something is ready that need not wait for its time
+int64_t gang_send_paced(const struct gang_link *link);           // until when what is polite waits for its time; INT64_MAX: nothing does
 double gang_plane_span_s(const struct gang_plane *plane);        // what is in flight on it should be through within this
 void gang_send_lost(struct gang_link *link, const struct gang_flight *flight);
 void gang_send_acked(struct gang_link *link, const struct gang_flight *flight);

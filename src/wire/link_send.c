@@ -4,6 +4,9 @@
 // posted; then it is ready. Ready operations stand in one list per priority. A stream that can take bytes asks for the next
 // frame and gets it unless the rest of the link would have sent everything there is before this plane could deliver
 // it (earliest completion first): a slow plane must not hold the tail of a transfer.
+//
+// What is polite (bulk in no hurry, on a path that it shares with other links) is paced: each of its frames moves the time of
+// the next by as long as its share of the rate takes to carry it. Meanwhile it does not stand in anybody's way.
 #include "wire/link.h"
 
 #include <assert.h>
@@ -13,7 +16,9 @@
 // Chunks in flight per stream while the plane's rate is unknown, and at least. What is in flight on a plane that is cut must be
 // sent again, behind what is in flight on the others: so no more than it takes.
 enum { FLIGHT_CHUNKS_FIRST = 8, FLIGHT_CHUNKS_MIN = 4 };
-static const double flight_slack_s = 0.002; // for acknowledgements that dawdle
+static const double flight_slack_s = 0.002;       // for acknowledgements that dawdle
+static const int64_t polite_slack_ns = 5000000;   // who comes late to its time may make up for so much
+static const int64_t polite_first_ns = 100000000; // between frames while the rate is unknown
 
 // ---- Sets of chunks ------------------------------------------------------------------------------------------------
 
@@ -216,19 +221,40 @@ static bool others_are_sooner(const struct gang_link *link, int plane, uint64_t 
     return beaten && ours > (flight + (double)link->backlog) / rate + soonest_rtt / 2;
 }
 
-static struct gang_send *first_ready(struct gang_link *link) {
+void gang_link_pace(struct gang_link *link, double share) {
+    link->polite_share = share;
+    link->polite_ns = 0;
+}
+
+int64_t gang_send_paced(const struct gang_link *link) { return link->polite_share > 0 && link->ready[WIRE_POLITE] ? link->polite_ns : INT64_MAX; }
+
+bool gang_send_unpaced(const struct gang_link *link) {
     for (int p = 0; p < WIRE_PRIORITIES; p++)
-        if (link->ready[p]) return link->ready[p];
+        if (link->ready[p] && (p != WIRE_POLITE || !link->polite_share)) return true;
+    return false;
+}
+
+static void pace(struct gang_link *link, uint64_t bytes, int64_t now_ns) {
+    double rate = 0;
+    for (int p = 0; p < link->config.planes; p++) rate += link->planes[p].ups ? gang_plane_rate(&link->planes[p]) : 0;
+    if (link->polite_ns < now_ns - polite_slack_ns) link->polite_ns = now_ns - polite_slack_ns;
+    link->polite_ns += rate > 0 ? (int64_t)((double)bytes / (link->polite_share * rate) * 1e9) : polite_first_ns;
+}
+
+static struct gang_send *first_ready(struct gang_link *link, int64_t now_ns) {
+    for (int p = 0; p < WIRE_PRIORITIES; p++)
+        if (link->ready[p] && (p != WIRE_POLITE || !link->polite_share || link->polite_ns <= now_ns)) return link->ready[p];
     return NULL;
 }
 
 bool gang_send_next(struct gang_stream *stream, int64_t now_ns) {
     struct gang_link *link = stream->link;
-    struct gang_send *op = first_ready(link);
+    struct gang_send *op = first_ready(link, now_ns);
     if (!op) return false;
     uint32_t chunk = op->lost.count ? gang_chunks_first(&op->lost) : op->fresh;
     uint64_t bytes = chunk_bytes(op, chunk);
-    if ((double)stream->flight_bytes + (double)bytes > flight_limit(link, &link->planes[stream->plane])) return false;
+    // One may always be in flight: a very long message's chunks may each be more than the limit.
+    if (stream->flight_bytes && (double)stream->flight_bytes + (double)bytes > flight_limit(link, &link->planes[stream->plane])) return false;
     if (others_are_sooner(link, stream->plane, bytes)) return false;
     if (op->lost.count) {
         gang_chunks_remove(&op->lost, chunk);
@@ -240,6 +266,7 @@ bool gang_send_next(struct gang_stream *stream, int64_t now_ns) {
         op->ready = false;
     }
     link->backlog -= bytes;
+    if (op->priority == WIRE_POLITE && link->polite_share > 0) pace(link, bytes, now_ns);
     uint64_t offset = (uint64_t)chunk << op->chunk_log2;
     struct gang_frame frame = {
         .type = op->eager ? WIRE_EAGER : WIRE_CHUNK,
@@ -305,7 +332,9 @@ static void set_aside(struct gang_stream *stream, struct gang_send *op) {
     int count = 0;
     for (unsigned i = 0; i < stream->queue_count; i++) {
         struct gang_out_frame *out = &stream->queue[(stream->queue_head + i) % WIRE_QUEUE_FRAMES];
-        if (!out->payload_bytes || out->payload < op->data || out->payload >= op->data + op->bytes) continue;
+        const struct gang_flight *flight = &stream->flights[out->number % WIRE_PN_WINDOW]; // what has not left is not resolved either
+        bool data = out->number && (flight->kind == WIRE_CHUNK || flight->kind == WIRE_EAGER);
+        if (!data || !out->payload_bytes || &stream->link->sends[flight->index] != op || flight->generation != op->generation) continue;
         frames[count++] = out;
         bytes += out->payload_bytes;
     }

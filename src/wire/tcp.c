@@ -229,7 +229,8 @@ static void secure(struct gang_conn *conn, int64_t now_ns) {
     struct gang_wire *wire = conn->link->wire;
     int done = conn->pipe.carrier->handshake(&conn->pipe);
     if (!done) return;
-    bool refused = done < 0 && errno == EPROTO;
+    // Whoever has shown the secret once has it: then it is bits that flipped.
+    bool refused = done < 0 && errno == EPROTO && !conn->link->peer_session;
     if (done < 0 || !send_hello(conn)) {
         drop(conn, now_ns);
         if (refused)

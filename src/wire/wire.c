@@ -377,6 +377,13 @@ enum gang_status gang_wire_join(struct gang_wire *wire, const struct gang_wire_l
 static bool room_to_send(void *link) { return gang_link_room_to_send(((struct gang_wire_link *)link)->core); }
 static bool room_to_recv(void *link) { return gang_link_room_to_recv(((struct gang_wire_link *)link)->core); }
 
+void gang_wire_pace(struct gang_wire_link *link, double share) {
+    pthread_mutex_lock(&link->wire->lock);
+    gang_link_pace(link->core, share);
+    turn_link(link, gang_os->now_ns());
+    pthread_mutex_unlock(&link->wire->lock);
+}
+
 // Whether a message that was sent just now may stand for a moment, for others to go along.
 static bool hold(struct gang_wire_link *link, size_t bytes, int64_t now_ns) {
     bool burst = now_ns - link->sent_ns < burst_ns;
@@ -472,7 +479,7 @@ void gang_wire_report(struct gang_wire_link *link, struct gang_wire_report *out)
     *out = (struct gang_wire_report){.dead = core->state == LINK_DEAD, .suspect = core->state == LINK_SUSPECT, .planes = link->planes};
     for (int p = 0; p < link->planes; p++) {
         const struct gang_plane *plane = &core->planes[p];
-        out->plane[p] = (struct gang_wire_plane_report){plane->ups > 0, (double)plane->srtt_ns * 1e-9, plane->rate, plane->losses};
+        out->plane[p] = (struct gang_wire_plane_report){plane->ups > 0, (double)plane->srtt_ns * 1e-9, gang_plane_rate(plane), plane->losses};
     }
     pthread_mutex_unlock(&link->wire->lock);
 }

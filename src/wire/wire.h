@@ -15,7 +15,7 @@
 struct gang_wire;
 struct gang_wire_link;
 
-enum { GANG_WIRE_PLANES = 8, GANG_WIRE_STREAMS = 8, GANG_WIRE_EAGER_BYTES = 8192, GANG_WIRE_PRIORITIES = 4 };
+enum { GANG_WIRE_PLANES = 8, GANG_WIRE_STREAMS = 8, GANG_WIRE_EAGER_BYTES = 8192, GANG_WIRE_PRIORITIES = 4, GANG_WIRE_POLITE = 3 };
 
 struct gang_wire_options {
     int rank;
@@ -66,6 +66,10 @@ struct gang_wire_op {
 GANG_CHECK_RESULT enum gang_status gang_wire_send(struct gang_wire_link *link, uint32_t tag, int priority, const void *data, size_t bytes,
                                                   struct gang_wire_op *op);
 GANG_CHECK_RESULT enum gang_status gang_wire_recv(struct gang_wire_link *link, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op);
+// From now on messages of priority GANG_WIRE_POLITE take at most this share (up to 1; 0: no limit, as at first) of the rate that the
+// link measures on its planes: for bulk in no hurry, such as copies of checkpoints, where a path carries other links too. All
+// other messages go before these, as if they were not there. A link that has carried nothing else yet knows its rate too low.
+void gang_wire_pace(struct gang_wire_link *link, double share);
 // Until the operation is done; its status. A send of at most GANG_WIRE_EAGER_BYTES may be done before the peer has it.
 GANG_CHECK_RESULT enum gang_status gang_wire_wait(struct gang_wire_op *op);
 bool gang_wire_done(struct gang_wire_op *op);
@@ -156,6 +160,27 @@ GANG_CHECK_RESULT enum gang_status gang_broadcast(struct gang_comm *group, int r
 // `out` and `in` hold `bytes` per member: what goes to it and what comes from it.
 GANG_CHECK_RESULT enum gang_status gang_all_to_all(struct gang_comm *group, const void *out, void *in, size_t bytes);
 GANG_CHECK_RESULT enum gang_status gang_barrier(struct gang_comm *group);
+
+// ---- What a link is worth ----------------------------------------------------------------------------------------------
+
+enum { GANG_LINK_MESSAGE_LEAST = 1 << 10, GANG_LINK_MESSAGE_MOST = 64 << 20, GANG_LINK_RATES = 9 };
+
+struct gang_link_profile {
+    double rtt_s;       // the least of many
+    int streams;        // the fewest of 1, 2, 4, 8 that come within 5 % of the best
+    double bytes_per_s; // the best of the rates below
+    int count;
+    struct gang_link_rate {
+        size_t message_bytes;
+        double bytes_per_s;   // with several messages on the way
+    } rates[GANG_LINK_RATES]; // from 1 KiB to 64 MiB in steps of four; over a slow link only what takes seconds
+};
+
+// Serves those who measure the link to here, one after the other, until *stop; `listening` hears once at which address.
+GANG_CHECK_RESULT enum gang_status gang_link_serve(const char *listen, const char *secret_path, void (*listening)(const char *address),
+                                                   const volatile int *stop);
+// Measures the link to who serves at `to`, about `seconds` per figure; what goes there, not what comes back.
+GANG_CHECK_RESULT enum gang_status gang_link_measure(const char *to, const char *secret_path, double seconds, struct gang_link_profile *out);
 
 // ---- A relay that gives a link distance, a rate and faults -----------------------------------------------------------
 //

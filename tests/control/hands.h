@@ -78,11 +78,22 @@ static inline int hands_work(void) {
     return status == GANG_ERR_STOPPED ? 0 : 1;
 }
 
+// An agent whose clock somebody has set wrong.
+static inline int64_t hands_wall_ns(void) { return gang_os_real.wall_ns() + (int64_t)atoi(getenv("GANG_TEST_CLOCK")) * 1000000000; }
+
+static inline void hands_set_clock(void) {
+    static struct gang_os os;
+    os = gang_os_real;
+    os.wall_ns = hands_wall_ns;
+    gang_os = &os;
+}
+
 // As the first call in main: agents and workers do not come back from it.
 static inline void hands_main(int argc, char **argv) {
     if (argc < 2) return;
     int code = 2;
     if (!strcmp(argv[1], "agent")) {
+        if (getenv("GANG_TEST_CLOCK")) hands_set_clock();
         code = gang_agent_run(0);
         if (code) fprintf(stderr, "%s\n", gang_error());
     }

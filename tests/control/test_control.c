@@ -14,10 +14,12 @@ static enum gang_launcher launcher;
 static const struct gang_control_worker workers[] = {{0, 0, -1}, {1, 0, -1}, {1, 0, 0}};
 enum { NODES = 2, WORKERS = 3 };
 
+static struct gang_control_site site;
+
 static struct gang_control_options options(void) {
-    return (struct gang_control_options){.launcher = launcher,
-                                         .node_count = NODES,
-                                         .nodes = nodes,
+    site = (struct gang_control_site){.name = "here", .launcher = launcher, .node_count = NODES, .nodes = nodes};
+    return (struct gang_control_options){.site_count = 1,
+                                         .sites = &site,
                                          .worker_count = WORKERS,
                                          .workers = workers,
                                          .worker_argv = worker_argv,
@@ -232,7 +234,7 @@ static void test_many_starts_leave_nothing(void **state) {
     int before = descriptors();
     struct gang_control *control;
     struct gang_control_options o = options();
-    o.node_count = 1;
+    site.node_count = 1;
     o.workers = (struct gang_control_worker[]){{0, 0, -1}};
     o.worker_count = 1;
     for (int i = 0; i < (launcher == GANG_LAUNCH_LOCAL ? 100 : 3); i++) {
@@ -301,7 +303,7 @@ static void test_bad_options_are_named(void **state) {
     o.worker_count = 0;
     expect_failure(&o, GANG_ERR_INPUT, "0 workers on 2 nodes");
     o = options();
-    o.node_count = 1;
+    site.node_count = 1;
     expect_failure(&o, GANG_ERR_INPUT, "worker 1: there is no node 1 among 1");
     o = options();
     o.workers = (struct gang_control_worker[]){{0, -1, -1}, {0}, {0}};
@@ -309,7 +311,7 @@ static void test_bad_options_are_named(void **state) {
     o.workers = (struct gang_control_worker[]){{0, 0, -2}, {0}, {0}};
     expect_failure(&o, GANG_ERR_INPUT, "no core -2");
     o = options();
-    o.nodes = (const char *[]){"alpha", "beta\nsecret x"};
+    site.nodes = (const char *[]){"alpha", "beta\nsecret x"};
     expect_failure(&o, GANG_ERR_INPUT, "is no name of a host");
 }
 
@@ -346,6 +348,16 @@ static void test_another_version_is_refused(void **state) {
     expect_failure(&o, GANG_ERR_PEER, "node 0 (alpha): its agent has not come within 0.5 s");
 }
 
+static void test_clocks_that_disagree(void **state) {
+    (void)state;
+    struct gang_control_options o = options();
+    setenv("GANG_TEST_CLOCK", "3600", 1);
+    expect_failure(&o, GANG_ERR_PEER, "): its clock is 3600 s ahead of this host's: set both right, by NTP");
+    setenv("GANG_TEST_CLOCK", "-90", 1);
+    expect_failure(&o, GANG_ERR_PEER, "): its clock is 90 s behind this host's");
+    unsetenv("GANG_TEST_CLOCK");
+}
+
 static void test_nobody_starts_by_hand(void **state) {
     (void)state;
     struct gang_worker *worker;
@@ -369,10 +381,10 @@ static void test_nobody_starts_by_hand(void **state) {
 static void test_no_way_to_a_host(void **state) {
     (void)state;
     struct gang_control_options o = options();
-    o.nodes = (const char *[]){"no-such-host.invalid", "no-such-host.invalid"};
+    site.nodes = (const char *[]){"no-such-host.invalid", "no-such-host.invalid"};
     o.ssh_options = (const char *const[]){"-F", "none", NULL};
     expect_failure(&o, GANG_ERR_PEER, "does 'ssh -o BatchMode=yes no-such-host.invalid true' work without a password?");
-    o.nodes = nodes;
+    site.nodes = nodes;
     o.ssh_options = ssh_options;
     o.program = "/no/such/gangline";
     expect_failure(&o, GANG_ERR_PEER, "is gangline installed there, as /no/such/gangline?");
@@ -383,21 +395,50 @@ static void test_no_way_to_a_host(void **state) {
 static void test_an_allocation_that_does_not_fit(void **state) {
     (void)state;
     struct gang_control_options o = options();
-    o.nodes = NULL;
-    o.node_count = 5;
+    site.nodes = NULL;
+    site.node_count = 5;
     expect_failure(&o, GANG_ERR_INPUT, "the allocation has 2 nodes and the run needs 5: ask for --nodes=5");
     o = options();
-    o.nodes = (const char *[]){nodes[0], "n9"};
+    site.nodes = (const char *[]){nodes[0], "n9"};
     expect_failure(&o, GANG_ERR_INPUT, "node 'n9' is not in the allocation");
     o = options();
     o.program = "/no/such/gangline";
     expect_failure(&o, GANG_ERR_PEER, "is gangline installed there, as /no/such/gangline?");
-    char *job = strdup(getenv("SLURM_JOB_ID"));
-    unsetenv("SLURM_JOB_ID");
-    o = options();
-    expect_failure(&o, GANG_ERR_INPUT, "start it by salloc or sbatch");
-    setenv("SLURM_JOB_ID", job, 1);
-    free(job);
+}
+
+// Outside an allocation, and for a cluster that is named: srun asks for one.
+static void test_an_allocation_of_our_own(void **state) {
+    (void)state;
+    static const char *const further[] = {"--exclusive", NULL}, *const too_many[] = {"--partition=none", NULL};
+    int before = descriptors();
+    struct gang_control *control;
+    struct gang_control_options o = options();
+    site.slurm_conf = getenv("SLURM_CONF");
+    site.nodes = NULL;
+    site.slurm_options = too_many;
+    expect_failure(&o, GANG_ERR_PEER, "node 0 (here) has no agent: srun ended with exit status 1: 'srun: error:");
+    site.slurm_options = further;
+    site.node_count = 1;
+    o.workers = (struct gang_control_worker[]){{0, 0, -1}};
+    o.worker_count = 1;
+    assert_ok(gang_control_open(&o, &control));
+    assert_string_equal(gang_control_node(control, 0), "n3"); // the surrounding one has the others
+    int agent = tell(control, 0).parent;
+    kill(agent, SIGTERM);
+    expect(control, GANG_EVENT_NODE_ENDS, -1, "node 0 (n3) is about to end");
+    assert_int_equal(tell(control, 0).parent, agent);
+    // The node is taken now: who waits for it is told to end, and leaves nothing in the queue.
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct gang_control *second;
+        _exit(gang_control_open(&o, &second) ? 3 : 4);
+    }
+    assert_int_equal(system("until squeue -h -t PD -o %j | grep -q gangline; do sleep 0.05; done"), 0);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(system("while squeue -h -t PD -o %i | grep -q .; do sleep 0.05; done"), 0);
+    close_all(control, before);
+    assert_int_equal(system("while squeue -h -o %j | grep -q gangline; do sleep 0.05; done"), 0);
 }
 
 static volatile sig_atomic_t told_to_end;
@@ -409,8 +450,8 @@ static int run_job(const char *path) {
     struct gang_control_event event;
     struct gang_control *control;
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_term}, NULL);
-    o.nodes = NULL;
-    o.node_count = 1;
+    site.nodes = NULL;
+    site.node_count = 1;
     o.worker_count = 1;
     enum gang_status status = gang_control_open(&o, &control);
     if (!status) status = gang_file_publish(path, "up", 2);
@@ -493,11 +534,13 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bad_options_are_named),
         cmocka_unit_test(test_what_cannot_start_is_named),
         cmocka_unit_test(test_another_version_is_refused),
+        cmocka_unit_test(test_clocks_that_disagree),
         cmocka_unit_test(test_nobody_starts_by_hand),
     };
     const struct CMUnitTest by_ssh[] = {cmocka_unit_test(test_no_way_to_a_host)};
     const struct CMUnitTest by_slurm[] = {
         cmocka_unit_test(test_an_allocation_that_does_not_fit),
+        cmocka_unit_test(test_an_allocation_of_our_own),
         cmocka_unit_test(test_a_submitted_job_ends_when_told),
     };
     int failed = cmocka_run_group_tests(everywhere, scratch_open, scratch_close);

@@ -3,7 +3,10 @@
 #include "../scratch.h"
 #include "device/device.h"
 
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static struct gang_profile sample(void) {
     return (struct gang_profile){.device = "A \"quoted\" processor",
@@ -117,12 +120,73 @@ static void test_kernel_number(void **state) {
     assert_true(gang_memory_available() > 1e6);
 }
 
+// In a process of its own, whose status says whether what it sees is below the limit that is set there.
+static void expect_limited(bool (*set)(double limit), double limit) {
+    int status = 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (!set(limit)) _exit(77);
+        double available = gang_memory_available();
+        _exit(available > 0 && available <= limit ? 0 : 1);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    if (WEXITSTATUS(status) == 77) skip();
+    assert_int_equal(status, 0);
+}
+
+static bool limit_addresses(double limit) {
+    double mapped = gang_kernel_number("/proc/self/status", "VmSize") * 1024;
+    rlim_t most = (rlim_t)(mapped + limit);
+    return setrlimit(RLIMIT_AS, &(struct rlimit){most, most}) == 0;
+}
+
+static bool put(const char *dir, const char *name, const char *text) {
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *file = fopen(path, "w");
+    bool good = file && fputs(text, file) >= 0;
+    return file && fclose(file) == 0 && good;
+}
+
+static char group[200];
+static const char *const limit_files[] = {"memory.limit_in_bytes", "memory.max"};
+
+// The process's group is one inside that which has the limit, as Slurm's steps and tasks are.
+static bool enter_group(double limit) {
+    char text[32], inner[220];
+    snprintf(text, sizeof text, "%.0f", limit);
+    snprintf(inner, sizeof inner, "%s/task", group);
+    bool limited = put(group, limit_files[0], text) || put(group, limit_files[1], text);
+    return limited && mkdir(inner, 0755) == 0 && put(inner, "cgroup.procs", "0");
+}
+
+static void test_memory_under_limits(void **state) {
+    (void)state;
+    const double limit = 256 << 20;
+    assert_true(gang_memory_available() > 0);
+    if (!getenv("GANG_SANITIZED")) expect_limited(limit_addresses, limit); // a sanitizer maps more than there is
+    const char *root = access("/sys/fs/cgroup/memory/cgroup.procs", F_OK) ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    snprintf(group, sizeof group, "%s/gangline-test-%d", root, (int)getpid());
+    if (mkdir(group, 0755)) skip();
+    expect_limited(enter_group, limit);
+}
+
+static int leave_groups(void **state) {
+    char inner[220];
+    (void)state;
+    snprintf(inner, sizeof inner, "%s/task", group);
+    rmdir(inner);
+    rmdir(group);
+    return 0;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_damage_is_refused),
         cmocka_unit_test(test_kept_while_it_fits),
         cmocka_unit_test(test_kernel_number),
+        cmocka_unit_test_teardown(test_memory_under_limits, leave_groups),
     };
     return cmocka_run_group_tests_name("probe", tests, scratch_open, scratch_close);
 }

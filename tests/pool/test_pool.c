@@ -122,6 +122,8 @@ static void test_refuses(void **state) {
         {"outage_every: 90d", "outage_every: 90km", "'90km' is not a number with a unit of its kind"},
         {"failure_domain: 2", "failure_domain: 3", "c.yaml:4:9: failure_domain 3: the group has 2 nodes"},
         {"bandwidth: 1Tbps", "bandwidth: 0bps", "bandwidth: '0bps' is out of range"},
+        {"name: b\n", "name: b\n    login: l\n", "c.yaml:5:5: site 'b': slurm_conf, login and slurm_options are for a site with launcher: slurm"},
+        {"name: b\n", "name: b\n    launcher: srun\n", "launcher: 'srun'"},
         {"links:", "linsk:", "unknown field: did you mean 'links'?"},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {

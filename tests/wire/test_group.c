@@ -225,6 +225,8 @@ static void count_what_crosses(const int *shards) {
     static const int sites[MEMBERS] = {0, 0, 0, 1, 1};
     static const double shares[][2] = {
         [ALL_REDUCE] = {1, 1}, [REDUCE_SCATTER] = {0.6, 0.4}, [ALL_GATHER] = {0.4, 0.6}, [BROADCAST] = {0, 0.25}}; // to site 0, to site 1; bytes
+    // What is not acknowledged in time goes out once more, and under a sanitizer many things are late.
+    const double most = getenv("GANG_SANITIZED") ? 1.15 : 1.02;
     struct mesh mesh;
     struct job jobs[MEMBERS];
     struct gang_relay_report before = {0}, after;
@@ -243,7 +245,7 @@ static void count_what_crosses(const int *shards) {
             double share = (double)(after.bytes[way] - before.bytes[way]) / (COUNT * sizeof(float));
             static const char *const names[] = {"both", "parts", "sums", "broadcast"};
             print_message("%s to site %d: %.4f of the data\n", names[kind], way, share);
-            assert_true(share >= shares[kind][way] && share < 1.02 * shares[kind][way] + 0.01);
+            assert_true(share >= shares[kind][way] && share < most * shares[kind][way] + 0.01);
         }
         before = after;
         for (int i = 0; i < MEMBERS; i++) free(jobs[i].data);

@@ -408,12 +408,80 @@ static void test_a_pause_is_not_distance(void **state) {
     sim_close(&sim);
 }
 
+// The bytes of the link's queue that are payload; what lies in `data` counts for `mine`.
+static int payloads(struct gang_stream *stream, int64_t now_ns, const uint8_t *data, size_t bytes, int *mine) {
+    struct iovec iov[WIRE_IOV_MAX];
+    int count = gang_stream_gather(stream, now_ns, iov), all = 0;
+    *mine = 0;
+    for (int i = 0; i < count; i++) {
+        const uint8_t *at = iov[i].iov_base;
+        all += iov[i].iov_len > WIRE_HEADER_BYTES;
+        *mine += at >= data && at < data + bytes;
+    }
+    return all;
+}
+
+// One buffer goes out twice and one of the two is called off: what is queued of the other stays where it is.
+static void test_calling_off_leaves_others_alone(void **state) {
+    (void)state;
+    enum { BYTES = 100000 };
+    static uint8_t data[BYTES];
+    enum gang_link_state now_is = LINK_CONNECTING;
+    struct gang_link_config config = gang_link_defaults;
+    config.peer = config.planes = config.streams = 1;
+    const int64_t now = 1000000000;
+    struct gang_link *link = gang_link_new(&config, &(struct gang_link_hooks){&now_is, no_completion, no_reset, note_state}, now);
+    struct gang_stream *stream = link->streams[0][0];
+    int users[2], mine;
+    gang_stream_up(stream, 1, now);
+    for (uint32_t tag = 0; tag < 2; tag++) { // the peer has posted a receive on each
+        struct iovec iov[2];
+        assert_true(gang_stream_space(stream, iov) && iov[0].iov_len >= WIRE_HEADER_BYTES);
+        gang_frame_encode(&(struct gang_frame){.type = WIRE_POST, .number = 1 + tag, .epoch = 1, .tag = tag, .message = 1}, iov[0].iov_base);
+        assert_true(gang_stream_came(stream, WIRE_HEADER_BYTES, now));
+        assert_ok(gang_link_send(link, now, tag, 0, data, BYTES, &users[tag]));
+    }
+    assert_int_equal(payloads(stream, now, data, BYTES, &mine), 2);
+    assert_int_equal(mine, 2);
+    gang_link_cancel(link, &users[0]);
+    assert_int_equal(payloads(stream, now, data, BYTES, &mine), 2);
+    assert_int_equal(mine, 1);
+    gang_link_free(link);
+}
+
+// A message so long that one of its chunks is more than a plane may have in flight still goes.
+static void test_chunks_larger_than_the_flight(void **state) {
+    (void)state;
+    const size_t bytes = ((size_t)WIRE_CHUNKS_MAX << 13) + 1; // of chunks of 16 KiB, where 8 of 1 KiB are the first flight
+    uint8_t *nothing = calloc(1, bytes);
+    enum gang_link_state now_is = LINK_CONNECTING;
+    struct gang_link_config config = gang_link_defaults;
+    config.peer = config.planes = config.streams = 1;
+    config.chunk_log2 = WIRE_CHUNK_LOG2_MIN;
+    const int64_t now = 1000000000;
+    struct gang_link *link = gang_link_new(&config, &(struct gang_link_hooks){&now_is, no_completion, no_reset, note_state}, now);
+    struct gang_stream *stream = link->streams[0][0];
+    struct iovec iov[2];
+    int mine;
+    gang_stream_up(stream, 1, now);
+    assert_true(gang_stream_space(stream, iov) && iov[0].iov_len >= WIRE_HEADER_BYTES);
+    gang_frame_encode(&(struct gang_frame){.type = WIRE_POST, .number = 1, .epoch = 1, .tag = 0, .message = 1}, iov[0].iov_base);
+    assert_true(gang_stream_came(stream, WIRE_HEADER_BYTES, now));
+    assert_ok(gang_link_send(link, now, 0, 0, nothing, bytes, &now_is));
+    (void)payloads(stream, now, nothing, bytes, &mine);
+    assert_int_equal(mine, 1);
+    gang_link_free(link);
+    free(nothing);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_networks),
         cmocka_unit_test(test_who_wakes_late_still_finds_the_dead),
         cmocka_unit_test(test_who_wakes_late_still_waits_for_a_connection),
         cmocka_unit_test(test_a_pause_is_not_distance),
+        cmocka_unit_test(test_calling_off_leaves_others_alone),
+        cmocka_unit_test(test_chunks_larger_than_the_flight),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -65,6 +65,32 @@ static void test_without_the_secret_nobody_gets_in(void **state) {
     expect_no_entry(secret, NULL, "rank 1");
 }
 
+// A handshake that fails on one plane says nothing against a peer whose secret was right on another.
+static void test_a_damaged_handshake_is_tried_again(void **state) {
+    (void)state;
+    const char *secret = write_secret("secret", "0123456789abcdef0123456789abcdef", 0600);
+    struct pair pair;
+    struct gang_relay *relay;
+    struct gang_relay_report report;
+    struct transfer t;
+    for (int i = 0; i < 2; i++) pair.wires[i] = open_with(i, secret);
+    const char *direct = gang_wire_address(pair.wires[1]);
+    assert_ok(gang_relay_open(&(struct gang_relay_options){.listen = "127.0.0.1:0", .to = direct, .flips = 5e-3, .seed = test_seed()}, &relay));
+    gang_relay_cut(relay, true); // until the other plane is up
+    pair.links[1] = join_to(pair.wires[1], 0, NULL, 2, 1);
+    pair.links[0] = join_to(pair.wires[0], 1, (const char *[]){direct, gang_relay_address(relay)}, 2, 1);
+    (void)round_trip(&pair);
+    gang_relay_cut(relay, false);
+    do {
+        start_transfer(&t, &pair, 100000, 1);
+        end_transfer(&t);
+        gang_relay_report(relay, &report);
+    } while (report.connections < 8);
+    assert_true(report.flipped > 0);
+    close_pair(&pair);
+    gang_relay_close(relay);
+}
+
 static void test_bad_secrets_are_named(void **state) {
     (void)state;
     struct gang_wire *wire;
@@ -83,6 +109,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_messages_under_tls),
         cmocka_unit_test(test_without_the_secret_nobody_gets_in),
+        cmocka_unit_test(test_a_damaged_handshake_is_tried_again),
         cmocka_unit_test(test_bad_secrets_are_named),
     };
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);

@@ -482,6 +482,7 @@ static void tell_times(const struct stream_of_blocks *t) {
     qsort(both, n, sizeof *both, by_size);
     print_message("%ld cuts in %.2f GiB: stall %.0f ms (median), %.0f (95th percentile), %.0f (longest)\n", t->cuts,
                   (double)t->came * BLOCK_BYTES / (1 << 30), stalls[n / 2], stalls[n * 95 / 100], stalls[n - 1]);
+    if (t->span < LONG_SPAN) return; // too short for a rate
     print_message("of the rate of one plane while the other is cut %.2f, of both after healing %.2f (medians)\n", single[n / 2], both[n / 2]);
 }
 
