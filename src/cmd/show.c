@@ -45,15 +45,16 @@ static void parts_of(const struct gang_summary *s, struct part out[PARTS]) {
 }
 
 static void show_memory(const struct gang_answer *a) {
-    char text[6][GANG_HUMAN_BYTES];
+    char text[7][GANG_HUMAN_BYTES];
     int stages = a->layout.pp, most = stages <= 8 ? stages : 8;
     printf("  memory  on one device, by stage (%.0f %% of a device is left alone)\n", 100 * gang_memory_margin);
     for (int c = 0; c < a->costs.classes; c++)
         for (int s = 0; s < most; s++) {
             const struct gang_memory_use *u = &a->memory[c * stages + (s < most - 1 ? s : stages - 1)];
-            printf("    %3d   %9s of %s: weights %s, gradients %s, optimizer %s, activations %s\n", s < most - 1 ? s : stages - 1,
+            printf("    %3d   %9s of %s: weights %s, gradients %s, optimizer %s, activations %s%s%s\n", s < most - 1 ? s : stages - 1,
                    gang_human_bytes(u->total, text[0]), gang_human_bytes(u->limit, text[1]), gang_human_bytes(u->weights, text[2]),
-                   gang_human_bytes(u->gradients, text[3]), gang_human_bytes(u->optimizer, text[4]), gang_human_bytes(u->activations, text[5]));
+                   gang_human_bytes(u->gradients, text[3]), gang_human_bytes(u->optimizer, text[4]), gang_human_bytes(u->activations, text[5]),
+                   u->host > 0 ? "; in the node's memory " : "", u->host > 0 ? gang_human_bytes(u->host, text[6]) : "");
         }
 }
 

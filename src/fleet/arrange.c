@@ -151,7 +151,10 @@ static const char *cannot_run(const struct gang_layout *l) {
     if (l->ep > 1) return "ep above 1 does not run yet: choose ep=1";
     if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
     if (l->gradients != GANG_GRADIENTS_F32) return "gradients other than f32 do not run yet: choose gradients=f32";
-    if (l->recompute == GANG_RECOMPUTE_ALTERNATE) return "recompute=alternate does not run yet: choose recompute=full or none";
+    for (int s = 0; s < l->pp; s++)
+        if (gang_of_stage(&l->offload, s)) return "offload does not run yet: choose offload=none";
+    for (int s = 0; s < l->pp; s++)
+        if (gang_of_stage(&l->recompute, s) == GANG_RECOMPUTE_ALTERNATE) return "recompute=alternate does not run yet: choose recompute=full or none";
     for (int c = 0; c < l->layer_count; c++)
         if (!l->layers[c]) return "a chunk without layers does not run yet: give every chunk at least one";
     return NULL;
@@ -170,6 +173,12 @@ static const char *cannot_cut(const struct gang_lead *l, const struct gang_layou
     return NULL;
 }
 
+// What a search chose to make again in part, whole instead: that keeps less still.
+static void make_whole_again(struct gang_layout *l) {
+    for (int s = 0; s < l->pp; s++)
+        if (l->recompute.at[s] == GANG_RECOMPUTE_ALTERNATE) l->recompute.at[s] = GANG_RECOMPUTE_FULL;
+}
+
 static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
     struct gang_search *search = gang_arena_alloc(l->arena, sizeof *search);
     gang_layout_init(out);
@@ -184,6 +193,7 @@ static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
     if (status) return status;
     for (int i = 0; i < search->count; i++) {
         *out = search->found[i].layout;
+        make_whole_again(out);
         if (!cannot_run(out) && !cannot_cut(l, out)) return GANG_OK;
     }
     const char *why = cannot_run(out);
@@ -329,8 +339,8 @@ enum gang_status gang_lead_assignment(struct gang_lead *l, int worker, json_t **
     *out = json_pack("{s:i, s:i, s:i, s:b, s:s, s:o, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "tp", layout->tp, "tp_index", tp_index,
                      "sequence_parallel", layout->sequence_parallel && layout->tp > 1, "program", program.data, "layers", layers, "length",
                      (json_int_t)l->task.sequence_length, "sharded", layout->zero == 1 && layout->dp > 1, "recompute",
-                     layout->recompute == GANG_RECOMPUTE_FULL, "resume", l->resume ? l->resume : "", "first_step", (json_int_t)l->first_step, "steps",
-                     (json_int_t)l->steps);
+                     gang_of_stage(&layout->recompute, rank % layout->pp) == GANG_RECOMPUTE_FULL, "resume", l->resume ? l->resume : "", "first_step",
+                     (json_int_t)l->first_step, "steps", (json_int_t)l->steps);
     gang_buffer_release(&program);
     if (!l->options->job) add_stand_in(l, rank, *out);
     json_object_set_new(*out, "data_tokens", json_integer(l->state.data_tokens));

@@ -30,6 +30,10 @@ static const double attention_backward = 2.5;
 // The first generation of fused attention reaches 25 to 40 % of A100's peak where the second reaches 50 to 73 % (same paper, abstract).
 static const double first_generation = 0.53;
 
+// Of PCIe's and of a host memory's stated bandwidth what large copies and an update hold: 25 to 26 of 32 GB/s (CUDA's bandwidthTest on
+// A100), and 75 to 85 % by STREAM.
+static const double host_reach = 0.80;
+
 // Parameters of a bucket of gradients that leaves behind the backward pass, the least and for each member: Megatron-LM's default
 // (core/distributed/distributed_data_parallel.py). Buckets go one after another, and each pays the way's latency.
 static const double bucket_least = 40e6, bucket_per_member = 1e6;
@@ -164,7 +168,7 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
         double scores = p->M * (double)p->task->sequence_length * (double)s->heads / p->l->tp;
         seconds = 2 * flops / (p->kind->peak[math] * p->kind->reach[math]) + 6.5 * p->element * scores / p->memory + 4 * kernel_gap;
         out->forward.attention += seconds;
-        out->input.attention += 2 * seconds + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? seconds : 0);
+        out->input.attention += 2 * seconds;
         return;
     }
     out->forward.attention += seconds;
@@ -249,21 +253,21 @@ static double parameters_on_device(const struct pricing *p, bool moe, double *ex
 
 // Bytes one layer keeps for the backward pass; fused attention keeps one number a row and head. Korthikanti et al. 2022
 // (arXiv:2205.05198) count the same tensors without dropout, with unfused attention beside them.
-static double kept_bytes(const struct pricing *p, bool moe) {
+static double kept_bytes(const struct pricing *p, bool moe, enum gang_recompute recompute) {
     const struct gang_shape *s = &p->task->shape;
     double tp = p->l->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
     double stream = C * p->element * p->stream; // one tensor of the residual stream
-    if (p->l->recompute == GANG_RECOMPUTE_FULL) return p->M * stream;
+    if (recompute == GANG_RECOMPUTE_FULL) return p->M * stream;
     double heads = (double)(s->heads * (s->qk_dim + s->v_dim) + s->kv_heads * (s->qk_dim + s->v_dim)) / tp * p->element;
     double sums = 4.0 * (double)s->heads / tp;
     double up = (s->gated ? 2 : 1) * F / tp * p->element, down = F / tp * p->element;
     double routed = moe ? C * (double)s->experts_per_token * p->element * p->stream : 0;
     double again = 2 * stream + down; // norms' results and the activation's: made again when selective
-    if (p->l->attention == GANG_ATTENTION_UNFUSED && p->l->recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
+    if (p->l->attention == GANG_ATTENTION_UNFUSED && recompute == GANG_RECOMPUTE_NONE) // scores, softmax and dropout's mask
         sums += (2 * p->element + 1) * (double)p->task->sequence_length * (double)s->heads / tp;
     // Every second product's result; a compiler does not keep the last one's, which nothing asks for.
-    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * ((p->l->fused ? 2 : 3) * stream + (heads + up) / 2 + sums + routed);
-    return p->M * (2 * stream + heads + sums + up + routed + (p->l->recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
+    if (recompute == GANG_RECOMPUTE_ALTERNATE) return p->M * ((p->l->fused ? 2 : 3) * stream + (heads + up) / 2 + sums + routed);
+    return p->M * (2 * stream + heads + sums + up + routed + (recompute == GANG_RECOMPUTE_SELECTIVE ? 0 : again));
 }
 
 // ---- A layer, the ends, a chunk ------------------------------------------------------------------------------------
@@ -274,27 +278,37 @@ static void scale_time(struct gang_time *to, const struct gang_time *from, doubl
     for (size_t i = 0; i < sizeof *to / sizeof *a; i++) a[i] += by * b[i];
 }
 
-static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
-    struct gang_matrix matrices[GANG_MAX_MATRICES];
-    int n = gang_shape_matrices(&p->task->shape, moe, matrices);
-    double expert = 0;
-    *out = (struct gang_chunk_cost){.layers = 1};
-    for (int i = 0; i < n; i++) price_matrix(p, &matrices[i], out);
-    price_attention(p, out);
-    double vector = p->M * vector_bytes(p, moe) / p->memory + 6 * kernel_gap;
-    out->forward.vector += vector;
-    out->input.vector += 2 * vector; // reads what the forward wrote, and its gradient
-    price_exchanges(p, moe, out);
+// What is made again is made in the input's half.
+static void make_again(const struct pricing *p, enum gang_recompute recompute, double vector, struct gang_chunk_cost *out) {
     struct gang_time forward = out->forward;
-    if (p->l->recompute == GANG_RECOMPUTE_SELECTIVE || p->l->recompute == GANG_RECOMPUTE_ALTERNATE) out->input.vector += vector;
-    if (p->l->recompute == GANG_RECOMPUTE_ALTERNATE) {
+    if (recompute == GANG_RECOMPUTE_SELECTIVE || recompute == GANG_RECOMPUTE_ALTERNATE) out->input.vector += vector;
+    if (recompute == GANG_RECOMPUTE_SELECTIVE && p->l->attention == GANG_ATTENTION_UNFUSED) out->input.attention += forward.attention;
+    if (recompute == GANG_RECOMPUTE_ALTERNATE) {
         out->input.matmul += forward.matmul / 2;
         out->input.tensor += forward.tensor / 2; // what was scattered is kept, what was gathered is not
     }
-    if (p->l->recompute == GANG_RECOMPUTE_FULL) scale_time(&out->input, &forward, 1);
-    out->parameters = parameters_on_device(p, moe, &expert) + expert;
-    out->expert_parameters = expert;
-    out->activation_bytes = kept_bytes(p, moe);
+    if (recompute == GANG_RECOMPUTE_FULL) scale_time(&out->input, &forward, 1);
+}
+
+// out[recompute][moe]
+static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cost (*out)[2]) {
+    struct gang_chunk_cost cost = {.layers = 1};
+    struct gang_matrix matrices[GANG_MAX_MATRICES];
+    int n = gang_shape_matrices(&p->task->shape, moe, matrices);
+    double expert = 0;
+    for (int i = 0; i < n; i++) price_matrix(p, &matrices[i], &cost);
+    price_attention(p, &cost);
+    double vector = p->M * vector_bytes(p, moe) / p->memory + 6 * kernel_gap;
+    cost.forward.vector += vector;
+    cost.input.vector += 2 * vector; // reads what the forward wrote, and its gradient
+    price_exchanges(p, moe, &cost);
+    cost.parameters = parameters_on_device(p, moe, &expert) + expert;
+    cost.expert_parameters = expert;
+    for (int recompute = 0; recompute < GANG_RECOMPUTES; recompute++) {
+        out[recompute][moe] = cost;
+        make_again(p, recompute, vector, &out[recompute][moe]);
+        out[recompute][moe].activation_bytes = kept_bytes(p, moe, recompute);
+    }
 }
 
 // The embedding on the first chunk, the head and the loss on the last.
@@ -337,8 +351,8 @@ void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, 
                      struct gang_price *out) {
     struct pricing p = pricing_of(task, l, micro_batch, group);
     *out = (struct gang_price){.group = group};
-    if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, &out->layer[0]);
-    if (task->shape.experts) price_layer(&p, true, &out->layer[1]);
+    if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, out->layer);
+    if (task->shape.experts) price_layer(&p, true, out->layer);
     price_ends(&p, &out->first, &out->last);
     if (group->kind->times) gang_price_measured(group->kind->times, l, micro_batch, out);
 }
@@ -384,16 +398,17 @@ static void add_sharding(const struct gang_layout *l, const struct gang_group *g
     out->input.gather += n * (arrive + leave + gang_larger((gather + reduce) * exchange_steals, gather + reduce - backward));
 }
 
-void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int64_t dense, int64_t moe,
-                      bool first, bool last, struct gang_chunk_cost *out) {
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, enum gang_recompute recompute,
+                      int64_t dense, int64_t moe, bool first, bool last, struct gang_chunk_cost *out) {
+    const struct gang_chunk_cost *layer = price->layer[recompute];
     double *sums = (double *)out;
-    const double *all = (const double *)&price->layer[0];
+    const double *all = (const double *)&layer[0];
     for (int i = 0; i < ADDED; i++) sums[i] = (double)dense * all[i];
-    out->copied_parameters = 0;
+    out->copied_parameters = out->host_bytes = 0;
     out->layers = (int)(dense + moe);
-    if (moe) add_cost(out, &price->layer[1], (double)moe);
-    if (dense) add_sharding(l, price->group, &price->layer[0], (double)dense, out);
-    if (moe) add_sharding(l, price->group, &price->layer[1], (double)moe, out);
+    if (moe) add_cost(out, &layer[1], (double)moe);
+    if (dense) add_sharding(l, price->group, &layer[0], (double)dense, out);
+    if (moe) add_sharding(l, price->group, &layer[1], (double)moe, out);
     if (first) add_cost(out, &price->first, 1);
     if (last) add_cost(out, &price->last, 1);
     if (last && task->shape.tied) { // on one stage a tied head is the embedding; on another it is a copy, updated by the first stage
@@ -413,7 +428,9 @@ static int64_t dense_of(const struct gang_task *task, const struct gang_layout *
 }
 
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *l, int stage) {
-    if (stage < 2 || stage > l->pp - 2) return false;
+    if (stage < 2 || stage > l->pp - 2 || gang_of_stage(&l->recompute, stage) != gang_of_stage(&l->recompute, stage - 1) ||
+        gang_of_stage(&l->offload, stage) != gang_of_stage(&l->offload, stage - 1))
+        return false;
     for (int c = stage; c < l->layer_count; c += l->pp)
         if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
     return true;
@@ -427,7 +444,10 @@ bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out) {
     int64_t n = l->layers[chunk], dense = dense_of(task, l, chunk);
-    gang_price_chunk(task, l, price, dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
+    gang_price_chunk(task, l, price, gang_of_stage(&l->recompute, chunk % l->pp), dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
+    if (gang_of_stage(&l->offload, chunk % l->pp) == GANG_OFFLOAD_NONE) return;
+    out->host_bytes = out->optimizer_bytes;
+    out->optimizer_bytes = 0;
 }
 
 // ---- Exchanges of gradients and weights ----------------------------------------------------------------------------
@@ -523,28 +543,37 @@ double gang_message_bytes(const struct gang_task *task, int micro_batch) {
 
 // ---- All of it -----------------------------------------------------------------------------------------------------
 
-// Of the parameters whose state this is.
-static double measured_optimizer(const struct gang_task *task, const struct gang_times *times, double state) {
-    return state / (task->math == GANG_MATH_F32 ? 8 : 12) * times->optimizer;
+double gang_optimizer_seconds(const struct gang_task *task, const struct gang_layout *l, const struct gang_group *group, double device_bytes,
+                              double host_bytes) {
+    // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
+    // for each of which the state takes 12 (8 in f32).
+    const double of_parameter = task->math == GANG_MATH_F32 ? 8 : 12, moved = 30;
+    const struct gang_kind *kind = group->kind;
+    double here = device_bytes / of_parameter, there = host_bytes / of_parameter;
+    double seconds = here * moved / (kind->memory_bandwidth * kind->memory_reach) + 20 * kernel_gap;
+    if (kind->times) seconds = here * kind->times->optimizer;
+    if (!(there > 0)) return seconds;
+    // One after another: gradients to the host, the update by this device's part of the node, weights back.
+    double link = kind->host_link * host_reach, host = group->host_bandwidth / (double)group->devices * host_reach;
+    return seconds + there * (gradient_element(l) + element_of(task)) / link + there * moved / host;
 }
 
 static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class,
                        const struct gang_price *price, int c, int s, struct gang_costs *out) {
     const struct gang_group *group = pool->groups[class->groups[s]];
-    double optimizer = 0, fixed = 0, state = 0;
+    double fixed = 0, state = 0, host = 0;
+    int cell = c * out->stages + s;
     for (int chunk = s; chunk < out->chunks; chunk += l->pp) {
         struct gang_chunk_cost *cost = &out->chunk[c * out->chunks + chunk];
         gang_chunk_of(task, l, price, chunk, cost);
         fixed += cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes;
         state += cost->optimizer_bytes;
+        host += cost->host_bytes;
     }
-    // AdamW reads and writes two moments and the master, reads the gradient, writes the weight in use: 28 to 30 bytes a parameter,
-    // for each of which the state takes 12 (8 in f32).
-    optimizer = state / (task->math == GANG_MATH_F32 ? 8 : 12) * 30 / (group->kind->memory_bandwidth * group->kind->memory_reach) + 20 * kernel_gap;
-    if (group->kind->times) optimizer = measured_optimizer(task, group->kind->times, state);
-    out->optimizer_seconds[c * out->stages + s] = optimizer;
-    out->fixed_bytes[c * out->stages + s] = fixed;
-    out->device_bytes[c * out->stages + s] = group->kind->memory_bytes;
+    out->optimizer_seconds[cell] = gang_optimizer_seconds(task, l, group, state, host);
+    out->fixed_bytes[cell] = fixed;
+    out->device_bytes[cell] = group->kind->memory_bytes;
+    out->host_limit[cell] = group->host_memory / (double)group->devices;
 }
 
 void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
@@ -557,6 +586,7 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->optimizer_seconds = gang_arena_alloc(arena, cells * sizeof(double));
     out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
+    out->host_limit = gang_arena_alloc(arena, cells * sizeof(double));
     out->copy_bytes = task->shape.tied && l->pp > 1 ? 4 * (double)task->shape.vocab * (double)task->shape.hidden : 0;
     out->message_bytes = gang_arena_alloc(arena, (size_t)out->classes * sizeof *out->message_bytes);
     struct gang_prices prices;
@@ -574,14 +604,15 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     }
 }
 
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, int micro_batch, double layer_parameters) {
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, int micro_batch, enum gang_recompute recompute,
+                         double layer_parameters) {
     const struct gang_shape *shape = &task->shape;
     double tokens = (double)micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
     double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
     double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? C : 0;
     // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one; with full recomputation the layer made again.
     double layer = tokens * e * (4 * stream + 3 * gathered + F);
-    if (l->recompute == GANG_RECOMPUTE_FULL) layer += tokens * e * (4 * stream + 4 * C / tp + F);
+    if (recompute == GANG_RECOMPUTE_FULL) layer += tokens * e * (4 * stream + 4 * C / tp + F);
     // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; PyTorch's own loss keeps the gradient
     // of its two steps apart, and over tp one copy more.
     double logits = tokens * ((double)shape->vocab / tp * (l->zero >= 3 && l->tp > 1 ? 12 : 8) + e * (2 * stream + gathered));
@@ -594,15 +625,18 @@ double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout 
 
 void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_costs *costs, int class_index, int stage,
                     double activation_bytes, struct gang_memory_use *out) {
-    *out = (struct gang_memory_use){.activations = activation_bytes, .limit = costs->device_bytes[class_index * costs->stages + stage]};
+    int cell = class_index * costs->stages + stage;
+    *out = (struct gang_memory_use){.activations = activation_bytes, .limit = costs->device_bytes[cell], .host_limit = costs->host_limit[cell]};
     double largest = 0;
     for (int chunk = stage; chunk < costs->chunks; chunk += costs->stages) {
         const struct gang_chunk_cost *cost = gang_costs_chunk(costs, class_index, chunk);
         out->weights += cost->parameter_bytes;
         out->gradients += cost->gradient_bytes;
         out->optimizer += cost->optimizer_bytes;
+        out->host += cost->host_bytes;
         if (cost->layers) largest = gang_larger(largest, cost->parameters / cost->layers);
     }
-    out->buffers = gang_buffer_bytes(task, l, costs->class[class_index].micro_batch, largest);
+    enum gang_recompute recompute = (enum gang_recompute)gang_of_stage(&l->recompute, stage);
+    out->buffers = gang_buffer_bytes(task, l, costs->class[class_index].micro_batch, recompute, largest);
     out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
 }

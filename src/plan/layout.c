@@ -12,6 +12,7 @@
 #include <string.h>
 
 const char *const gang_recompute_names[] = {"none", "selective", "alternate", "full", NULL};
+const char *const gang_offload_names[] = {"none", "optimizer", NULL};
 const char *const gang_place_names[] = {"stages", "replicas", NULL};
 const char *const gang_gradient_names[] = {"f32", "bf16", NULL};
 const char *const gang_attention_names[] = {"fused", "fused1", "unfused", NULL};
@@ -22,7 +23,7 @@ struct layout_field {
     const char *name;
     size_t offset;
     int64_t min, max, standard;
-    const char *const *choices; // NULL: a number
+    const char *const *choices; // NULL: a number; with max 1: one for each stage, a struct gang_by_stage
     const char *help;
 };
 
@@ -43,36 +44,74 @@ static const struct layout_field layout_fields[] = {
     {"attention", FIELD(attention), 0, 0, 0, gang_attention_names, "fused, fused1, unfused"},
     {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
     {"scaling", FIELD(scaling), 0, 0, 0, gang_scaling_names, "tensor or rows"},
-    {"recompute", FIELD(recompute), 0, 0, 0, gang_recompute_names, "none, selective, alternate, full"},
+    {"recompute", FIELD(recompute), 0, 1, 0, gang_recompute_names, "none, selective, alternate, full"},
+    {"offload", FIELD(offload), 0, 1, 0, gang_offload_names, "none or optimizer"},
     {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
     {"schedule", FIELD(schedule), 0, 0, 0, gang_schedule_names, "auto, 1f1b, interleaved, zero-bubble, list"},
 };
 enum { LAYOUT_FIELDS = sizeof layout_fields / sizeof *layout_fields, TEXT_BYTES = 64 };
 
-static int *member_of(struct gang_layout *layout, const struct layout_field *field) { return (int *)((char *)layout + field->offset); }
+static bool is_by_stage(const struct layout_field *field) { return field->choices && field->max; }
+
+static void *member_of(const struct gang_layout *layout, const struct layout_field *field) { return (char *)layout + field->offset; }
+
+static void set_member(struct gang_layout *layout, const struct layout_field *field, int64_t value) {
+    if (is_by_stage(field))
+        *(struct gang_by_stage *)member_of(layout, field) = (struct gang_by_stage){.at = {(uint8_t)value}};
+    else
+        *(int *)member_of(layout, field) = (int)value;
+}
 
 void gang_layout_init(struct gang_layout *layout) {
     *layout = (struct gang_layout){0};
-    for (int i = 0; i < LAYOUT_FIELDS; i++) *member_of(layout, &layout_fields[i]) = (int)layout_fields[i].standard;
+    for (int i = 0; i < LAYOUT_FIELDS; i++) set_member(layout, &layout_fields[i], layout_fields[i].standard);
+}
+
+// The part of a list up to the next /, and in *text what follows it; NULL behind the last.
+static enum gang_status next_part(const char *name, int count, int most, const char **text, char part[TEXT_BYTES]) {
+    size_t len = strcspn(*text, "/");
+    if (len >= TEXT_BYTES || count == most) return gang_fail(GANG_ERR_INPUT, "layout: %s=: expected at most %d words with / between", name, most);
+    memcpy(part, *text, len);
+    part[len] = 0;
+    *text = (*text)[len] ? *text + len + 1 : NULL;
+    return GANG_OK;
 }
 
 // Numbers with / between.
 static enum gang_status parse_list(const char *name, const char *text, int64_t min, int64_t max, int most, int *out, int *count) {
     char what[TEXT_BYTES * 2];
     snprintf(what, sizeof what, "layout: %.60s", name);
-    for (;;) {
+    while (text) {
         char number[TEXT_BYTES];
-        size_t len = strcspn(text, "/");
-        if (len >= sizeof number || *count == most) return gang_fail(GANG_ERR_INPUT, "%s=: expected at most %d numbers with / between", what, most);
-        memcpy(number, text, len);
-        number[len] = 0;
         int64_t value = 0;
-        enum gang_status status = gang_parse_int(what, number, min, max, &value);
+        enum gang_status status = next_part(name, *count, most, &text, number);
+        if (!status) status = gang_parse_int(what, number, min, max, &value);
         if (status) return status;
         out[(*count)++] = (int)value;
-        if (!text[len]) return GANG_OK;
-        text += len + 1;
     }
+    return GANG_OK;
+}
+
+static enum gang_status parse_choice(const struct layout_field *field, const char *value, int *out) {
+    for (int i = 0; field->choices[i]; i++)
+        if (!strcmp(field->choices[i], value)) {
+            *out = i;
+            return GANG_OK;
+        }
+    return gang_fail(GANG_ERR_INPUT, "layout: %s=%s: expected %s", field->name, value, field->help);
+}
+
+static enum gang_status parse_stages(const struct layout_field *field, const char *text, struct gang_by_stage *out) {
+    int choice = 0;
+    while (text) {
+        char word[TEXT_BYTES];
+        enum gang_status status = next_part(field->name, out->count, GANG_MAX_STAGES, &text, word);
+        if (!status) status = parse_choice(field, word, &choice);
+        if (status) return status;
+        out->at[out->count++] = (uint8_t)choice;
+    }
+    if (out->count == 1) out->count = 0;
+    return GANG_OK;
 }
 
 static enum gang_status parse_sizes(const struct layout_field *field, const char *text, struct gang_layout *out) {
@@ -97,14 +136,8 @@ static enum gang_status parse_field(const char *name, const char *value, bool *s
     if (f == LAYOUT_FIELDS) return parse_list(name, value, 0, 4096, GANG_MAX_CHUNKS, out->layers, &out->layer_count);
     const struct layout_field *field = &layout_fields[f];
     if (field->offset == FIELD(micro_batch)) return parse_sizes(field, value, out);
-    if (field->choices) {
-        for (int i = 0; field->choices[i]; i++)
-            if (!strcmp(field->choices[i], value)) {
-                *member_of(out, field) = i;
-                return GANG_OK;
-            }
-        return gang_fail(GANG_ERR_INPUT, "layout: %s=%s: expected %s", name, value, field->help);
-    }
+    if (is_by_stage(field)) return parse_stages(field, value, member_of(out, field));
+    if (field->choices) return parse_choice(field, value, member_of(out, field));
     int count = 0;
     return parse_list(name, value, field->min, field->max, 1, member_of(out, field), &count);
 }
@@ -113,7 +146,7 @@ enum gang_status gang_layout_parse(const char *text, struct gang_layout *out) {
     bool seen[LAYOUT_FIELDS + 1] = {false};
     gang_layout_init(out);
     while (*text) {
-        char part[4 * GANG_MAX_CHUNKS];
+        char part[16 * GANG_MAX_STAGES]; // a word for each stage, or a number for each chunk
         size_t len = strcspn(text, ",");
         if (len >= sizeof part) return gang_fail(GANG_ERR_INPUT, "layout: a field is longer than %zu characters", sizeof part - 1);
         memcpy(part, text, len);
@@ -136,11 +169,21 @@ static int even_layers(int64_t layers, int chunks, int chunk) {
     return (int)(layers / chunks + (chunk >= from && chunk < from + extra));
 }
 
+static void print_stages(const struct layout_field *field, const struct gang_by_stage *choices, struct gang_buffer *out) {
+    if (!choices->count && choices->at[0] == field->standard) return;
+    gang_buffer_printf(out, ",%s=", field->name);
+    for (int i = 0; i < choices->count || !i; i++) gang_buffer_printf(out, "%s%s", i ? "/" : "", field->choices[choices->at[i]]);
+}
+
 char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *arena) {
     struct gang_buffer text = {0};
     for (int i = 0; i < LAYOUT_FIELDS; i++) {
         const struct layout_field *field = &layout_fields[i];
-        int value = *member_of((struct gang_layout *)layout, field);
+        if (is_by_stage(field)) {
+            print_stages(field, member_of(layout, field), &text);
+            continue;
+        }
+        int value = *(int *)member_of(layout, field);
         bool sizes = field->offset == FIELD(micro_batch) && layout->size_count;
         if (i > 2 && value == field->standard && !sizes) continue; // tp, pp and dp always stand there
         if (field->choices)
@@ -232,6 +275,15 @@ static enum gang_status settle_layers(const struct gang_task *task, struct gang_
     if (l->layer_count != chunks) return REFUSE("layers= names %d chunks: expected pp * vpp = %d", l->layer_count, chunks);
     for (int c = 0; c < chunks; c++) sum += l->layers[c];
     if (sum != layers) return REFUSE("layers= adds up to %lld: the model has %lld", (long long)sum, (long long)layers);
+    return GANG_OK;
+}
+
+// As many choices as stages; as one where all are alike.
+static enum gang_status settle_stages(const struct gang_layout *l, const char *name, struct gang_by_stage *choices) {
+    bool alike = true;
+    if (choices->count && choices->count != l->pp) return REFUSE("%s= names %d stages: expected one word, or pp = %d", name, choices->count, l->pp);
+    for (int s = 1; s < choices->count; s++) alike &= choices->at[s] == choices->at[0];
+    if (alike) choices->count = 0;
     return GANG_OK;
 }
 
@@ -503,6 +555,21 @@ static enum gang_status share_batch(const struct gang_task *task, const struct g
     return GANG_OK;
 }
 
+static enum gang_status check_devices(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                                      const struct gang_placement *placement) {
+    for (int c = 0; c < placement->class_count; c++)
+        for (int s = 0; s < l->pp; s++) {
+            const struct gang_group *group = pool->groups[placement->classes[c].groups[s]];
+            const struct gang_kind *kind = group->kind;
+            if (!(kind->peak[task->math] > 0)) return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
+            if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0))
+                return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
+            if (gang_of_stage(&l->offload, s) && !gang_group_offloads(group))
+                return REFUSE("offload on stage %d: give group '%s' host_memory and host_bandwidth, and its kind host_link", s, group->name);
+        }
+    return GANG_OK;
+}
+
 enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena,
                                    struct gang_placement *out) {
     struct gang_prices prices;
@@ -515,19 +582,15 @@ enum gang_status gang_layout_place_priced(const struct gang_task *task, const st
     *out = (struct gang_placement){.cell_devices = (int64_t)layout->tp * layout->cp};
     enum gang_status status = check_widths(task, layout);
     if (!status) status = settle_layers(task, layout);
+    if (!status) status = settle_stages(layout, "recompute", &layout->recompute);
+    if (!status) status = settle_stages(layout, "offload", &layout->offload);
     if (!status) status = settle_width(task, pool, layout);
     if (status) return status;
     out->classes = gang_arena_alloc(arena, GANG_MAX_CLASSES * sizeof *out->classes);
     out->devices_used = out->cell_devices * layout->pp * layout->dp;
     status = find_classes(pool, layout, arena, out);
+    if (!status) status = check_devices(task, pool, layout, out);
     if (status) return status;
-    for (int c = 0; c < out->class_count; c++)
-        for (int s = 0; s < layout->pp; s++) {
-            const struct gang_kind *kind = pool->groups[out->classes[c].groups[s]]->kind;
-            if (!(kind->peak[task->math] > 0)) return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
-            if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0))
-                return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
-        }
     for (int s = 0; s < layout->pp && layout->zero >= 2; s++)
         for (int c = 1; c < out->class_count; c++)
             if (pool->groups[out->classes[c].groups[s]]->site != pool->groups[out->classes[0].groups[s]]->site)

@@ -18,10 +18,12 @@ static void set_slice(struct gang_time *time, double seconds, int tp) { *time = 
 
 void gang_price_measured(const struct gang_times *t, const struct gang_layout *l, int b, struct gang_price *price) {
     int ends = l->sequence_parallel ? l->tp : 1;
-    struct gang_chunk_cost *layer = &price->layer[0];
-    set_slice(&layer->forward, at(t, t->forward, b), l->tp);
-    set_slice(&layer->input, at(t, t->input, b) + (l->recompute == GANG_RECOMPUTE_FULL ? at(t, t->forward, b) : 0), l->tp);
-    set_slice(&layer->weight, at(t, t->weight, b), l->tp);
+    for (int recompute = 0; recompute < GANG_RECOMPUTES; recompute++) {
+        struct gang_chunk_cost *layer = &price->layer[recompute][0];
+        set_slice(&layer->forward, at(t, t->forward, b), l->tp);
+        set_slice(&layer->input, at(t, t->input, b) + (recompute == GANG_RECOMPUTE_FULL ? at(t, t->forward, b) : 0), l->tp);
+        set_slice(&layer->weight, at(t, t->weight, b), l->tp);
+    }
     set(&price->first.forward, at(t, t->first_forward, b) / ends);
     set(&price->first.input, 0);
     set(&price->first.weight, at(t, t->first_backward, b) / ends);

@@ -69,17 +69,27 @@ GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *
                                                   struct gang_pool *pool);
 
 // Made again on the way back: nothing; norms and activations; those and every second product (torchtitan's selective); all of a layer.
-enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL };
+// Each costs more time than the one before it, and of many layers it keeps less.
+enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL, GANG_RECOMPUTES };
+enum gang_offload { GANG_OFFLOAD_NONE, GANG_OFFLOAD_OPTIMIZER, GANG_OFFLOADS }; // what lies in the node's memory and is updated there
 enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_ATTENTION_UNFUSED }; // second generation, first, T x T in memory
 enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
 enum gang_scaling { GANG_SCALING_TENSOR, GANG_SCALING_ROWS };  // what of an f8 operand shares one scale
 enum gang_place_by { GANG_PLACE_STAGES, GANG_PLACE_REPLICAS }; // which index is outermost over the pool's devices
 enum gang_schedule { GANG_SCHEDULE_AUTO, GANG_SCHEDULE_1F1B, GANG_SCHEDULE_INTERLEAVED, GANG_SCHEDULE_ZERO_BUBBLE, GANG_SCHEDULE_LIST };
 extern const char *const gang_recompute_names[],
-    *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[], *const gang_attention_names[],
-                                                                                               *const gang_scaling_names[]; // end with NULL
+    *const gang_offload_names[], *const gang_place_names[], *const gang_schedule_names[], *const gang_gradient_names[],
+                                                                                              *const gang_attention_names[],
+                                                                                                  *const gang_scaling_names[]; // end with NULL
 
 enum { GANG_MAX_STAGES = 512, GANG_MAX_CHUNKS = 1024, GANG_MAX_REPLICA_KINDS = 8, GANG_MAX_CLASSES = 2 * GANG_MAX_REPLICA_KINDS };
+
+// A choice for each stage. count 0: at[0] is that of all.
+struct gang_by_stage {
+    int count;
+    uint8_t at[GANG_MAX_STAGES];
+};
+static inline int gang_of_stage(const struct gang_by_stage *choices, int stage) { return choices->at[choices->count ? stage : 0]; }
 
 // How the work is split. A chunk is a run of layers; stage s holds chunks s, s + pp, s + 2 pp, ... Replicas are of one kind where the same
 // group lies under every stage of them; kinds count in the order of their first replicas.
@@ -96,11 +106,12 @@ struct gang_layout {
     int attention;                     // enum gang_attention_kernel
     int gradients;                     // enum gang_gradients: type they are summed and exchanged in
     int scaling;                       // enum gang_scaling: of f8 operands
-    int recompute;                     // enum gang_recompute
     int place;                         // enum gang_place_by
     int schedule;                      // enum gang_schedule
     int layer_count;                   // of `layers` given; 0: even
     int layers[GANG_MAX_CHUNKS];       // of each chunk, in the model's order
+    struct gang_by_stage recompute;    // enum gang_recompute
+    struct gang_by_stage offload;      // enum gang_offload
 };
 
 static inline int gang_layout_size(const struct gang_layout *layout, int kind) {
@@ -163,6 +174,7 @@ struct gang_chunk_cost {
     double parameters, expert_parameters;    // of one device, after tensor and expert parallelism; experts' are part of all
     double copied_parameters;                // beside those, a tied head's copy of the embedding: weights and gradients, no optimizer
     double parameter_bytes, gradient_bytes, optimizer_bytes;
+    double host_bytes; // of one device in its node's memory
     int layers;
 };
 
@@ -172,24 +184,33 @@ double gang_cost_ring_all_reduce(int64_t n, double bytes, double bandwidth, doub
 double gang_cost_ring_reduce_scatter(int64_t n, double bytes, double bandwidth, double latency); // and all-gather
 double gang_cost_all_to_all(int64_t n, double bytes, double bandwidth, double latency);
 
-// What one layer of each kind and the two ends cost on devices of a group, for micro-batches of so many sequences: all that chunks are made
-// of. Depends on the layout's widths inside a cell and options; not on its micro-batches, dp, zero, place, pp, vpp and layers.
+// Seconds of y[M,N] = x[M,K] W[N,K] on a device: roofline with waves and tile edges.
+double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, double M, double N, double K);
+
+// Seconds of the update of what has this state on the device, and this in its node's memory.
+double gang_optimizer_seconds(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, double device_bytes,
+                              double host_bytes);
+
+// What one layer of each kind, by what is made again of it, and the two ends cost on devices of a group, for micro-batches of so many
+// sequences: all that chunks are made of. Depends on the layout's widths inside a cell and options; not on its micro-batches, dp, zero,
+// place, pp, vpp, layers and recompute.
 struct gang_price {
     const struct gang_group *group;
-    struct gang_chunk_cost layer[2], first, last; // layer[1]: with experts
+    struct gang_chunk_cost layer[GANG_RECOMPUTES][2], first, last; // layer[...][1]: with experts
 };
 void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, int micro_batch, const struct gang_group *group,
                      struct gang_price *out);
 // Puts measured seconds in the place of the worked-out ones, interpolated between the sizes that were measured: plan/measured.c
 void gang_price_measured(const struct gang_times *times, const struct gang_layout *layout, int micro_batch, struct gang_price *price);
 // A chunk of `dense` and `moe` layers, with the embedding and the head as told; what sharding exchanges in every micro-batch included.
-void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int64_t dense, int64_t moe,
-                      bool first, bool last, struct gang_chunk_cost *out);
-// Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, and neither end.
+void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, enum gang_recompute recompute,
+                      int64_t dense, int64_t moe, bool first, bool last, struct gang_chunk_cost *out);
+// Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, as much made again and
+// offloaded, and neither end.
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
 // Whether a chunk, not its stage's first, costs what its stage's chunk before it costs.
 bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *layout, int chunk);
-// The layout's chunk of this number.
+// The layout's chunk of this number, with its stage's recompute and offload.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);
 
@@ -229,6 +250,7 @@ struct gang_costs {
     double *optimizer_seconds;             // [classes, stages]
     double *fixed_bytes;                   // [classes, stages] weights, gradients, optimizer, temporary: all but activations in flight
     double *device_bytes;                  // [classes, stages] what the device has
+    double *host_limit;                    // [classes, stages] a device's part of its node's memory
 };
 static inline const struct gang_chunk_cost *gang_costs_chunk(const struct gang_costs *costs, int class_index, int chunk) {
     return &costs->chunk[class_index * costs->chunks + chunk];
@@ -249,10 +271,12 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *la
 // Bytes of a message between stages, of a whole cell.
 double gang_message_bytes(const struct gang_task *task, int micro_batch);
 // Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, int micro_batch, double layer_parameters);
-// Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations.
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, int micro_batch, enum gang_recompute recompute,
+                         double layer_parameters);
+// Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations, and beside them in its node's memory.
 struct gang_memory_use {
     double weights, gradients, optimizer, activations, buffers, total, limit;
+    double host, host_limit;
 };
 void gang_memory_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_costs *costs, int class_index, int stage,
                     double activation_bytes, struct gang_memory_use *out);

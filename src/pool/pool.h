@@ -36,6 +36,7 @@ struct gang_kind {
     double reach[GANG_MATHS]; // of the peak, by large products
     double attention_reach;   // of the f16 peak (f32 where the math is f32)
     double fast_bandwidth, nic_bandwidth;
+    double host_link; // to its node's memory, a direction; 0: not stated
     double power_watt;
     int64_t cores, fast_domain;
     struct gang_strings measured, calibrated; // names of fields
@@ -57,9 +58,10 @@ struct gang_group {
     int64_t nodes, devices; // devices: per node
     int64_t fast_domain;    // devices that share the high-bandwidth network; divides or is a multiple of `devices`
     double fast_bandwidth, nic_bandwidth;
-    double nic_latency;     // seconds, one way, inside the site
-    int64_t leaf_nodes;     // nodes under one leaf switch; 0: one flat network
-    int64_t failure_domain; // nodes that fail together: a rack, a power feed; 0: not stated
+    double nic_latency;                 // seconds, one way, inside the site
+    double host_memory, host_bandwidth; // a node's own, bytes and bytes/s; 0: not stated
+    int64_t leaf_nodes;                 // nodes under one leaf switch; 0: one flat network
+    int64_t failure_domain;             // nodes that fail together: a rack, a power feed; 0: not stated
     // Of device "cpu", the processor of the node itself: how much of it one device is.
     int64_t threads;
     char *instructions;        // "": the best there is
@@ -131,6 +133,11 @@ GANG_CHECK_RESULT enum gang_status gang_pool_read(const char *path, struct gang_
 GANG_CHECK_RESULT enum gang_status gang_pool_parse(const char *path, const struct gang_buffer *text, struct gang_arena *arena, struct gang_pool *out);
 // A pool of one site and one group: `devices` of `kind` in nodes of `per_node`.
 void gang_pool_uniform(const struct gang_kind *kind, int64_t devices, int64_t per_node, struct gang_arena *arena, struct gang_pool *out);
+
+// Whether the file says all that offloading needs to know of the group.
+static inline bool gang_group_offloads(const struct gang_group *group) {
+    return group->host_memory > 0 && group->host_bandwidth > 0 && group->kind->host_link > 0;
+}
 
 // Whether the group's devices are processors that this program itself computes on.
 bool gang_group_is_cpu(const struct gang_group *group);

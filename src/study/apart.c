@@ -227,7 +227,7 @@ static void best_of_width(const struct row *row, const struct gang_pool *pool, i
                 layout.dp = (int)(pool->devices / ((int64_t)layout.pp * tp));
                 layout.sequence_parallel = tp > 1;
                 layout.micro_batch = mb;
-                layout.recompute = recompute;
+                layout.recompute.at[0] = (uint8_t)recompute;
                 layout.place = way;
                 gang_search_layers(&row->task, pool, &layout, arena);
                 if (gang_layout_place(&row->task, pool, &layout, arena, &placement)) continue;

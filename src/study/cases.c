@@ -129,11 +129,11 @@ static void read_layout(struct row *row, struct gang_case *out) {
     while (l->vpp > 1 && out->task.shape.layers < (int64_t)l->pp * l->vpp) l->vpp--;
     l->schedule = l->vpp > 1 ? GANG_SCHEDULE_INTERLEAVED : GANG_SCHEDULE_1F1B; // what Megatron, NeMo and torchtitan run
     if (!strcmp(recompute, "full"))
-        l->recompute = GANG_RECOMPUTE_FULL;
+        l->recompute.at[0] = GANG_RECOMPUTE_FULL;
     else if (strstr(recompute, "SAC") || strstr(out->source, "torchtitan"))
-        l->recompute = GANG_RECOMPUTE_ALTERNATE;
+        l->recompute.at[0] = GANG_RECOMPUTE_ALTERNATE;
     else if (!strncmp(recompute, "selective", 9) || strstr(recompute, "SAVE_DOT_ONLY")) // products are kept, the rest is made again
-        l->recompute = GANG_RECOMPUTE_SELECTIVE;
+        l->recompute.at[0] = GANG_RECOMPUTE_SELECTIVE;
     else if (*recompute && strcmp(recompute, "none") != 0)
         refuse(row, gang_arena_printf(row->arena, "recompute policy '%s' is not modelled", recompute));
 }

@@ -9,9 +9,29 @@ static bool uneven(const struct gang_layout *l) {
     return false;
 }
 
+// The most that is made again on any stage: what fits everywhere where a trainer has one word for all.
+static enum gang_recompute most_again(const struct gang_layout *l) {
+    int most = l->recompute.at[0];
+    for (int s = 1; s < l->recompute.count; s++)
+        if (l->recompute.at[s] > most) most = l->recompute.at[s];
+    return (enum gang_recompute)most;
+}
+
+// Whether the optimizer lies in the nodes' memory; on any stage: what fits everywhere.
+static bool offloads(const struct gang_layout *l) {
+    for (int s = 0; s < l->pp; s++)
+        if (gang_of_stage(&l->offload, s)) return true;
+    return false;
+}
+
 // What no trainer here expresses.
 static void common_limits(const struct gang_answer *a, struct gang_buffer *out) {
     const struct gang_layout *l = &a->layout;
+    const struct gang_by_stage *again = &l->recompute;
+    if (again->count) gang_buffer_printf(out, "# not expressed: recompute of each stage ");
+    for (int s = 0; s < again->count; s++) gang_buffer_printf(out, "%s%s", s ? "/" : "", gang_recompute_names[again->at[s]]);
+    if (again->count) gang_buffer_printf(out, "; on all of them %s fits, and is slower\n", gang_recompute_names[most_again(l)]);
+    if (l->offload.count) gang_buffer_printf(out, "# not expressed: offload of single stages; on all of them it fits, and is slower\n");
     for (int k = 0; k < l->size_count; k++)
         gang_buffer_printf(out, "%s%d%s", k ? ", " : "# not expressed: replicas whose micro-batches are of ", l->sizes[k],
                            k == l->size_count - 1 ? " sequences\n" : "");
@@ -46,12 +66,13 @@ static void emit_megatron(const struct gang_task *task, const struct gang_answer
         gang_buffer_printf(out, "--use-distributed-optimizer%s\n", l->dp_overlap ? " --overlap-grad-reduce --overlap-param-gather" : "");
     if (l->zero > 1) gang_buffer_printf(out, "--use-torch-fsdp2 # zero=%d; takes pp=1 only\n", l->zero);
     if (l->tp_overlap && l->tp > 1) gang_buffer_printf(out, "--tp-comm-overlap\n");
-    if (l->recompute == GANG_RECOMPUTE_FULL)
-        gang_buffer_printf(out, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1\n");
-    if (l->recompute == GANG_RECOMPUTE_SELECTIVE)
+    if (offloads(l)) gang_buffer_printf(out, "--optimizer-cpu-offload --optimizer-offload-fraction 1.0 --use-precision-aware-optimizer\n");
+    enum gang_recompute again = most_again(l);
+    if (again == GANG_RECOMPUTE_FULL) gang_buffer_printf(out, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1\n");
+    if (again == GANG_RECOMPUTE_SELECTIVE)
         gang_buffer_printf(out, "--recompute-granularity selective --recompute-modules layernorm%s\n",
                            task->shape.experts ? " moe_act" : " # not expressed: the activation made again");
-    if (l->recompute == GANG_RECOMPUTE_ALTERNATE) gang_buffer_printf(out, "# not expressed: recompute=alternate\n");
+    if (again == GANG_RECOMPUTE_ALTERNATE) gang_buffer_printf(out, "# not expressed: recompute=alternate\n");
     if (a->schedule == GANG_SCHEDULE_ZERO_BUBBLE) gang_buffer_printf(out, "# not expressed: zero-bubble schedule\n");
     gang_buffer_printf(out, task->math == GANG_MATH_F8    ? "--bf16 --fp8-format hybrid\n"
                             : task->math == GANG_MATH_F16 ? "--bf16\n"
@@ -72,14 +93,13 @@ static void emit_torchtitan(const struct gang_task *task, const struct gang_answ
         gang_buffer_printf(out, "pipeline_parallel_schedule = \"%s\"\npipeline_parallel_microbatch_size = %d\n",
                            l->vpp > 1 && a->schedule == GANG_SCHEDULE_LIST ? "Interleaved1F1B" : schedules[a->schedule], l->micro_batch);
     if (l->tp_overlap && l->tp > 1) gang_buffer_printf(out, "enable_async_tensor_parallel = true\n");
-    gang_buffer_printf(out, "[activation_checkpoint]\nmode = \"%s\"\n",
-                       l->recompute == GANG_RECOMPUTE_FULL ? "full"
-                       : l->recompute                      ? "selective"
-                                                           : "none");
-    if (l->recompute == GANG_RECOMPUTE_ALTERNATE) gang_buffer_printf(out, "selective_ac_option = \"op\"\n");
-    if (l->recompute == GANG_RECOMPUTE_SELECTIVE)
+    enum gang_recompute again = most_again(l);
+    gang_buffer_printf(out, "[activation_checkpoint]\nmode = \"%s\"\n", again == GANG_RECOMPUTE_FULL ? "full" : again ? "selective" : "none");
+    if (again == GANG_RECOMPUTE_ALTERNATE) gang_buffer_printf(out, "selective_ac_option = \"op\"\n");
+    if (again == GANG_RECOMPUTE_SELECTIVE)
         gang_buffer_printf(out, "# not expressed: norms and activations only; selective here makes every second product again too\n");
     if (l->zero == 1 && l->dp > 1) gang_buffer_printf(out, "# not expressed: zero=1, optimizer sharded but weights and gradients whole\n");
+    if (offloads(l)) gang_buffer_printf(out, "# not expressed: offload=optimizer alone; enable_cpu_offload moves weights and gradients too\n");
     if (uneven(l)) gang_buffer_printf(out, "# uneven layers: give the module names of every stage in module_fqns_per_model_part\n");
     if (task->math == GANG_MATH_F8) gang_buffer_printf(out, "[model]\nconverters = [\"float8\"]\n");
 }
@@ -90,8 +110,9 @@ static void emit_deepspeed(const struct gang_task *task, const struct gang_answe
                        "# DeepSpeed: ds_config.json\n{\n  \"train_batch_size\": %lld,\n  \"train_micro_batch_size_per_gpu\": %d,\n  "
                        "\"gradient_accumulation_steps\": %lld,\n",
                        (long long)task->global_batch, l->micro_batch, (long long)a->placement.classes[0].micro_batches);
-    gang_buffer_printf(out, "  \"zero_optimization\": {\"stage\": %d, \"overlap_comm\": %s},\n  \"bf16\": {\"enabled\": %s}\n}\n", l->zero,
-                       l->dp_overlap ? "true" : "false", task->math == GANG_MATH_F32 ? "false" : "true");
+    gang_buffer_printf(out, "  \"zero_optimization\": {\"stage\": %d, \"overlap_comm\": %s%s},\n  \"bf16\": {\"enabled\": %s}\n}\n", l->zero,
+                       l->dp_overlap ? "true" : "false", offloads(l) ? ", \"offload_optimizer\": {\"device\": \"cpu\"}" : "",
+                       task->math == GANG_MATH_F32 ? "false" : "true");
     if (l->tp > 1 || l->pp > 1)
         gang_buffer_printf(out, "# in the model's code (Megatron-DeepSpeed): --tensor-model-parallel-size %d --pipeline-model-parallel-size %d\n",
                            l->tp, l->pp);
@@ -99,8 +120,8 @@ static void emit_deepspeed(const struct gang_task *task, const struct gang_answe
     if (l->vpp > 1) gang_buffer_printf(out, "# not expressed: vpp=%d\n", l->vpp);
     if (l->cp > 1) gang_buffer_printf(out, "# not expressed: cp=%d; Ulysses (sequence_parallel_size) is the nearest\n", l->cp);
     if (a->schedule == GANG_SCHEDULE_ZERO_BUBBLE) gang_buffer_printf(out, "# not expressed: zero-bubble schedule\n");
-    if (l->recompute)
-        gang_buffer_printf(out, "# recompute=%s: activation checkpointing is switched on in the model's code\n", gang_recompute_names[l->recompute]);
+    if (most_again(l))
+        gang_buffer_printf(out, "# recompute=%s: activation checkpointing is switched on in the model's code\n", gang_recompute_names[most_again(l)]);
     if (uneven(l)) gang_buffer_printf(out, "# uneven layers: PipelineModule(partition_method=[...]) in the model's code\n");
     if (task->math == GANG_MATH_F8) gang_buffer_printf(out, "# not expressed: products in f8\n");
 }

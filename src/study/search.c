@@ -2,19 +2,21 @@
 //
 // The space: tp over the powers of two inside the high-bandwidth domain, cp where the sequence is long, ep over the powers of two
 // that divide the experts, pp over every number of stages, vpp, micro-batch, recomputation, and sharding 1 to 3; on a pool of
-// unlike groups both placements, with as many layers on a stage as its devices' speed and memory allow. What the layout does not
-// fix (order of work, micro-batches of each replica) follows by gang_layout_place and the list scheduler.
+// unlike groups both placements, with as many layers on a stage as its devices' speed and memory allow. Recomputation is tried in
+// four ways alike on all stages, and as little on each as it has memory for: nobody can take less time by the closed form. Where nothing
+// fits, all is looked at again, with the optimizer in the nodes' memory on the stages that are short of their own. What the
+// layout does not fix (order of work, micro-batches of each replica) follows by gang_layout_place and the list scheduler.
 //
 // The closed form of a pipeline: the slowest stage works through all micro-batches; before and behind it the others fill and
 // drain, one part in vpp of their work, less where the weights' halves fill the gap; exchanges add what one backward or forward
 // pass cannot hide. It is not trusted: it only says whom to simulate. Where the space is small all of it is simulated, so the
-// answer is the best there is in it.
+// answer is the best there is in it. The best found are then varied by what single stages make again, by simulation.
 #include "study/study.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { KEPT = 512, SIMULATE_LEAST = 12, MAX_WIDTH = 64 };
+enum { KEPT = 512, SIMULATE_LEAST = 12, REFINE = 3, MAX_WIDTH = 64 };
 // Layouts whose closed form is beyond the best simulated by this factor are not simulated any more, nor more than twice SIMULATE_LEAST
 // once programs of this many instructions in all have been.
 static const double hopeless = 1.25;
@@ -29,9 +31,11 @@ static const double promising = 1.5;
 struct stage_sum {
     int count;
     double forward, input, weight; // of one micro-batch
-    double fixed, activation;      // bytes: states; of one chunk in flight, the largest
+    double fixed, activation;      // bytes: states and working space; of one chunk in flight, the largest
     double reduce, gather;         // seconds of the exchanges, over the stage's chunks
     double layers, limit;          // limit: bytes of the device
+    double host, host_limit;       // bytes in the node's memory, of one device, and its part of it
+    double update;                 // seconds of the optimizer on what lies there
     double layer_parameters;
 };
 
@@ -43,7 +47,9 @@ static double seconds_of(const struct gang_pool *pool, const struct gang_exchang
 }
 
 // The ways of a stage, which those that lie alike share, and the seconds of a chunk's exchanges: of as many parameters on them the same.
-struct exchanged {
+struct exchanges {
+    const struct gang_pool *pool;
+    const struct gang_placement *placement;
     int stage; // -1: none yet
     struct gang_ways ways;
     double parameters, reduce, gather;
@@ -55,22 +61,22 @@ static bool lie_alike(const struct gang_placement *placement, int a, int b) {
     return true;
 }
 
-static void add_exchange(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
-                         const struct gang_chunk_cost *cost, double times, struct exchanged *last, struct stage_sum *sum) {
+static void add_exchange(struct exchanges *x, const struct gang_layout *l, int chunk, const struct gang_chunk_cost *cost, double times,
+                         struct stage_sum *sum) {
     int stage = chunk % l->pp;
     if (l->zero >= 3) return; // inside the passes
-    bool alike = last->stage >= 0 && lie_alike(placement, last->stage, stage);
-    if (!alike) gang_ways_of(pool, l, placement, stage, &last->ways);
-    if (!alike || last->parameters != cost->parameters) {
+    bool alike = x->stage >= 0 && lie_alike(x->placement, x->stage, stage);
+    if (!alike) gang_ways_of(x->pool, l, x->placement, stage, &x->ways);
+    if (!alike || x->parameters != cost->parameters) {
         struct gang_exchange reduce, gather;
-        gang_chunk_exchange(pool, l, &last->ways, cost, &reduce, &gather);
-        last->parameters = cost->parameters;
-        last->reduce = seconds_of(pool, &reduce, l->pp);
-        last->gather = seconds_of(pool, &gather, l->pp);
+        gang_chunk_exchange(x->pool, l, &x->ways, cost, &reduce, &gather);
+        x->parameters = cost->parameters;
+        x->reduce = seconds_of(x->pool, &reduce, l->pp);
+        x->gather = seconds_of(x->pool, &gather, l->pp);
     }
-    last->stage = stage;
-    sum->reduce += times * last->reduce;
-    sum->gather += times * last->gather;
+    x->stage = stage;
+    sum->reduce += times * x->reduce;
+    sum->gather += times * x->gather;
 }
 
 static void add_work(const struct gang_chunk_cost *cost, double times, struct stage_sum *sum) {
@@ -79,13 +85,14 @@ static void add_work(const struct gang_chunk_cost *cost, double times, struct st
     sum->weight += times * gang_time_sum(&cost->weight);
     sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
     sum->activation = gang_larger(sum->activation, cost->activation_bytes);
+    sum->host += times * cost->host_bytes;
     sum->layers += times * cost->layers;
     if (cost->layers) sum->layer_parameters = gang_larger(sum->layer_parameters, cost->parameters / cost->layers);
 }
 
-static void add_chunk(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int chunk,
-                      const struct gang_chunk_cost *cost, double times, struct exchanged *last, struct stage_sum *sum) {
-    add_exchange(pool, l, placement, chunk, cost, times, last, sum);
+static void add_chunk(struct exchanges *x, const struct gang_layout *l, int chunk, const struct gang_chunk_cost *cost, double times,
+                      struct stage_sum *sum) {
+    if (x) add_exchange(x, l, chunk, cost, times, sum);
     add_work(cost, times, sum);
 }
 
@@ -95,9 +102,15 @@ static double in_flight(const struct gang_layout *l, double m, int from_end) {
     return gang_smaller(chunks, m * l->vpp);
 }
 
+// The share of a device's memory, its margin left alone, with the stage `from_end` before the last.
+static double share_used(const struct gang_layout *l, const struct stage_sum *s, double m, int from_end) {
+    double share = (s->fixed + in_flight(l, m, from_end) * s->activation) / (s->limit * (1 - gang_memory_margin));
+    return s->host > 0 ? gang_larger(share, s->host / (s->host_limit * (1 - gang_memory_margin))) : share;
+}
+
 // Of a replica of the class.
-static double combine(const struct gang_task *task, const struct gang_layout *l, const struct gang_class *class, const struct stage_sum *stages,
-                      int count, double delay, double *memory_used) {
+static double combine(const struct gang_layout *l, const struct gang_class *class, const struct stage_sum *stages, int count, double delay,
+                      double *memory_used) {
     double m = (double)class->micro_batches;
     double slowest = 0, fill = 0, exchange = 0, fill_slowest = 0;
     int before = 0;
@@ -111,10 +124,8 @@ static double combine(const struct gang_task *task, const struct gang_layout *l,
         double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / gang_larger(s->layers, 1);
         double shown = gang_larger(tail, s->reduce - hidden),
                head = gang_larger(s->gather / gang_larger(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
-        exchange = gang_larger(exchange, shown + head);
-        double bytes = s->fixed + in_flight(l, m, l->pp - 1 - before) * s->activation +
-                       gang_buffer_bytes(task, l, class->micro_batch, s->layer_parameters);
-        *memory_used = gang_larger(*memory_used, bytes / (s->limit * (1 - gang_memory_margin)));
+        exchange = gang_larger(exchange, shown + head + s->update);
+        *memory_used = gang_larger(*memory_used, share_used(l, s, m, l->pp - 1 - before));
         before += s->count;
     }
     return m * slowest + (fill - fill_slowest) + 2 * (l->pp - 1) * delay + exchange;
@@ -137,30 +148,47 @@ static double hop_seconds(const struct gang_task *task, const struct gang_pool *
     return sum / gang_larger(l->pp - 1, 1);
 }
 
-// One group: only the first chunk, the last, and one from the middle are unlike.
-static double estimate_alike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                             const struct gang_placement *placement, const struct gang_price *price, double *memory_used) {
+// One group: only the first stage, the last, and those between are unlike.
+enum { FIRST, MIDDLE, LAST, ENDS };
+
+static int end_of(const struct gang_layout *l, int stage) { return stage == 0 ? FIRST : stage == l->pp - 1 ? LAST : MIDDLE; }
+
+static void sum_alike(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, enum gang_recompute recompute,
+                      struct exchanges *x, struct stage_sum sums[ENDS]) {
     const struct gang_shape *shape = &task->shape;
     int chunks = l->pp * l->vpp;
     int64_t n = (shape->layers + chunks - 1) / chunks, least = shape->layers / chunks;
     int64_t dense = shape->experts ? (shape->dense_layers < least ? shape->dense_layers : least) : least;
     struct gang_chunk_cost first, middle, last;
-    struct stage_sum stages[3] = {{.count = 1}, {.count = l->pp - 2}, {.count = 1}};
-    struct exchanged exchanged = {.stage = -1};
     bool one = chunks == 1;
-    gang_price_chunk(task, l, price, one && !shape->experts ? n : dense, least - dense, true, one, &first);
-    gang_price_chunk(task, l, price, shape->experts ? 0 : n, shape->experts ? n : 0, false, false, &middle);
-    gang_price_chunk(task, l, price, shape->experts ? 0 : least, shape->experts ? least : 0, false, true, &last);
-    for (int i = 0; i < 3; i++) stages[i].limit = pool->groups[0]->kind->memory_bytes;
-    add_chunk(pool, l, placement, 0, &first, 1, &exchanged, &stages[0]);
-    if (one) return combine(task, l, placement->classes, stages, 1, 0, memory_used);
-    if (l->vpp > 1) add_chunk(pool, l, placement, 0, &middle, l->vpp - 1, &exchanged, &stages[0]);
-    if (l->pp > 2) add_chunk(pool, l, placement, 1, &middle, l->vpp, &exchanged, &stages[1]);
-    add_chunk(pool, l, placement, chunks - 1, &last, 1, &exchanged, &stages[2]);
-    if (l->vpp > 1) add_chunk(pool, l, placement, l->pp - 1, &middle, l->vpp - 1, &exchanged, &stages[2]);
-    double delay = hop_seconds(task, pool, l, placement);
-    if (l->pp == 2) stages[1] = stages[2];
-    return combine(task, l, placement->classes, stages, l->pp == 2 ? 2 : 3, delay, memory_used);
+    for (int i = 0; i < ENDS; i++) sums[i] = (struct stage_sum){.limit = price->group->kind->memory_bytes};
+    gang_price_chunk(task, l, price, recompute, one && !shape->experts ? n : dense, least - dense, true, one, &first);
+    add_chunk(x, l, 0, &first, 1, &sums[FIRST]);
+    if (!one) {
+        gang_price_chunk(task, l, price, recompute, shape->experts ? 0 : n, shape->experts ? n : 0, false, false, &middle);
+        gang_price_chunk(task, l, price, recompute, shape->experts ? 0 : least, shape->experts ? least : 0, false, true, &last);
+        if (l->vpp > 1) add_chunk(x, l, 0, &middle, l->vpp - 1, &sums[FIRST]);
+        if (l->pp > 2) add_chunk(x, l, 1, &middle, l->vpp, &sums[MIDDLE]);
+        add_chunk(x, l, chunks - 1, &last, 1, &sums[LAST]);
+        if (l->vpp > 1) add_chunk(x, l, l->pp - 1, &middle, l->vpp - 1, &sums[LAST]);
+    }
+    for (int i = 0; i < ENDS; i++) sums[i].fixed += gang_buffer_bytes(task, l, l->micro_batch, recompute, sums[i].layer_parameters);
+}
+
+static double combine_alike(const struct gang_layout *l, const struct stage_sum sums[][ENDS], const struct gang_class *class, double delay,
+                            double *memory_used) {
+    struct stage_sum runs[GANG_MAX_STAGES];
+    int count = 0;
+    for (int s = 0, next; s < l->pp; s = next) {
+        int recompute = gang_of_stage(&l->recompute, s);
+        next = s + 1;
+        if (end_of(l, s) == MIDDLE && !l->recompute.count) next = l->pp - 1;
+        while (end_of(l, s) == MIDDLE && next < l->pp - 1 && gang_of_stage(&l->recompute, next) == recompute) next++;
+        runs[count] = sums[recompute][end_of(l, s)];
+        runs[count++].count = next - s;
+    }
+    *memory_used = 0;
+    return combine(l, class, runs, count, delay, memory_used);
 }
 
 // Stage s lies where the stage before it lies, in every class, and holds the same.
@@ -168,12 +196,24 @@ static bool repeats(const struct gang_task *task, const struct gang_layout *l, c
     return gang_stage_repeats(task, l, s) && lie_alike(placement, s, s - 1);
 }
 
+// All of a stage's chunks, and its working space; `x` NULL: without the exchanges.
+static void add_stage(const struct gang_task *task, const struct gang_layout *l, const struct gang_class *class, const struct gang_price *price,
+                      int stage, struct exchanges *x, struct stage_sum *sum) {
+    struct gang_chunk_cost cost = {0}; // of the chunk before
+    for (int chunk = stage; chunk < l->layer_count; chunk += l->pp) {
+        if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
+        add_chunk(x, l, chunk, &cost, 1, sum);
+    }
+    sum->fixed += gang_buffer_bytes(task, l, class->micro_batch, (enum gang_recompute)gang_of_stage(&l->recompute, stage), sum->layer_parameters);
+    sum->host_limit = price->group->host_memory / (double)price->group->devices;
+    if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, price->group, 0, sum->host);
+}
+
 static double estimate_unlike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                               const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     double slowest = 0, delay = hop_seconds(task, pool, l, placement);
     struct stage_sum stages[GANG_MAX_STAGES];
-    struct exchanged exchanged = {.stage = -1};
-    struct gang_chunk_cost cost = {0}; // of the chunk before
+    struct exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
     int starts[GANG_MAX_STAGES + 1], count = 0;
     for (int s = 0; s < l->pp; s++)
         if (!repeats(task, l, placement, s)) starts[count++] = s;
@@ -186,14 +226,10 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
             const struct gang_price *price = gang_prices_of(prices, l, class, starts[i]);
             const struct stage_sum all = stages[i]; // of every class: the exchanges
             stages[i] = (struct stage_sum){.count = starts[i + 1] - starts[i], .limit = price->group->kind->memory_bytes};
-            for (int chunk = starts[i]; chunk < l->layer_count; chunk += l->pp) {
-                if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
-                add_work(&cost, 1, &stages[i]);
-                if (!c) add_exchange(pool, l, placement, chunk, &cost, 1, &exchanged, &stages[i]);
-            }
+            add_stage(task, l, class, price, starts[i], c ? NULL : &exchanges, &stages[i]);
             if (c) stages[i].reduce = all.reduce, stages[i].gather = all.gather;
         }
-        slowest = gang_larger(slowest, combine(task, l, class, stages, count, delay, memory_used));
+        slowest = gang_larger(slowest, combine(l, class, stages, count, delay, memory_used));
     }
     return slowest;
 }
@@ -201,8 +237,12 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
 static double estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                        const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     *memory_used = 0;
-    if (pool->group_count == 1 && placement->class_count == 1) return estimate_alike(task, pool, l, placement, prices->at[0], memory_used);
-    return estimate_unlike(task, pool, l, placement, prices, memory_used);
+    if (pool->group_count > 1 || placement->class_count > 1 || l->offload.count || l->offload.at[0])
+        return estimate_unlike(task, pool, l, placement, prices, memory_used);
+    struct stage_sum sums[GANG_RECOMPUTES][ENDS];
+    struct exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
+    for (int r = 0; r < GANG_RECOMPUTES; r++) sum_alike(task, l, prices->at[0], (enum gang_recompute)r, &exchanges, sums[r]);
+    return combine_alike(l, sums, placement->classes, hop_seconds(task, pool, l, placement), memory_used);
 }
 
 double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
@@ -215,7 +255,7 @@ double gang_estimate(const struct gang_task *task, const struct gang_pool *pool,
 // ---- The space -----------------------------------------------------------------------------------------------------
 
 // Micro-batch sizes are the powers of two.
-enum { SIZES = 4, RECOMPUTES = GANG_RECOMPUTE_FULL + 1 };
+enum { SIZES = 4 };
 
 struct shelf {
     int kept;
@@ -227,11 +267,12 @@ struct search {
     const struct gang_task *task;
     const struct gang_pool *pool;
     enum gang_objective objective;
-    struct gang_arena scratch;                    // of one layout; emptied after each
-    bool unlike;                                  // there are several kinds of devices
-    int *zeros;                                   // [GANG_MAX_STAGES] the only group, under every stage
-    struct gang_price *priced[RECOMPUTES][SIZES]; // [groups] at the widths looked at
-    bool known[RECOMPUTES][SIZES];
+    struct gang_arena scratch;        // of one layout; emptied after each
+    bool unlike;                      // there are several kinds of devices
+    bool offload;                     // the optimizer may lie in the nodes' memory
+    int *zeros;                       // [GANG_MAX_STAGES] the only group, under every stage
+    struct gang_price *priced[SIZES]; // [groups] at the widths looked at
+    bool known[SIZES];
     struct gang_prices prices; // of the layout looked at
     struct shelf alike, mixed; // one micro-batch size, several
     double least;              // score of all that fit
@@ -321,6 +362,24 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
     return score;
 }
 
+static bool is_uniform(const struct gang_by_stage *choices) {
+    for (int s = 1; s < choices->count; s++)
+        if (choices->at[s] != choices->at[0]) return false;
+    return true;
+}
+
+// As little made again on each stage as it has memory for; false where some stage has too little for any.
+static bool pick_alike(struct gang_layout *l, const struct stage_sum sums[][ENDS], double m) {
+    l->recompute.count = l->pp;
+    for (int s = 0; s < l->pp; s++) {
+        int r = 0;
+        while (r < GANG_RECOMPUTES && share_used(l, &sums[r][end_of(l, s)], m, l->pp - 1 - s) > 1) r++;
+        if (r == GANG_RECOMPUTES) return false;
+        l->recompute.at[s] = (uint8_t)r;
+    }
+    return true;
+}
+
 static void consider_alike(struct search *s, struct gang_layout *l) {
     int64_t batches = s->task->global_batch / l->micro_batch;
     struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .micro_batch = l->micro_batch, .groups = s->zeros};
@@ -330,67 +389,100 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
                                              .class_count = 1,
                                              .classes = &class,
                                              .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
-    double memory_used = 0;
-    double seconds = estimate_alike(s->task, s->pool, l, &placement, s->prices.at[0], &memory_used);
-    keep(s, l, &placement, seconds, memory_used);
+    struct stage_sum sums[GANG_RECOMPUTES][ENDS];
+    struct exchanges exchanges = {.pool = s->pool, .placement = &placement, .stage = -1};
+    double memory_used = 0, least = 0, m = (double)class.micro_batches, delay = hop_seconds(s->task, s->pool, l, &placement);
+    for (int r = 0; r < GANG_RECOMPUTES; r++) {
+        sum_alike(s->task, l, s->prices.at[0], (enum gang_recompute)r, &exchanges, sums[r]);
+        l->recompute.count = 0;
+        l->recompute.at[0] = (uint8_t)r;
+        double seconds = combine_alike(l, sums, &class, delay, &memory_used);
+        keep(s, l, &placement, seconds, memory_used);
+        if (!r) least = memory_used;
+    }
+    if (least <= 1 || !pick_alike(l, sums, m) || is_uniform(&l->recompute)) return;
+    keep(s, l, &placement, combine_alike(l, sums, &class, delay, &memory_used), memory_used);
 }
 
+// A stage that layers are handed to: for each choice of what is made again, how long one takes and how many have room.
 struct share {
-    double seconds, load; // of one layer; of what the stage has already
-    int64_t most, layers; // that the device has room for; that it has
+    int choices;
+    double load, seconds[GANG_RECOMPUTES]; // load: of what the stage has already
+    int64_t most[GANG_RECOMPUTES], layers;
 };
 
-static void give(struct share *to, int64_t layers) {
-    to->layers += layers;
-    to->load += (double)layers * to->seconds;
+// When a stage with this many layers is done; INFINITY where they have no room.
+static double done_with(const struct share *s, int64_t layers) {
+    for (int r = 0; r < s->choices; r++)
+        if (layers <= s->most[r]) return s->load + (double)layers * s->seconds[r];
+    return INFINITY;
 }
 
 // Layers one after another to the stage that would then be done first and has room. What each gets before the end that all
 // would have without what they have already is given at once: one after another gives the same.
 static bool hand_out(int64_t layers, int count, struct share *shares) {
     double speed = 0, all = (double)layers;
-    for (int i = 0; i < count; i++) speed += 1 / shares[i].seconds;
+    for (int i = 0; i < count; i++) speed += 1 / shares[i].seconds[0];
     for (int i = 0; i < count; i++) {
-        double fit = gang_smaller((all / speed - shares[i].load) / shares[i].seconds * (1 - 1e-9), (double)shares[i].most);
-        if (fit < 1) continue;
-        give(&shares[i], (int64_t)fit);
-        layers -= (int64_t)fit;
+        double fit = gang_smaller((all / speed - shares[i].load) / shares[i].seconds[0] * (1 - 1e-9), (double)shares[i].most[0]);
+        shares[i].layers = fit < 1 ? 0 : (int64_t)fit;
+        layers -= shares[i].layers;
     }
     for (; layers > 0; layers--) {
         int best = -1;
         double soonest = INFINITY;
         for (int i = 0; i < count; i++) {
-            double end = shares[i].load + shares[i].seconds;
-            if (end < soonest && shares[i].layers < shares[i].most) soonest = end, best = i;
+            double end = done_with(&shares[i], shares[i].layers + 1);
+            if (end < soonest) soonest = end, best = i;
         }
         if (best < 0) return false;
-        give(&shares[best], 1);
+        shares[best].layers++;
     }
     return true;
 }
 
-static bool share_layers(struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
+// `one`: a layer by choice; `ends`: what the stage has beside layers; `flight`: chunks under way on it.
+static void fill_share(const struct search *s, const struct gang_layout *l, int micro_batch, const struct gang_kind *kind,
+                       const enum gang_recompute *recompute, const struct gang_chunk_cost *one, const struct gang_chunk_cost *ends, double flight,
+                       struct share *out) {
+    double here = s->offload ? 0 : 1; // what of the optimizer's state is
+    double states = ends->parameter_bytes + ends->gradient_bytes + here * ends->optimizer_bytes + flight * ends->activation_bytes;
+    out->load = gang_time_sum(&ends->forward) + gang_time_sum(&ends->input) + gang_time_sum(&ends->weight);
+    for (int r = 0; r < out->choices; r++) {
+        double each = one[r].parameter_bytes + one[r].gradient_bytes + here * one[r].optimizer_bytes + flight * one[r].activation_bytes;
+        double room = kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, micro_batch, recompute[r], one[r].parameters) -
+                      states;
+        out->seconds[r] = gang_time_sum(&one[r].forward) + gang_time_sum(&one[r].input) + gang_time_sum(&one[r].weight);
+        out->most[r] = room > 0 ? (int64_t)(room / each) : 0;
+    }
+}
+
+// With what the layout says is made again on each stage, or with any choice. The number of stages that have no room for one more than
+// they got; -1 where the layers do not fit.
+static int share_layers(const struct search *s, struct gang_layout *l, const struct gang_placement *placement, bool any) {
     const int *groups = placement->classes[0].groups;
     struct share shares[GANG_MAX_STAGES];
-    struct gang_chunk_cost one, ends;
+    struct gang_chunk_cost one[GANG_RECOMPUTES], ends;
+    enum gang_recompute recompute[GANG_RECOMPUTES] = {GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL};
     bool moe = s->task->shape.experts > 0;
     for (int i = 0; i < l->pp; i++) {
         const struct gang_price *price = gang_prices_of(&s->prices, l, placement->classes, i);
-        if (!i || groups[i] != groups[i - 1]) gang_price_chunk(s->task, l, price, !moe, moe, false, false, &one);
-        if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, 0, 0, i == 0, i == l->pp - 1, &ends);
+        bool like = i && groups[i] == groups[i - 1] && (any || gang_of_stage(&l->recompute, i) == gang_of_stage(&l->recompute, i - 1));
+        if (!any) recompute[0] = (enum gang_recompute)gang_of_stage(&l->recompute, i);
+        shares[i].choices = any ? GANG_RECOMPUTES : 1;
+        for (int r = 0; r < shares[i].choices && !like; r++) gang_price_chunk(s->task, l, price, recompute[r], !moe, moe, false, false, &one[r]);
+        if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, GANG_RECOMPUTE_NONE, 0, 0, i == 0, i == l->pp - 1, &ends);
         double flight = in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
-        double each = one.parameter_bytes + one.gradient_bytes + one.optimizer_bytes + flight * one.activation_bytes;
-        double room = price->group->kind->memory_bytes * (1 - gang_memory_margin) -
-                      gang_buffer_bytes(s->task, l, placement->classes[0].micro_batch, one.parameters) - ends.parameter_bytes - ends.gradient_bytes -
-                      ends.optimizer_bytes - flight * ends.activation_bytes;
-        shares[i] = (struct share){.seconds = gang_time_sum(&one.forward) + gang_time_sum(&one.input) + gang_time_sum(&one.weight),
-                                   .load = gang_time_sum(&ends.forward) + gang_time_sum(&ends.input) + gang_time_sum(&ends.weight),
-                                   .most = room > 0 ? (int64_t)(room / each) : 0};
+        fill_share(s, l, placement->classes[0].micro_batch, price->group->kind, recompute, one, &ends, flight, &shares[i]);
     }
-    if (!hand_out(s->task->shape.layers, l->pp, shares)) return false;
-    for (int i = 0; i < l->pp; i++) l->layers[i] = (int)shares[i].layers;
+    if (!hand_out(s->task->shape.layers, l->pp, shares)) return -1;
+    int full = 0;
+    for (int i = 0; i < l->pp; i++) {
+        l->layers[i] = (int)shares[i].layers;
+        full += shares[i].layers >= shares[i].most[0];
+    }
     l->layer_count = l->pp;
-    return true;
+    return full;
 }
 
 // False where the layout cannot be placed. `score` as keep returns it; `placement` lives until the scratch is reset.
@@ -404,10 +496,9 @@ static bool consider(struct search *s, struct gang_layout *l, struct gang_placem
 }
 
 static const struct gang_price *prices_at(struct search *s, const struct gang_layout *l, int size) {
-    struct gang_price *prices = s->priced[l->recompute][size];
-    for (int g = 0; g < s->pool->group_count && !s->known[l->recompute][size]; g++)
-        gang_price_fill(s->task, l, 1 << size, s->pool->groups[g], &prices[g]);
-    s->known[l->recompute][size] = true;
+    struct gang_price *prices = s->priced[size];
+    for (int g = 0; g < s->pool->group_count && !s->known[size]; g++) gang_price_fill(s->task, l, 1 << size, s->pool->groups[g], &prices[g]);
+    s->known[size] = true;
     return prices;
 }
 
@@ -447,22 +538,101 @@ static void vary_sizes(struct search *s, const struct gang_layout *start, double
     s->prices = one;
 }
 
+// What a stage holds in each class by what is made again; kept for the stages behind it that hold the same.
+struct held {
+    bool filled[GANG_OFFLOADS][GANG_RECOMPUTES];
+    struct stage_sum sums[GANG_OFFLOADS][GANG_RECOMPUTES][GANG_MAX_CLASSES];
+};
+
+static bool has_room(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, int stage, struct held *held) {
+    int offload = l->offload.at[stage], recompute = l->recompute.at[stage];
+    struct stage_sum *sums = held->sums[offload][recompute];
+    for (int c = 0; c < placement->class_count && !held->filled[offload][recompute]; c++) {
+        const struct gang_class *class = &placement->classes[c];
+        const struct gang_price *price = gang_prices_of(&s->prices, l, class, stage);
+        sums[c] = (struct stage_sum){.limit = price->group->kind->memory_bytes};
+        add_stage(s->task, l, class, price, stage, NULL, &sums[c]);
+    }
+    held->filled[offload][recompute] = true;
+    for (int c = 0; c < placement->class_count; c++)
+        if (share_used(l, &sums[c], (double)placement->classes[c].micro_batches, l->pp - 1 - stage) > 1) return false;
+    return true;
+}
+
+// As pick_alike, on devices of any kind: what every class has room for; if offloading is allowed, with it where nothing else is enough.
+static bool pick_unlike(const struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
+    struct held held;
+    int choices = (s->offload ? GANG_OFFLOADS : 1) * GANG_RECOMPUTES;
+    l->recompute.count = l->offload.count = l->pp;
+    for (int i = 0; i < l->pp; i++) {
+        l->recompute.at[i] = l->recompute.at[i ? i - 1 : 0];
+        l->offload.at[i] = l->offload.at[i ? i - 1 : 0];
+        if (!repeats(s->task, l, placement, i)) memset(held.filled, 0, sizeof held.filled);
+        int choice = 0;
+        for (bool room = false; choice < choices && !room; choice += !room) {
+            l->offload.at[i] = (uint8_t)(choice / GANG_RECOMPUTES);
+            l->recompute.at[i] = (uint8_t)(choice % GANG_RECOMPUTES);
+            room = has_room(s, l, placement, i, &held);
+        }
+        if (choice == choices) return false;
+    }
+    return true;
+}
+
+static bool same_layers(const struct gang_layout *a, const struct gang_layout *b) {
+    return !memcmp(a->layers, b->layers, (size_t)a->pp * sizeof *a->layers);
+}
+
+// With as little made again on each stage as it has room for, where that has not been looked at: the same on all.
+static double consider_picked(struct search *s, struct gang_layout *l, struct gang_placement *placement) {
+    double score = INFINITY;
+    if (pick_unlike(s, l, placement) && (s->offload || !is_uniform(&l->recompute))) consider(s, l, placement, &score);
+    return score;
+}
+
+// The better of the two, with several micro-batch sizes where that is promising.
+static void vary_better(struct search *s, const struct gang_layout *even, double score, const struct gang_layout *uneven, double other, int kinds) {
+    if (other < score) score = other, even = uneven;
+    if (s->unlike && kinds > 1 && score < promising * s->least) vary_sizes(s, even, score, kinds);
+}
+
+// The same choice on all stages. False where the layout cannot be placed; `fits` and `full` as it is with no layer made again.
+static bool consider_uniform(struct search *s, const struct gang_layout *wanted, struct gang_layout *even, struct gang_placement *placement,
+                             bool *fits, int *full) {
+    for (int r = 0; r < GANG_RECOMPUTES; r++) {
+        double score, other = INFINITY;
+        *even = *wanted;
+        even->recompute.at[0] = (uint8_t)r;
+        gang_arena_reset(&s->scratch);
+        if (!consider(s, even, placement, &score)) return false;
+        struct gang_layout uneven = *even;
+        int kinds = placement->kind_count, stages = wanted->vpp > 1 ? -1 : share_layers(s, &uneven, placement, false);
+        if (!r) *fits = !isinf(score), *full = stages;
+        if (stages >= 0 && !same_layers(even, &uneven) && !consider(s, &uneven, placement, &other)) return false;
+        vary_better(s, even, score, &uneven, other, kinds);
+    }
+    return true;
+}
+
 static void consider_unlike(struct search *s, const struct gang_layout *wanted) {
     bool same = wanted->pp == 1 || wanted->dp == 1; // both placements are one
     for (int place = 0; place < (same ? 1 : 2); place++) {
         struct gang_placement placement;
-        struct gang_layout even = *wanted, uneven, *best = &even;
-        double score, other;
-        even.place = place;
+        struct gang_layout placed = *wanted, even, uneven;
+        double score = INFINITY, other = INFINITY;
+        bool fits = false;
+        int full = 1;
+        placed.place = place;
+        if (!s->offload && !consider_uniform(s, &placed, &even, &placement, &fits, &full)) continue;
         gang_arena_reset(&s->scratch);
-        if (!consider(s, &even, &placement, &score)) continue;
-        int kinds = placement.kind_count;
+        even = placed;
+        if ((fits && (wanted->vpp > 1 || !full)) || gang_layout_place_priced(s->task, s->pool, &s->prices, &even, &s->scratch, &placement)) continue;
         uneven = even;
-        if (wanted->vpp == 1 && share_layers(s, &uneven, &placement) &&
-            memcmp(even.layers, uneven.layers, (size_t)even.pp * sizeof *even.layers) != 0 && consider(s, &uneven, &placement, &other) &&
-            other < score)
-            score = other, best = &uneven;
-        if (s->unlike && kinds > 1 && score < promising * s->least) vary_sizes(s, best, score, kinds);
+        int kinds = placement.kind_count;
+        if (!fits) score = consider_picked(s, &even, &placement);
+        if (wanted->vpp == 1 && full && share_layers(s, &uneven, &placement, true) >= 0 && !same_layers(&even, &uneven))
+            other = consider_picked(s, &uneven, &placement);
+        vary_better(s, &even, score, &uneven, other, kinds);
     }
 }
 
@@ -471,7 +641,8 @@ static void each_depth(struct search *s, struct gang_layout *l) {
     bool whole = s->task->global_batch / l->micro_batch % l->dp == 0;
     for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
         for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
-            if (s->pool->group_count == 1 && whole)
+            l->recompute = l->offload = (struct gang_by_stage){0};
+            if (s->pool->group_count == 1 && whole && !s->offload)
                 consider_alike(s, l);
             else
                 consider_unlike(s, l);
@@ -510,11 +681,10 @@ static void each_width(struct search *s) {
             if (s->pool->devices < (int64_t)l.tp * l.cp || (s->pool->group_count == 1 && s->pool->devices % ((int64_t)l.tp * l.cp))) break;
             for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2) {
                 memset(s->known, 0, sizeof s->known);
-                for (l.micro_batch = 1; l.micro_batch < 1 << SIZES; l.micro_batch *= 2)
-                    for (l.recompute = 0; l.recompute < RECOMPUTES; l.recompute++) {
-                        if (s->task->global_batch % l.micro_batch || s->task->sequence_length % ((int64_t)l.cp * l.tp)) continue;
-                        each_stage_count(s, &l);
-                    }
+                for (l.micro_batch = 1; l.micro_batch < 1 << SIZES; l.micro_batch *= 2) {
+                    if (s->task->global_batch % l.micro_batch || s->task->sequence_length % ((int64_t)l.cp * l.tp)) continue;
+                    each_stage_count(s, &l);
+                }
             }
         }
     }
@@ -560,25 +730,66 @@ static void enter_found(struct gang_search *out, int top, const struct gang_foun
     out->found[at] = *found;
 }
 
+// False where the layout does not fit after all.
+static bool simulate(struct search *s, struct gang_found *f, int64_t *instructions) {
+    struct gang_answer answer;
+    gang_arena_reset(&s->scratch);
+    s->out->simulated++;
+    if (gang_evaluate(s->task, s->pool, &f->layout, 0, &s->scratch, &answer)) return false;
+    *instructions += answer.facts.instructions;
+    f->summary = answer.summary;
+    f->schedule = answer.schedule;
+    f->memory_used = answer.memory_used;
+    f->layout = answer.layout;
+    f->score = score_of(s, &f->layout, &answer.placement, f->summary.step_seconds, &s->scratch);
+    return true;
+}
+
 static void simulate_best(struct search *s, const struct shelf *shelf, int top) {
     struct gang_search *out = s->out;
     bool all = shelf->fitting <= KEPT;
     int64_t instructions = 0;
     for (int i = 0; i < shelf->kept; i++) {
         struct gang_found *f = shelf->best[i];
-        struct gang_answer answer;
         if (!all && out->count == top && i >= SIMULATE_LEAST && f->score > hopeless * out->found[0].score) break;
         if (!all && i >= 2 * SIMULATE_LEAST && instructions > MAX_INSTRUCTIONS) break;
-        gang_arena_reset(&s->scratch);
-        out->simulated++;
-        if (gang_evaluate(s->task, s->pool, &f->layout, 0, &s->scratch, &answer)) continue; // does not fit after all
-        instructions += answer.facts.instructions;
-        f->summary = answer.summary;
-        f->schedule = answer.schedule;
-        f->memory_used = answer.memory_used;
-        f->layout = answer.layout;
-        f->score = score_of(s, &f->layout, &answer.placement, f->summary.step_seconds, &s->scratch);
-        enter_found(out, top, f);
+        if (simulate(s, f, &instructions)) enter_found(out, top, f);
+    }
+}
+
+static void expand(struct gang_by_stage *choices, int stages) {
+    if (!choices->count) memset(choices->at, choices->at[0], (size_t)stages);
+    choices->count = stages;
+}
+
+// On one stage after another another choice of what is made again and offloaded, as long as that is better: what the closed form does not
+// see is that a stage with room for more micro-batches under way may let others wait less.
+static void refine(struct search *s, struct gang_found *f, int64_t *instructions) {
+    int choices = (s->offload ? GANG_OFFLOADS : 1) * GANG_RECOMPUTES, moves = f->layout.pp * choices, idle = 0;
+    for (int move = 0; idle < moves && *instructions < MAX_INSTRUCTIONS; move = (move + 1) % moves, idle++) {
+        int stage = move / choices, offload = move % choices / GANG_RECOMPUTES, recompute = move % GANG_RECOMPUTES;
+        struct gang_found other = *f;
+        struct gang_layout *l = &other.layout;
+        expand(&l->recompute, l->pp);
+        expand(&l->offload, l->pp);
+        if (l->recompute.at[stage] == recompute && l->offload.at[stage] == offload) continue;
+        l->recompute.at[stage] = (uint8_t)recompute;
+        l->offload.at[stage] = (uint8_t)offload;
+        if (!simulate(s, &other, instructions) || other.score >= f->score * (1 - 1e-9)) continue;
+        *f = other;
+        idle = 0;
+    }
+}
+
+static void refine_best(struct search *s, int top) {
+    struct gang_found best[REFINE];
+    int64_t instructions = 0;
+    int count = s->out->count < REFINE ? s->out->count : REFINE;
+    memcpy(best, s->out->found, (size_t)count * sizeof *best);
+    for (int i = 0; i < count; i++) {
+        double score = best[i].score;
+        if (best[i].layout.pp > 1 || s->offload) refine(s, &best[i], &instructions);
+        if (best[i].score < score) enter_found(s->out, top, &best[i]);
     }
 }
 
@@ -605,7 +816,7 @@ void gang_search_layers(const struct gang_task *task, const struct gang_pool *po
     if (layout->vpp > 1 || gang_layout_place(task, pool, &even, arena, &placement) || alike(pool, &placement.classes[0], even.pp)) return;
     gang_prices_fill(task, pool, &even, arena, &s.prices);
     uneven = even;
-    if (!share_layers(&s, &uneven, &placement)) return;
+    if (share_layers(&s, &uneven, &placement, false) < 0) return;
     for (int i = 0; i < uneven.pp; i++)
         if (!uneven.layers[i]) return;
     memcpy(layout->layers, uneven.layers, (size_t)uneven.pp * sizeof *uneven.layers);
@@ -630,16 +841,18 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};
     gang_arena_init(&s.scratch);
     s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
-    for (int i = 0; i < RECOMPUTES * SIZES; i++)
-        s.priced[i / SIZES][i % SIZES] = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof(struct gang_price));
+    for (int i = 0; i < SIZES; i++) s.priced[i] = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof(struct gang_price));
     open_shelf(&s.alike, arena);
     open_shelf(&s.mixed, arena);
     double start = gang_seconds();
     each_width(&s);
+    for (int g = 0; g < pool->group_count && !out->fitting; g++) s.offload |= gang_group_offloads(pool->groups[g]);
+    if (s.offload) each_width(&s);
     out->estimate_seconds = gang_seconds() - start;
     top = top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top;
     simulate_best(&s, &s.alike, top);
     simulate_best(&s, &s.mixed, top);
+    refine_best(&s, top);
     if (!out->count) status = explain(&s);
     gang_arena_release(&s.scratch);
     return status;

@@ -75,6 +75,25 @@ assert len({e["pid"] for e in events if e.get("ph") == "X"}) >= 2
     nobody_is_left
 }
 
+# mebibytes RANK: what the run said that this rank needs.
+mebibytes() { sed -n "s/^ *rank $1 .*, \([0-9.]*\) MiB$/\1/p" out; }
+
+# What a rank makes again is its stage's: of the two ranks' memory the part of the one that keeps all is larger.
+test_recompute_of_each_stage() {
+    local way first second
+    for way in full/none none/full; do
+        rm -rf again
+        job again "steps: 2" "cluster: near.yaml" "layout: 'pp=2,mb=32,layers=2/2,schedule=1f1b,recompute=$way'"
+        sed -i 's/^sequence_length: .*/sequence_length: 64/; s/^global_batch_tokens: .*/global_batch_tokens: 4096/' again.yaml
+        run 0 train again.yaml
+        first="${first-} $(mebibytes 0)" second="${second-} $(mebibytes 1)"
+    done
+    python "
+a, b = ([float(x) for x in text.split()] for text in ('$first', '$second'))
+assert b[0] - a[0] > b[1] - a[1] + 2, (a, b)
+"
+}
+
 test_json_lines() {
     job lines "steps: 3" "cluster: near.yaml" "layout: dp=2,mb=1"
     run 0 train lines.yaml --json && cp out lines.json
@@ -180,6 +199,8 @@ pp=5,mb=1|layers
 dp=2,mb=3|mb
 tp=nine|tp
 dp=2,zero=3,mb=1|zero
+pp=2,recompute=none/alternate,mb=1|recompute=alternate does not run yet
+pp=2,offload=none/optimizer,mb=1|offload does not run yet
 LAYOUTS
     cluster unlike 1ms ", compute: f32" ", compute: bf16"
     sed -i "s/^layout: .*/layout: 'dp=2,mb=1,zero=0'/; s/near/unlike/" refusal.yaml

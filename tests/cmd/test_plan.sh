@@ -79,6 +79,10 @@ refuse trace_ranks_text "ranks: 'x'" simulate $e/node8.yaml --layout tp=2,pp=4 -
 for trainer in megatron torchtitan deepspeed; do
     "$GANGLINE" plan $e/llama405.yaml --layout tp=8,pp=16,vpp=4,recompute=selective --emit $trainer | grep -qi "$trainer" && ok emit_$trainer || failed emit_$trainer
 done
+for trainer in megatron torchtitan deepspeed; do
+    "$GANGLINE" plan $e/node8.yaml --layout pp=2,recompute=full/none --emit $trainer | grep -q "not expressed: recompute of each stage full/none; on all of them full fits" && ok emit_stages_$trainer || failed emit_stages_$trainer
+done
+refuse offload_unstated "give group '" simulate $e/node8.yaml --layout pp=2,offload=optimizer
 refuse emit_unknown "expected megatron, torchtitan or deepspeed" plan $e/node8.yaml --layout dp=8 --emit jax
 folded=$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --json | cut -d, -f1-6)
 [ "$folded" = "$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --unfolded --json | cut -d, -f1-6)" ] && ok unfolded || failed unfolded

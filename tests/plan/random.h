@@ -44,6 +44,8 @@ static inline struct gang_group *gang_random_group(struct gang_draws *d, const s
                                  .fast_bandwidth = kind->fast_bandwidth,
                                  .nic_bandwidth = kind->nic_bandwidth,
                                  .nic_latency = 5e-6,
+                                 .host_memory = 1e12,
+                                 .host_bandwidth = 1e11,
                                  .oversubscription = 1};
     return group;
 }
@@ -96,7 +98,8 @@ static inline void gang_random_sizes(struct gang_draws *d, const struct gang_tas
     gang_arena_release(&arena);
 }
 
-// pp, dp, vpp, micro-batches, uneven layers, recomputation, zero 0 or 1, place, overlap and a schedule that applies; tp, cp and ep stay 1.
+// pp, dp, vpp, micro-batches, uneven layers, recomputation and offload of each stage, zero 0 or 1, place, overlap and a schedule that
+// applies; tp, cp and ep stay 1.
 static inline void gang_random_layout(uint64_t seed, const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *out) {
     struct gang_draws d = {seed, 403, 0};
     int64_t layers = task->shape.layers, devices = pool->devices;
@@ -109,7 +112,14 @@ static inline void gang_random_layout(uint64_t seed, const struct gang_task *tas
     while (task->global_batch % out->micro_batch);
     int64_t batches = task->global_batch / out->micro_batch, room = devices / out->pp;
     out->dp = 1 + gang_draw(&d, batches < room ? batches : room);
-    out->recompute = gang_draw(&d, GANG_RECOMPUTE_FULL + 1);
+    out->recompute.at[0] = (uint8_t)gang_draw(&d, GANG_RECOMPUTES);
+    if (out->pp > 1 && gang_draw(&d, 2))
+        for (; out->recompute.count < out->pp; out->recompute.count++)
+            out->recompute.at[out->recompute.count] = (uint8_t)gang_draw(&d, GANG_RECOMPUTES);
+    bool offloads = true;
+    for (int g = 0; g < pool->group_count; g++) offloads &= gang_group_offloads(pool->groups[g]);
+    if (offloads && gang_draw(&d, 2))
+        for (; out->offload.count < out->pp; out->offload.count++) out->offload.at[out->offload.count] = (uint8_t)gang_draw(&d, GANG_OFFLOADS);
     out->zero = gang_draw(&d, 2);
     out->place = gang_draw(&d, 2);
     out->dp_overlap = gang_draw(&d, 2);

@@ -21,7 +21,7 @@ static void price(const char *text, enum gang_math math, int64_t devices, struct
     assert_ok(gang_layout_parse(text, &layout));
     if (!layout.dp) layout.dp = (int)devices;
     gang_price_fill(&task, &layout, layout.micro_batch, pool.groups[0], out);
-    gang_price_chunk(&task, &layout, out, 1, 0, false, false, chunk);
+    gang_price_chunk(&task, &layout, out, (enum gang_recompute)gang_of_stage(&layout.recompute, 0), 1, 0, false, false, chunk);
     gang_arena_release(&arena);
 }
 
@@ -35,9 +35,9 @@ static void test_gradient_sums(void **state) {
     price("gradients=f32", GANG_MATH_F16, DEVICES, &f32, &chunk);
     price("gradients=bf16", GANG_MATH_F16, DEVICES, &bf16, &chunk);
     // Read and written: 8 bytes a weight against 4; norms are summed elsewhere.
-    double weights = f32.layer[0].parameters - 2 * (double)shape.hidden;
-    assert_float_equal(f32.layer[0].weight.matmul - bf16.layer[0].weight.matmul, 4 * weights / memory, 1e-9);
-    assert_float_equal(f32.layer[0].forward.matmul, bf16.layer[0].forward.matmul, 0);
+    double weights = f32.layer[0][0].parameters - 2 * (double)shape.hidden;
+    assert_float_equal(f32.layer[0][0].weight.matmul - bf16.layer[0][0].weight.matmul, 4 * weights / memory, 1e-9);
+    assert_float_equal(f32.layer[0][0].forward.matmul, bf16.layer[0][0].forward.matmul, 0);
 }
 
 static void test_slowest(void **state) {
@@ -46,11 +46,11 @@ static void test_slowest(void **state) {
     struct gang_chunk_cost chunk;
     price("tp=1", GANG_MATH_F16, 8, &few, &chunk);
     price("tp=1", GANG_MATH_F16, 1024, &many, &chunk);
-    double more = many.layer[0].forward.attention / few.layer[0].forward.attention;
+    double more = many.layer[0][0].forward.attention / few.layer[0][0].forward.attention;
     // The largest of 8 and of 1,024 normal numbers lie 1.42 and 3.25 standard deviations of 1.5 % above the mean.
     assert_float_equal(more, 1 + 0.015 * (3.25 - 1.42), 0.005);
-    assert_true(many.layer[0].forward.matmul > few.layer[0].forward.matmul);
-    assert_float_equal(many.layer[0].forward.vector, few.layer[0].forward.vector, 0);
+    assert_true(many.layer[0][0].forward.matmul > few.layer[0][0].forward.matmul);
+    assert_float_equal(many.layer[0][0].forward.vector, few.layer[0][0].forward.vector, 0);
 }
 
 static void test_overlap(void **state) {
@@ -59,9 +59,9 @@ static void test_overlap(void **state) {
     struct gang_chunk_cost chunk;
     price("tp=8", GANG_MATH_F16, DEVICES, &whole, &chunk);
     price("tp=8,tp_overlap=1", GANG_MATH_F16, DEVICES, &behind, &chunk);
-    double least = whole.layer[0].forward.tensor - whole.layer[0].forward.matmul;
-    assert_true(behind.layer[0].forward.tensor < whole.layer[0].forward.tensor);
-    assert_true(behind.layer[0].forward.tensor >= fmax(least, 0));
+    double least = whole.layer[0][0].forward.tensor - whole.layer[0][0].forward.matmul;
+    assert_true(behind.layer[0][0].forward.tensor < whole.layer[0][0].forward.tensor);
+    assert_true(behind.layer[0][0].forward.tensor >= fmax(least, 0));
 }
 
 static void test_scaling(void **state) {
@@ -70,8 +70,9 @@ static void test_scaling(void **state) {
     struct gang_chunk_cost chunk;
     price("scaling=tensor", GANG_MATH_F8, DEVICES, &tensor, &chunk);
     price("scaling=rows", GANG_MATH_F8, DEVICES, &rows, &chunk);
-    assert_true(rows.layer[0].forward.vector > tensor.layer[0].forward.vector && rows.layer[0].input.vector > tensor.layer[0].input.vector);
-    assert_float_equal(rows.layer[0].forward.matmul, tensor.layer[0].forward.matmul, 0);
+    assert_true(rows.layer[0][0].forward.vector > tensor.layer[0][0].forward.vector &&
+                rows.layer[0][0].input.vector > tensor.layer[0][0].input.vector);
+    assert_float_equal(rows.layer[0][0].forward.matmul, tensor.layer[0][0].forward.matmul, 0);
 }
 
 static void test_sharded(void **state) {

@@ -176,6 +176,9 @@ static void test_layouts(void **state) {
         {"tp=x", "'x' is not a whole number"},
         {"tp=0", "out of range"},
         {"recompute=some", "none, selective, alternate, full"},
+        {"recompute=full/some", "recompute=some: expected none, selective"},
+        {"recompute=full/", "recompute=: expected none, selective"},
+        {"place=stages/stages", "expected stages or replicas"},
         {"tp=8,", "a comma at the end"},
         {"layers=1/a", "'a' is not a whole number"},
         {"zero=4", "out of range"},
@@ -192,6 +195,8 @@ static void test_layouts(void **state) {
         {"tp=3", "tp=3 does not divide the model's 16 heads"},
         {"pp=4,vpp=8", "makes 32 chunks of 16 layers"},
         {"pp=4,layers=4/4/4", "names 3 chunks: expected pp * vpp = 4"},
+        {"offload=optimizer", "offload on stage 0: give group 'H100-80GB' host_memory and host_bandwidth, and its kind host_link"},
+        {"pp=4,recompute=full/none/none", "recompute= names 3 stages: expected one word, or pp = 4"},
         {"pp=4,layers=4/4/4/5", "adds up to 17: the model has 16"},
         {"tp=8,pp=2", "needs 16 devices, the pool has 8"},
         {"dp=16", "needs 16 devices, the pool has 8: dp at most 8"},
@@ -214,6 +219,69 @@ static void test_layouts(void **state) {
     assert_ok(gang_layout_parse("dp=8", &layout));
     assert_fails(GANG_ERR_MEMORY, "on stage 0 (weights, gradients and optimizer", gang_evaluate(&m.task, &m.pool, &layout, 0, &m.arena, &answer));
     gang_arena_release(&m.arena);
+}
+
+// What each stage has by itself: the costs of a layout where all stages have it, and what the formulas say.
+static void test_recompute_by_stage(void **state) {
+    (void)state;
+    static const enum gang_recompute wanted[] = {GANG_RECOMPUTE_FULL, GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE};
+    struct made mixed, same[GANG_RECOMPUTES];
+    make("pp=4,vpp=2,recompute=full/none/none/selective", 8, &mixed);
+    for (int r = 0; r < GANG_RECOMPUTES; r++) {
+        char text[64];
+        snprintf(text, sizeof text, "pp=4,vpp=2,recompute=%s", gang_recompute_names[r]);
+        make(text, 8, &same[r]);
+    }
+    for (int c = 0; c < 8; c++) {
+        const struct gang_chunk_cost *cost = gang_costs_chunk(&mixed.answer.costs, 0, c);
+        assert_memory_equal(cost, gang_costs_chunk(&same[wanted[c % 4]].answer.costs, 0, c), sizeof *cost);
+    }
+    // Of two layers in the first chunk, made again: their inputs are kept, in two bytes; the input's half has the forward pass before it.
+    const struct gang_chunk_cost *full = gang_costs_chunk(&mixed.answer.costs, 0, 4), *none = gang_costs_chunk(&same[0].answer.costs, 0, 4);
+    double tokens = (double)mixed.task.sequence_length, stream = 2 * tokens * (double)mixed.task.shape.hidden;
+    assert_float_equal(full->activation_bytes, 2 * stream, 1);
+    assert_float_equal(gang_time_sum(&full->input), gang_time_sum(&none->input) + gang_time_sum(&none->forward), 1e-12);
+    // Selective keeps neither the two norms' results nor what the activation made.
+    const struct gang_chunk_cost *some = gang_costs_chunk(&mixed.answer.costs, 0, 3), *all = gang_costs_chunk(&same[0].answer.costs, 0, 3);
+    assert_float_equal(all->activation_bytes - some->activation_bytes, 2 * (2 * stream + 2 * tokens * (double)mixed.task.shape.ffn), 1);
+    // Working space beside it: stage 0 has room for a layer made again, the others do not.
+    assert_true(mixed.answer.memory[0].buffers > mixed.answer.memory[1].buffers && mixed.answer.memory[1].buffers == mixed.answer.memory[3].buffers);
+    assert_true(mixed.answer.memory[0].activations < same[0].answer.memory[0].activations);
+    struct gang_layout all_alike;
+    assert_ok(gang_layout_parse("pp=4,recompute=full/full/full/full", &all_alike));
+    assert_ok(gang_evaluate(&mixed.task, &mixed.pool, &all_alike, 0, &mixed.arena, &mixed.answer));
+    assert_string_equal(gang_layout_print(&mixed.answer.layout, &mixed.arena), "tp=1,pp=4,dp=2,recompute=full");
+    for (int r = 0; r < GANG_RECOMPUTES; r++) gang_arena_release(&same[r].arena);
+    gang_arena_release(&mixed.arena);
+}
+
+// A stage's state in its node's memory: it frees the device, and each step pays gradients there, the update there, and weights back.
+static void test_offload_by_stage(void **state) {
+    (void)state;
+    struct made plain, moved;
+    struct gang_layout layout;
+    struct gang_answer answer;
+    make("pp=2,dp=4", 8, &plain);
+    make("pp=2,dp=4", 8, &moved);
+    struct gang_group *group = moved.pool.groups[0];
+    group->host_memory = 1e12, group->host_bandwidth = 400e9;
+    assert_ok(gang_layout_parse("pp=2,dp=4,offload=none/optimizer", &layout));
+    assert_ok(gang_evaluate(&moved.task, &moved.pool, &layout, 0, &moved.arena, &answer));
+    assert_string_equal(gang_layout_print(&answer.layout, &moved.arena), "tp=1,pp=2,dp=4,offload=none/optimizer");
+    const struct gang_memory_use *before = plain.answer.memory, *after = answer.memory;
+    assert_memory_equal(&after[0].optimizer, &before[0].optimizer, sizeof(double));
+    assert_true(after[0].host == 0 && after[1].optimizer == 0 && before[1].optimizer > 0);
+    assert_float_equal(after[1].host, before[1].optimizer, 1);
+    assert_float_equal(after[1].host_limit, 1e12 / 8, 1);
+    // Parameters by 12 bytes of state: 4 of gradient over the link, 30 through an eighth of the node's memory, 2 back; both hold 80 %.
+    double n = before[1].optimizer / 12, seconds = n * (4 + 2) / (64e9 * 0.8) + n * 30 / (400e9 / 8 * 0.8);
+    assert_float_equal(answer.costs.optimizer_seconds[1], seconds, 0.01 * seconds);
+    assert_true(answer.costs.optimizer_seconds[0] == plain.answer.costs.optimizer_seconds[0]);
+    assert_true(answer.sim.step_seconds > plain.answer.sim.step_seconds && answer.sim.step_seconds < plain.answer.sim.step_seconds + 1.01 * seconds);
+    group->host_memory = 8 * after[1].host;
+    assert_fails(GANG_ERR_MEMORY, "of its node's memory for each device", gang_evaluate(&moved.task, &moved.pool, &layout, 0, &moved.arena, &answer));
+    gang_arena_release(&plain.arena);
+    gang_arena_release(&moved.arena);
 }
 
 // Two kinds of replicas, of 1 to 4 each, with micro-batches of 1 to 12 sequences, and a batch of 1 to 90.
@@ -320,8 +388,9 @@ static void test_shares(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_refuses), cmocka_unit_test(test_buffers),
-                                       cmocka_unit_test(test_mutations),     cmocka_unit_test(test_layouts), cmocka_unit_test(test_shares),
-                                       cmocka_unit_test(test_thousand_ranks)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip),         cmocka_unit_test(test_refuses),          cmocka_unit_test(test_buffers),
+        cmocka_unit_test(test_mutations),          cmocka_unit_test(test_layouts),          cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_recompute_by_stage), cmocka_unit_test(test_offload_by_stage), cmocka_unit_test(test_thousand_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

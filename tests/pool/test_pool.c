@@ -34,7 +34,7 @@ static void test_builtin(void **state) {
 static const char two_sites[] = "sites:\n"
                                 "  - name: a\n"
                                 "    groups:\n"
-                                "      - {nodes: 2, devices: 8, device: H100-80GB, failure_domain: 2}\n"
+                                "      - {nodes: 2, devices: 8, device: H100-80GB, failure_domain: 2, host_memory: 2TB, host_bandwidth: 600GB/s}\n"
                                 "  - name: b\n"
                                 "    groups:\n"
                                 "      - {nodes: 1, devices: 4, device: own}\n"
@@ -60,6 +60,8 @@ static void test_reads(void **state) {
     assert_float_equal(pool.groups[2]->nic_bandwidth, 1.25e9, 1);
     assert_int_equal(pool.groups[0]->failure_domain, 2);
     assert_int_equal(pool.groups[1]->failure_domain, 0);
+    assert_true(pool.groups[0]->host_memory == 2e12 && pool.groups[0]->host_bandwidth == 600e9 && pool.groups[0]->kind->host_link == 64e9);
+    assert_true(gang_group_offloads(pool.groups[0]) && !gang_group_offloads(pool.groups[1]));
     const struct gang_link *wide = gang_pool_link(&pool, 0), *plain = gang_pool_link(&pool, 1);
     assert_true(wide->planes == 4 && wide->price == 0.02 && wide->outage_every == 90 * 86400.0 && wide->outage_length == 7200);
     assert_true(plain->planes == 1 && plain->price == 0 && plain->outage_every == 0);

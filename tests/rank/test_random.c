@@ -100,7 +100,7 @@ static void *run_rank(void *context) {
                                               .layers = l->layers,
                                               .length = r->task.sequence_length,
                                               .sharded = l->zero == 1 && l->dp > 1,
-                                              .recompute = l->recompute == GANG_RECOMPUTE_FULL,
+                                              .recompute = gang_of_stage(&l->recompute, p->rank % l->pp) == GANG_RECOMPUTE_FULL,
                                               .message = message_of(r),
                                               .wire = p->wire,
                                               .links = links,
@@ -150,7 +150,9 @@ static void draw(uint64_t seed, bool real, bool mixed, struct gang_arena *arena,
     if (real) out->task.shape.vocab = 256; // the data are bytes
     gang_random_pool(seed, arena, pool);
     gang_random_layout(seed, &out->task, pool, &layout);
-    if (layout.recompute == GANG_RECOMPUTE_ALTERNATE) layout.recompute = GANG_RECOMPUTE_FULL;
+    for (int s = 0; s < layout.pp; s++)
+        if (layout.recompute.at[s] == GANG_RECOMPUTE_ALTERNATE) layout.recompute.at[s] = GANG_RECOMPUTE_FULL;
+    layout.offload = (struct gang_by_stage){0};
     if (mixed) layout.zero = 1, out->compute[1] = GANG_COMPUTE_BF16; // replicas of unlike types
     evaluate(out, pool, &layout, arena);
     const struct gang_shape *s = &out->task.shape;

@@ -73,7 +73,7 @@ static void *run_rank(void *context) {
                                               .layers = l->layers,
                                               .length = LENGTH,
                                               .sharded = l->zero == 1 && l->dp > 1,
-                                              .recompute = l->recompute == GANG_RECOMPUTE_FULL,
+                                              .recompute = gang_of_stage(&l->recompute, p->device / l->tp % l->pp) == GANG_RECOMPUTE_FULL,
                                               .message = all_f32(t) ? GANG_COMPUTE_F32 : GANG_COMPUTE_BF16,
                                               .wire = p->wire,
                                               .links = links,
@@ -213,6 +213,7 @@ static void test_pipelines(void **state) {
     same_as_one("pp=4,mb=1,schedule=zero-bubble", false);
     same_as_one("pp=2,vpp=2,mb=1,schedule=interleaved", false);
     same_as_one("pp=2,mb=2,recompute=full", false);
+    same_as_one("pp=3,mb=1,layers=1/2/1,recompute=full/none/full", false);
 }
 
 static void test_replicas(void **state) {
@@ -226,7 +227,7 @@ static void test_replicas(void **state) {
 static void test_mixtures(void **state) {
     (void)state;
     same_as_one("pp=2,dp=2,mb=1,zero=1,schedule=zero-bubble", false);
-    same_as_one("pp=2,vpp=2,dp=2,mb=1,zero=1,recompute=full", false);
+    same_as_one("pp=2,vpp=2,dp=2,mb=1,zero=1,recompute=full/selective", false);
     same_as_one("pp=4,dp=2,mb=1,zero=0,place=replicas", false);
 }
 
@@ -253,6 +254,7 @@ static void test_rows(void **state) {
     same_as_one("tp=2,mb=1,recompute=full", true);
     same_as_one("tp=2,pp=2,mb=1,schedule=zero-bubble", false);
     same_as_one("tp=2,dp=2,mb=1,zero=1", false);
+    same_as_one("tp=2,pp=2,mb=1,recompute=full/none", false);
     same_as_one("tp=2,dp=2,mb=1,zero=0", false);
     same_as_one("tp=2,pp=2,dp=2,mb=1,zero=1", true);
 }

@@ -95,7 +95,8 @@ static void draw_layout(uint64_t seed, struct gang_layout *out) {
     out->pp = 1 << DRAW(3);
     out->vpp = out->pp > 1 ? 1 + DRAW(2) : 1;
     out->micro_batch = 1 << DRAW(2);
-    out->recompute = DRAW(4);
+    out->recompute.at[0] = (uint8_t)DRAW(4);
+    for (int s = 0; s < out->pp && DRAW(3); s++) out->recompute.at[s] = (uint8_t)DRAW(4), out->recompute.count = out->pp;
     out->zero = DRAW(4);
     out->place = DRAW(2);
     out->dp_overlap = DRAW(2);

@@ -29,7 +29,7 @@ static void test_understood(void **state) {
     }
     assert_float_equal(v.cases[0].measured, 3.5, 1e-12);
     assert_float_equal(v.cases[1].measured, 64 * 2048 / (2000.0 * 16), 1e-9);
-    assert_int_equal(v.cases[0].layout.recompute, GANG_RECOMPUTE_FULL);
+    assert_int_equal(v.cases[0].layout.recompute.at[0], GANG_RECOMPUTE_FULL);
     assert_int_equal(v.blind.rows, 2);
     gang_arena_release(&arena);
 }

@@ -40,9 +40,14 @@ static void make(const char *layout_text, int flags, struct made *out) {
 
 static void test_back(void **state) {
     (void)state;
-    static const char *const layouts[] = {"tp=2,pp=4", "pp=2,dp=3,layers=3/5",           "pp=2,vpp=2,dp=4,zero=0",
-                                          "dp=7",      "pp=4,dp=2,schedule=zero-bubble", "pp=4,dp=3,mb=2/3,place=replicas"};
-    for (int i = 0; i < 12; i++) {
+    static const char *const layouts[] = {"tp=2,pp=4",
+                                          "pp=2,dp=3,layers=3/5",
+                                          "pp=2,vpp=2,dp=4,zero=0",
+                                          "dp=7",
+                                          "pp=4,dp=2,schedule=zero-bubble",
+                                          "pp=4,dp=3,mb=2/3,place=replicas",
+                                          "pp=4,recompute=full/none/none/selective"};
+    for (int i = 0; i < 14; i++) {
         struct made m;
         struct gang_plan plan;
         struct gang_answer again;
@@ -54,6 +59,7 @@ static void test_back(void **state) {
         assert_ok(gang_evaluate_plan(&m.task, &m.pool, &plan, 0, &m.arena, &again));
         assert_true(again.sim.step_seconds == m.answer.sim.step_seconds && again.memory_used == m.answer.memory_used);
         assert_int_equal(again.schedule, m.answer.schedule);
+        assert_string_equal(gang_layout_print(&again.layout, &m.arena), gang_layout_print(&plan.layout, &m.arena));
         assert_int_equal(again.program.replicas, i % 2 ? m.answer.layout.dp : m.answer.placement.class_count);
         // Unfolded it is what an unfolded evaluation makes.
         struct gang_answer whole;

@@ -80,7 +80,7 @@ static void exhaust(const struct made *m, struct grid *grid) {
     for (l.tp = 1; l.tp <= m->pool.groups[0]->fast_domain; l.tp *= 2)
         for (l.pp = 1; l.pp <= 4 && l.pp <= m->task.shape.layers; l.pp *= 2)
             for (l.vpp = 1; l.vpp <= (l.pp > 1 ? 3 : 1); l.vpp++)
-                for (l.recompute = 0; l.recompute <= GANG_RECOMPUTE_FULL; l.recompute++)
+                for (l.recompute.at[0] = 0; l.recompute.at[0] < GANG_RECOMPUTES; l.recompute.at[0]++)
                     for (l.zero = 1; l.zero <= 3; l.zero++) {
                         l.dp = (int)(m->pool.devices / (l.tp * l.pp));
                         if (l.dp == 1 && l.zero > 1) continue;
@@ -147,6 +147,132 @@ static void test_sizes(void **state) {
     }
     print_message("several micro-batch sizes were better by 1 %% in %d\n", gained);
     assert_true(gained > 2);
+}
+
+// Pipelines are what such devices do best, and their memory lies between what one of four stages takes with all made again and with nothing.
+static void make_scarce(uint64_t seed, struct made *m) {
+    struct gang_layout layout;
+    struct gang_answer none, full;
+    double part = 0.1 + 0.8 * (double)(gang_random_at(seed, 5, 1) % 1000) / 1000;
+    for (int g = 0; g < m->pool.group_count; g++) m->pool.groups[g]->nic_bandwidth = 3e9, m->pool.groups[g]->fast_domain = 1;
+    gang_layout_init(&layout);
+    layout.pp = 4;
+    layout.micro_batch = 1 << gang_random_at(seed, 5, 0) % 3;
+    assert_ok(gang_evaluate(&m->task, &m->pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m->arena, &none));
+    layout.recompute.at[0] = GANG_RECOMPUTE_FULL;
+    assert_ok(gang_evaluate(&m->task, &m->pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m->arena, &full));
+    for (int g = 0; g < m->pool.group_count; g++) {
+        struct gang_kind *kind = gang_arena_alloc(&m->arena, sizeof *kind);
+        *kind = *m->pool.groups[g]->kind;
+        double least = full.memory_used * kind->memory_bytes, most = none.memory_used * kind->memory_bytes;
+        kind->memory_bytes = least + part * (most - least);
+        m->pool.groups[g]->kind = kind;
+    }
+}
+
+// Every choice of what is made again on each stage.
+static double exhaust_stages(const struct made *m, struct gang_layout *best) {
+    double seconds = INFINITY;
+    struct gang_layout l;
+    gang_layout_init(&l);
+    for (l.pp = 1; l.pp <= 4; l.pp *= 2)
+        for (l.vpp = 1; l.vpp <= (l.pp > 1 ? 2 : 1); l.vpp++)
+            for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2)
+                for (int code = 0; code < 1 << 2 * l.pp; code++) {
+                    struct gang_arena arena;
+                    struct gang_answer answer;
+                    l.recompute.count = l.pp;
+                    for (int s = 0; s < l.pp; s++) l.recompute.at[s] = (uint8_t)(code >> 2 * s & 3);
+                    l.dp = (int)(m->pool.devices / l.pp);
+                    gang_arena_init(&arena);
+                    if (!gang_evaluate(&m->task, &m->pool, &l, 0, &arena, &answer) && answer.summary.step_seconds < seconds)
+                        *best = answer.layout, seconds = answer.summary.step_seconds;
+                    gang_arena_release(&arena);
+                }
+    return seconds;
+}
+
+static void test_recompute_by_stage(void **state) {
+    (void)state;
+    uint64_t seed = test_seed();
+    int mixed = 0;
+    for (uint64_t i = 0; i < 8; i++) {
+        struct made m;
+        struct gang_search search;
+        struct gang_layout best;
+        make(gang_random_at(seed, 1, i), i % 2, &m);
+        make_scarce(gang_random_at(seed, 2, i), &m);
+        double seconds = exhaust_stages(&m, &best);
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        if (search.found[0].summary.step_seconds > seconds * (1 + 1e-3))
+            fail_msg("case %d: found %g with %s, exhaustive %g with %s", (int)i, search.found[0].summary.step_seconds,
+                     gang_layout_print(&search.found[0].layout, &m.arena), seconds, gang_layout_print(&best, &m.arena));
+        mixed += search.found[0].layout.recompute.count > 0;
+        gang_arena_release(&m.arena);
+    }
+    assert_true(mixed);
+}
+
+// Every choice of what is made again and offloaded, alike on all stages or not.
+static double exhaust_offload(const struct made *m, struct gang_layout *best) {
+    double seconds = INFINITY;
+    struct gang_layout l;
+    gang_layout_init(&l);
+    for (l.pp = 1; l.pp <= 2; l.pp++)
+        for (l.zero = 1; l.zero <= 3; l.zero++)
+            for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2)
+                for (int code = 0; code < 1 << 3 * l.pp; code++) {
+                    struct gang_arena arena;
+                    struct gang_answer answer;
+                    l.recompute.count = l.offload.count = l.pp;
+                    for (int s = 0; s < l.pp; s++) l.recompute.at[s] = (uint8_t)(code >> 3 * s & 3), l.offload.at[s] = code >> (3 * s + 2) & 1;
+                    l.dp = (int)(m->pool.devices / l.pp);
+                    gang_arena_init(&arena);
+                    if (!gang_evaluate(&m->task, &m->pool, &l, 0, &arena, &answer) && answer.summary.step_seconds < seconds)
+                        *best = answer.layout, seconds = answer.summary.step_seconds;
+                    gang_arena_release(&arena);
+                }
+    return seconds;
+}
+
+// Nothing fits into little more than half of what the leanest pipeline takes; with the optimizer in the nodes' memory something does, if
+// they have enough.
+static void test_offload(void **state) {
+    (void)state;
+    for (uint64_t i = 0; i < 4; i++) {
+        struct made m;
+        struct gang_search search;
+        struct gang_layout best = {0}, layout;
+        struct gang_answer answer;
+        make(gang_random_at(17, 1, i), false, &m);
+        m.task.global_batch = 4;
+        gang_layout_init(&layout);
+        layout.pp = 4;
+        layout.recompute.at[0] = GANG_RECOMPUTE_FULL;
+        assert_ok(gang_evaluate(&m.task, &m.pool, &layout, GANG_EVALUATE_ANY_MEMORY, &m.arena, &answer));
+        struct gang_group *group = m.pool.groups[0];
+        struct gang_kind *kind = gang_arena_alloc(&m.arena, sizeof *kind);
+        *kind = *group->kind;
+        kind->memory_bytes *= answer.memory_used * 0.55;
+        group->fast_domain = 1;
+        group->kind = kind;
+        assert_fails(GANG_ERR_MEMORY, "on stage", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        group->host_bandwidth = 400e9;
+        group->host_memory = 1e9;
+        assert_fails(GANG_ERR_MEMORY, "", gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        group->host_memory = 1e12;
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        double seconds = exhaust_offload(&m, &best);
+        const struct gang_found *found = &search.found[0];
+        assert_true(found->layout.offload.count || found->layout.offload.at[0]);
+        if (found->summary.step_seconds > seconds * (1 + 1e-3))
+            fail_msg("case %d: found %g with %s, exhaustive %g with %s", (int)i, found->summary.step_seconds,
+                     gang_layout_print(&found->layout, &m.arena), seconds, gang_layout_print(&best, &m.arena));
+        kind->memory_bytes *= 2; // some layout fits by itself
+        assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+        for (int k = 0; k < search.count; k++) assert_true(!search.found[k].layout.offload.count && !search.found[k].layout.offload.at[0]);
+        gang_arena_release(&m.arena);
+    }
 }
 
 static void test_objectives(void **state) {
@@ -256,7 +382,7 @@ static void test_refuses(void **state) {
 
 // What random_layout saw; every one must occur.
 struct seen {
-    int pipeline, replicas, chunks, uneven, sizes, unlike, far, tied, full;
+    int pipeline, replicas, chunks, uneven, sizes, unlike, far, tied, full, picked, offload;
     int schedules[GANG_SCHEDULE_LIST + 1];
 };
 
@@ -267,7 +393,9 @@ static void note(const struct gang_task *task, const struct gang_pool *pool, con
     for (int g = 1; g < pool->group_count; g++) seen->unlike += pool->groups[g]->kind != pool->groups[0]->kind;
     seen->sizes += l->size_count > 1;
     seen->far += a->sim.link_bytes[0] > 0;
-    seen->full += l->recompute == GANG_RECOMPUTE_FULL;
+    seen->full += l->recompute.at[0] == GANG_RECOMPUTE_FULL;
+    seen->picked += l->recompute.count > 0;
+    seen->offload += l->offload.count || l->offload.at[0];
     seen->schedules[l->schedule]++;
 }
 
@@ -318,8 +446,10 @@ static void test_kendall(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive),     cmocka_unit_test(test_sizes),   cmocka_unit_test(test_objectives),
-                                       cmocka_unit_test(test_carried),        cmocka_unit_test(test_outages), cmocka_unit_test(test_refuses),
-                                       cmocka_unit_test(test_random_layouts), cmocka_unit_test(test_kendall)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_sizes),      cmocka_unit_test(test_recompute_by_stage),
+        cmocka_unit_test(test_offload),    cmocka_unit_test(test_objectives), cmocka_unit_test(test_carried),
+        cmocka_unit_test(test_outages),    cmocka_unit_test(test_refuses),    cmocka_unit_test(test_random_layouts),
+        cmocka_unit_test(test_kendall)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
