@@ -70,7 +70,8 @@ void gang_layout_init(struct gang_layout *layout) {
 // The part of a list up to the next /, and in *text what follows it; NULL behind the last.
 static enum gang_status next_part(const char *name, int count, int most, const char **text, char part[TEXT_BYTES]) {
     size_t len = strcspn(*text, "/");
-    if (len >= TEXT_BYTES || count == most) return gang_fail(GANG_ERR_INPUT, "layout: %s=: expected at most %d words with / between", name, most);
+    if (len >= TEXT_BYTES || count == most)
+        return gang_fail(GANG_ERR_INPUT, "layout: %s=: expected at most %d numbers or words with / between", name, most);
     memcpy(part, *text, len);
     part[len] = 0;
     *text = (*text)[len] ? *text + len + 1 : NULL;

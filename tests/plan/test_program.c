@@ -244,8 +244,6 @@ static void test_recompute_by_stage(void **state) {
     // Selective keeps neither the two norms' results nor what the activation made.
     const struct gang_chunk_cost *some = gang_costs_chunk(&mixed.answer.costs, 0, 3), *all = gang_costs_chunk(&same[0].answer.costs, 0, 3);
     assert_float_equal(all->activation_bytes - some->activation_bytes, 2 * (2 * stream + 2 * tokens * (double)mixed.task.shape.ffn), 1);
-    // Working space beside it: stage 0 has room for a layer made again, the others do not.
-    assert_true(mixed.answer.memory[0].buffers > mixed.answer.memory[1].buffers && mixed.answer.memory[1].buffers == mixed.answer.memory[3].buffers);
     assert_true(mixed.answer.memory[0].activations < same[0].answer.memory[0].activations);
     struct gang_layout all_alike;
     assert_ok(gang_layout_parse("pp=4,recompute=full/full/full/full", &all_alike));
