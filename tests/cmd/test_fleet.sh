@@ -190,7 +190,7 @@ test_devices_that_are_not_there() {
 test_layouts_that_do_not_run() {
     job refusal "steps: 2" "cluster: near.yaml" "layout: ''"
     while IFS='|' read -r layout words; do
-        sed -i "s/^layout: .*/layout: '$layout'/" refusal.yaml
+        sed -i "s|^layout: .*|layout: '$layout'|" refusal.yaml
         refused refusal "$words"
     done <<'LAYOUTS'
 dp=4,mb=1|4 devices
