@@ -209,7 +209,7 @@ static enum gang_status bring(struct collector *c) {
                 status = put_together(c, p, t, &own, &values);
                 if (status)
                     free(own);
-                else
+                else // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): the stream owns what it is given
                     status = gang_stream_give(&c->out, values, bytes_of(t), own);
             } else if (gang_tensor_is_slice(mine)) {
                 status = gang_stream_give(&c->out, values, bytes_of(mine), NULL);

@@ -7,11 +7,9 @@
 // fits, all is looked at again, with the optimizer in the nodes' memory on the stages that are short of their own. What the
 // layout does not fix (order of work, micro-batches of each replica) follows by gang_layout_place and the list scheduler.
 //
-// The closed form of a pipeline: the slowest stage works through all micro-batches; before and behind it the others fill and
-// drain, one part in vpp of their work, less where the weights' halves fill the gap; exchanges add what one backward or forward
-// pass cannot hide. It is not trusted: it only says whom to simulate. Where the space is small all of it is simulated, so the
-// answer is the best there is in it. The best found are then varied by what single stages make again, by simulation.
-#include "study/study.h"
+// The closed form (estimate.c) is not trusted: it only says whom to simulate. Where the space is small all of it is simulated, so the answer is
+// the best there is in it. The best found are then varied by what single stages make again, by simulation.
+#include "study/estimate.h"
 
 #include <math.h>
 #include <string.h>
@@ -24,233 +22,6 @@ enum { MAX_INSTRUCTIONS = 400 * 1000 };
 // Several micro-batch sizes are tried where one for all is within this factor of the best seen. Where they are too large for a kind of
 // replicas the smaller ones are not, from which the others' grow.
 static const double promising = 1.5;
-
-// ---- Closed form ---------------------------------------------------------------------------------------------------
-
-// Stages that look the same.
-struct stage_sum {
-    int count;
-    double forward, input, weight; // of one micro-batch
-    double fixed, activation;      // bytes: states and working space; of one chunk in flight, the largest
-    double reduce, gather;         // seconds of the exchanges, over the stage's chunks
-    double layers, limit;          // limit: bytes of the device
-    double host, host_limit;       // bytes in the node's memory, of one device, and its part of it
-    double update;                 // seconds of the optimizer on what lies there
-    double layer_parameters;
-};
-
-static double seconds_of(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {
-    double seconds = x->fast_seconds;
-    for (int l = 0; l < pool->links.count; l++)
-        if (x->link_bytes[l] > 0) seconds = gang_larger(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
-    return seconds;
-}
-
-// The ways of a stage, which those that lie alike share, and the seconds of a chunk's exchanges: of as many parameters on them the same.
-struct exchanges {
-    const struct gang_pool *pool;
-    const struct gang_placement *placement;
-    int stage; // -1: none yet
-    struct gang_ways ways;
-    double parameters, reduce, gather;
-};
-
-static bool lie_alike(const struct gang_placement *placement, int a, int b) {
-    for (int c = 0; c < placement->class_count; c++)
-        if (placement->classes[c].groups[a] != placement->classes[c].groups[b]) return false;
-    return true;
-}
-
-static void add_exchange(struct exchanges *x, const struct gang_layout *l, int chunk, const struct gang_chunk_cost *cost, double times,
-                         struct stage_sum *sum) {
-    int stage = chunk % l->pp;
-    if (l->zero >= 3) return; // inside the passes
-    bool alike = x->stage >= 0 && lie_alike(x->placement, x->stage, stage);
-    if (!alike) gang_ways_of(x->pool, l, x->placement, stage, &x->ways);
-    if (!alike || x->parameters != cost->parameters) {
-        struct gang_exchange reduce, gather;
-        gang_chunk_exchange(x->pool, l, &x->ways, cost, &reduce, &gather);
-        x->parameters = cost->parameters;
-        x->reduce = seconds_of(x->pool, &reduce, l->pp);
-        x->gather = seconds_of(x->pool, &gather, l->pp);
-    }
-    x->stage = stage;
-    sum->reduce += times * x->reduce;
-    sum->gather += times * x->gather;
-}
-
-static void add_work(const struct gang_chunk_cost *cost, double times, struct stage_sum *sum) {
-    sum->forward += times * gang_time_sum(&cost->forward);
-    sum->input += times * gang_time_sum(&cost->input);
-    sum->weight += times * gang_time_sum(&cost->weight);
-    sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
-    sum->activation = gang_larger(sum->activation, cost->activation_bytes);
-    sum->host += times * cost->host_bytes;
-    sum->layers += times * cost->layers;
-    if (cost->layers) sum->layer_parameters = gang_larger(sum->layer_parameters, cost->parameters / cost->layers);
-}
-
-static void add_chunk(struct exchanges *x, const struct gang_layout *l, int chunk, const struct gang_chunk_cost *cost, double times,
-                      struct stage_sum *sum) {
-    if (x) add_exchange(x, l, chunk, cost, times, sum);
-    add_work(cost, times, sum);
-}
-
-// Chunks that a stage has in flight by the usual schedule; `from_end`: stages behind it.
-static double in_flight(const struct gang_layout *l, double m, int from_end) {
-    double chunks = l->vpp == 1 ? from_end + 1 : 2 * from_end + (l->vpp - 1) * l->pp + 1;
-    return gang_smaller(chunks, m * l->vpp);
-}
-
-// The share of a device's memory, its margin left alone, with the stage `from_end` before the last.
-static double share_used(const struct gang_layout *l, const struct stage_sum *s, double m, int from_end) {
-    double share = (s->fixed + in_flight(l, m, from_end) * s->activation) / (s->limit * (1 - gang_memory_margin));
-    return s->host > 0 ? gang_larger(share, s->host / (s->host_limit * (1 - gang_memory_margin))) : share;
-}
-
-// Of a replica of the class.
-static double combine(const struct gang_layout *l, const struct gang_class *class, const struct stage_sum *stages, int count, double delay,
-                      double *memory_used) {
-    double m = (double)class->micro_batches;
-    double slowest = 0, fill = 0, exchange = 0, fill_slowest = 0;
-    int before = 0;
-    for (int i = 0; i < count; i++) {
-        const struct stage_sum *s = &stages[i];
-        double work = s->forward + s->input + s->weight, whole = work / l->vpp;
-        // What one stage adds to filling and draining: all of it, or what the weights' halves leave (ZB-H1).
-        double part = l->vpp == 1 ? gang_larger(s->forward + s->input - s->weight, 0) : whole;
-        if (work > slowest) slowest = work, fill_slowest = part;
-        fill += s->count * part;
-        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / gang_larger(s->layers, 1);
-        double shown = gang_larger(tail, s->reduce - hidden),
-               head = gang_larger(s->gather / gang_larger(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
-        exchange = gang_larger(exchange, shown + head + s->update);
-        *memory_used = gang_larger(*memory_used, share_used(l, s, m, l->pp - 1 - before));
-        before += s->count;
-    }
-    return m * slowest + (fill - fill_slowest) + 2 * (l->pp - 1) * delay + exchange;
-}
-
-static double hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                          const struct gang_placement *placement) {
-    const struct gang_class *class = &placement->classes[0];
-    const int *groups = class->groups;
-    double sum = 0, one = 0, bytes = gang_message_bytes(task, class->micro_batch);
-    for (int s = 0; s + 1 < l->pp; s++) {
-        if (!s || groups[s] != groups[s - 1] || groups[s + 1] != groups[s]) {
-            struct gang_hop hop;
-            gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
-            one = hop.delay + bytes / gang_smaller(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)class->replicas);
-        }
-        if (pool->group_count == 1) return one;
-        sum += one;
-    }
-    return sum / gang_larger(l->pp - 1, 1);
-}
-
-// One group: only the first stage, the last, and those between are unlike.
-enum { FIRST, MIDDLE, LAST, ENDS };
-
-static int end_of(const struct gang_layout *l, int stage) { return stage == 0 ? FIRST : stage == l->pp - 1 ? LAST : MIDDLE; }
-
-static void sum_alike(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, enum gang_recompute recompute,
-                      struct exchanges *x, struct stage_sum sums[ENDS]) {
-    const struct gang_shape *shape = &task->shape;
-    int chunks = l->pp * l->vpp;
-    int64_t n = (shape->layers + chunks - 1) / chunks, least = shape->layers / chunks;
-    int64_t dense = shape->experts ? (shape->dense_layers < least ? shape->dense_layers : least) : least;
-    struct gang_chunk_cost first, middle, last;
-    bool one = chunks == 1;
-    for (int i = 0; i < ENDS; i++) sums[i] = (struct stage_sum){.limit = price->group->kind->memory_bytes};
-    gang_price_chunk(task, l, price, recompute, one && !shape->experts ? n : dense, least - dense, true, one, &first);
-    add_chunk(x, l, 0, &first, 1, &sums[FIRST]);
-    if (!one) {
-        gang_price_chunk(task, l, price, recompute, shape->experts ? 0 : n, shape->experts ? n : 0, false, false, &middle);
-        gang_price_chunk(task, l, price, recompute, shape->experts ? 0 : least, shape->experts ? least : 0, false, true, &last);
-        if (l->vpp > 1) add_chunk(x, l, 0, &middle, l->vpp - 1, &sums[FIRST]);
-        if (l->pp > 2) add_chunk(x, l, 1, &middle, l->vpp, &sums[MIDDLE]);
-        add_chunk(x, l, chunks - 1, &last, 1, &sums[LAST]);
-        if (l->vpp > 1) add_chunk(x, l, l->pp - 1, &middle, l->vpp - 1, &sums[LAST]);
-    }
-    for (int i = 0; i < ENDS; i++) sums[i].fixed += gang_buffer_bytes(task, l, l->micro_batch, recompute, sums[i].layer_parameters);
-}
-
-static double combine_alike(const struct gang_layout *l, const struct stage_sum sums[][ENDS], const struct gang_class *class, double delay,
-                            double *memory_used) {
-    struct stage_sum runs[GANG_MAX_STAGES];
-    int count = 0;
-    for (int s = 0, next; s < l->pp; s = next) {
-        int recompute = gang_of_stage(&l->recompute, s);
-        next = s + 1;
-        if (end_of(l, s) == MIDDLE && !l->recompute.count) next = l->pp - 1;
-        while (end_of(l, s) == MIDDLE && next < l->pp - 1 && gang_of_stage(&l->recompute, next) == recompute) next++;
-        runs[count] = sums[recompute][end_of(l, s)];
-        runs[count++].count = next - s;
-    }
-    *memory_used = 0;
-    return combine(l, class, runs, count, delay, memory_used);
-}
-
-// Stage s lies where the stage before it lies, in every class, and holds the same.
-static bool repeats(const struct gang_task *task, const struct gang_layout *l, const struct gang_placement *placement, int s) {
-    return gang_stage_repeats(task, l, s) && lie_alike(placement, s, s - 1);
-}
-
-// All of a stage's chunks, and its working space; `x` NULL: without the exchanges.
-static void add_stage(const struct gang_task *task, const struct gang_layout *l, const struct gang_class *class, const struct gang_price *price,
-                      int stage, struct exchanges *x, struct stage_sum *sum) {
-    struct gang_chunk_cost cost = {0}; // of the chunk before
-    for (int chunk = stage; chunk < l->layer_count; chunk += l->pp) {
-        if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
-        add_chunk(x, l, chunk, &cost, 1, sum);
-    }
-    sum->fixed += gang_buffer_bytes(task, l, class->micro_batch, (enum gang_recompute)gang_of_stage(&l->recompute, stage), sum->layer_parameters);
-    sum->host_limit = price->group->host_memory / (double)price->group->devices;
-    if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, price->group, 0, sum->host);
-}
-
-static double estimate_unlike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                              const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
-    double slowest = 0, delay = hop_seconds(task, pool, l, placement);
-    struct stage_sum stages[GANG_MAX_STAGES];
-    struct exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
-    int starts[GANG_MAX_STAGES + 1], count = 0;
-    for (int s = 0; s < l->pp; s++)
-        if (!repeats(task, l, placement, s)) starts[count++] = s;
-    starts[count] = l->pp;
-    for (int c = 0; c < placement->class_count; c++) {
-        const struct gang_class *class = &placement->classes[c];
-        // Classes that differ in the number of micro-batches alone.
-        bool repeated = c && class->groups == class[-1].groups && class->micro_batch == class[-1].micro_batch;
-        for (int i = 0; i < count && !repeated; i++) {
-            const struct gang_price *price = gang_prices_of(prices, l, class, starts[i]);
-            const struct stage_sum all = stages[i]; // of every class: the exchanges
-            stages[i] = (struct stage_sum){.count = starts[i + 1] - starts[i], .limit = price->group->kind->memory_bytes};
-            add_stage(task, l, class, price, starts[i], c ? NULL : &exchanges, &stages[i]);
-            if (c) stages[i].reduce = all.reduce, stages[i].gather = all.gather;
-        }
-        slowest = gang_larger(slowest, combine(l, class, stages, count, delay, memory_used));
-    }
-    return slowest;
-}
-
-static double estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                       const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
-    *memory_used = 0;
-    if (pool->group_count > 1 || placement->class_count > 1 || l->offload.count || l->offload.at[0])
-        return estimate_unlike(task, pool, l, placement, prices, memory_used);
-    struct stage_sum sums[GANG_RECOMPUTES][ENDS];
-    struct exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
-    for (int r = 0; r < GANG_RECOMPUTES; r++) sum_alike(task, l, prices->at[0], (enum gang_recompute)r, &exchanges, sums[r]);
-    return combine_alike(l, sums, placement->classes, hop_seconds(task, pool, l, placement), memory_used);
-}
-
-double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
-                     struct gang_arena *arena, double *memory_used) {
-    struct gang_prices prices;
-    gang_prices_fill(task, pool, l, arena, &prices);
-    return estimate(task, pool, l, placement, &prices, memory_used);
-}
 
 // ---- The space -----------------------------------------------------------------------------------------------------
 
@@ -369,11 +140,11 @@ static bool is_uniform(const struct gang_by_stage *choices) {
 }
 
 // As little made again on each stage as it has memory for; false where some stage has too little for any.
-static bool pick_alike(struct gang_layout *l, const struct stage_sum sums[][ENDS], double m) {
+static bool pick_alike(struct gang_layout *l, const struct gang_stage_sum sums[][GANG_ENDS], double m) {
     l->recompute.count = l->pp;
     for (int s = 0; s < l->pp; s++) {
         int r = 0;
-        while (r < GANG_RECOMPUTES && share_used(l, &sums[r][end_of(l, s)], m, l->pp - 1 - s) > 1) r++;
+        while (r < GANG_RECOMPUTES && gang_share_used(l, &sums[r][gang_end_of(l, s)], m, l->pp - 1 - s) > 1) r++;
         if (r == GANG_RECOMPUTES) return false;
         l->recompute.at[s] = (uint8_t)r;
     }
@@ -389,19 +160,19 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
                                              .class_count = 1,
                                              .classes = &class,
                                              .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
-    struct stage_sum sums[GANG_RECOMPUTES][ENDS];
-    struct exchanges exchanges = {.pool = s->pool, .placement = &placement, .stage = -1};
-    double memory_used = 0, least = 0, m = (double)class.micro_batches, delay = hop_seconds(s->task, s->pool, l, &placement);
+    struct gang_stage_sum sums[GANG_RECOMPUTES][GANG_ENDS];
+    struct gang_exchanges exchanges = {.pool = s->pool, .placement = &placement, .stage = -1};
+    double memory_used = 0, least = 0, m = (double)class.micro_batches, delay = gang_hop_seconds(s->task, s->pool, l, &placement);
     for (int r = 0; r < GANG_RECOMPUTES; r++) {
-        sum_alike(s->task, l, s->prices.at[0], (enum gang_recompute)r, &exchanges, sums[r]);
+        gang_sum_alike(s->task, l, s->prices.at[0], (enum gang_recompute)r, &exchanges, sums[r]);
         l->recompute.count = 0;
         l->recompute.at[0] = (uint8_t)r;
-        double seconds = combine_alike(l, sums, &class, delay, &memory_used);
+        double seconds = gang_combine_alike(l, sums, &class, delay, &memory_used);
         keep(s, l, &placement, seconds, memory_used);
         if (!r) least = memory_used;
     }
     if (least <= 1 || !pick_alike(l, sums, m) || is_uniform(&l->recompute)) return;
-    keep(s, l, &placement, combine_alike(l, sums, &class, delay, &memory_used), memory_used);
+    keep(s, l, &placement, gang_combine_alike(l, sums, &class, delay, &memory_used), memory_used);
 }
 
 // A stage that layers are handed to: for each choice of what is made again, how long one takes and how many have room.
@@ -472,7 +243,7 @@ static int share_layers(const struct search *s, struct gang_layout *l, const str
         shares[i].choices = any ? GANG_RECOMPUTES : 1;
         for (int r = 0; r < shares[i].choices && !like; r++) gang_price_chunk(s->task, l, price, recompute[r], !moe, moe, false, false, &one[r]);
         if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, GANG_RECOMPUTE_NONE, 0, 0, i == 0, i == l->pp - 1, &ends);
-        double flight = in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
+        double flight = gang_in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
         fill_share(s, l, placement->classes[0].micro_batch, price->group->kind, recompute, one, &ends, flight, &shares[i]);
     }
     if (!hand_out(s->task->shape.layers, l->pp, shares)) return -1;
@@ -490,7 +261,7 @@ static bool consider(struct search *s, struct gang_layout *l, struct gang_placem
     double memory_used = 0;
     *score = INFINITY;
     if (gang_layout_place_priced(s->task, s->pool, &s->prices, l, &s->scratch, placement)) return false;
-    double seconds = estimate(s->task, s->pool, l, placement, &s->prices, &memory_used);
+    double seconds = gang_estimate_priced(s->task, s->pool, l, placement, &s->prices, &memory_used);
     *score = keep(s, l, placement, seconds, memory_used);
     return true;
 }
@@ -541,21 +312,21 @@ static void vary_sizes(struct search *s, const struct gang_layout *start, double
 // What a stage holds in each class by what is made again; kept for the stages behind it that hold the same.
 struct held {
     bool filled[GANG_OFFLOADS][GANG_RECOMPUTES];
-    struct stage_sum sums[GANG_OFFLOADS][GANG_RECOMPUTES][GANG_MAX_CLASSES];
+    struct gang_stage_sum sums[GANG_OFFLOADS][GANG_RECOMPUTES][GANG_MAX_CLASSES];
 };
 
 static bool has_room(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, int stage, struct held *held) {
     int offload = l->offload.at[stage], recompute = l->recompute.at[stage];
-    struct stage_sum *sums = held->sums[offload][recompute];
+    struct gang_stage_sum *sums = held->sums[offload][recompute];
     for (int c = 0; c < placement->class_count && !held->filled[offload][recompute]; c++) {
         const struct gang_class *class = &placement->classes[c];
         const struct gang_price *price = gang_prices_of(&s->prices, l, class, stage);
-        sums[c] = (struct stage_sum){.limit = price->group->kind->memory_bytes};
-        add_stage(s->task, l, class, price, stage, NULL, &sums[c]);
+        sums[c] = (struct gang_stage_sum){.limit = price->group->kind->memory_bytes};
+        gang_sum_stage(s->task, l, class, price, stage, NULL, &sums[c]);
     }
     held->filled[offload][recompute] = true;
     for (int c = 0; c < placement->class_count; c++)
-        if (share_used(l, &sums[c], (double)placement->classes[c].micro_batches, l->pp - 1 - stage) > 1) return false;
+        if (gang_share_used(l, &sums[c], (double)placement->classes[c].micro_batches, l->pp - 1 - stage) > 1) return false;
     return true;
 }
 
@@ -567,7 +338,7 @@ static bool pick_unlike(const struct search *s, struct gang_layout *l, const str
     for (int i = 0; i < l->pp; i++) {
         l->recompute.at[i] = l->recompute.at[i ? i - 1 : 0];
         l->offload.at[i] = l->offload.at[i ? i - 1 : 0];
-        if (!repeats(s->task, l, placement, i)) memset(held.filled, 0, sizeof held.filled);
+        if (!i || !gang_stages_alike(s->task, l, placement, i)) memset(held.filled, 0, sizeof held.filled);
         int choice = 0;
         for (bool room = false; choice < choices && !room; choice += !room) {
             l->offload.at[i] = (uint8_t)(choice / GANG_RECOMPUTES);
