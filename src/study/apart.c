@@ -250,6 +250,24 @@ static double best_step(const struct row *row, const struct gang_pool *pool, int
     return isfinite(estimate) ? step_of(row, pool, &best, arena) : INFINITY;
 }
 
+// Tokens a second that the groups do by themselves, each by the fastest of the layouts that are tried for all together; 0 for one on which
+// none fits. Each is one node: no NIC in it.
+static double sum_of_parts(const struct row *row, const struct gang_pool *pool, struct gang_arena *arena) {
+    double sum = 0;
+    for (int g = 0; g < pool->group_count; g++) {
+        struct row part = *row;
+        struct gang_pool alone = *pool;
+        alone.groups = &pool->groups[g];
+        part.groups = alone.group_count = 1;
+        part.group[0] = row->group[g];
+        alone.devices = row->group[g].devices;
+        double seconds = INFINITY;
+        for (int way = GANG_PLACE_STAGES; way <= GANG_PLACE_REPLICAS; way++) seconds = fmin(seconds, best_step(&part, &alone, way, arena));
+        sum += (double)(row->task.global_batch * row->task.sequence_length) / seconds;
+    }
+    return sum;
+}
+
 static void predict_unlike(struct row *row) {
     static const double tcp[] = {1, 5, 10, 25, 0}, rdma[] = {100, 200, 0}, silent[] = {25, 100, 200, 0};
     const double *rates = found_in(row->out->crossing, "TCP") ? tcp : found_in(row->out->crossing, "RDMA") ? rdma : silent;
@@ -264,7 +282,7 @@ static void predict_unlike(struct row *row) {
             if (make_pool(row, false, rates[i], &arena, &pool)) {
                 refuse(row, gang_arena_strdup(row->arena, gang_error()));
             } else {
-                if (!i) parts = gang_sum_of_parts(&row->task, &pool, &arena); // each is one node: no NIC in it
+                if (!i) parts = sum_of_parts(row, &pool, &arena);
                 double seconds = best_step(row, &pool, way, &arena);
                 if (isfinite(seconds) && parts > 0) widen(row, (double)(row->task.global_batch * row->task.sequence_length) / seconds / parts);
             }
