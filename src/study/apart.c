@@ -7,7 +7,7 @@
 // - unlike: 256 K and 1 M tokens a step; the NICs at 1, 5, 10 and 25 Gbit/s where the row says TCP, at 100 and 200 where it says RDMA, at
 //   25 to 200 where it says nothing. A pipeline lies with each stage in one group, uneven; replicas with each in one group and as many
 //   micro-batches as its speed gives. Of all widths, micro-batches and recomputation the fastest that fits is taken: what a run can
-//   achieve, which is what the sources print. The best plan of every group by itself, summed, is the whole.
+//   achieve, which is what the sources print. Every group by itself, by the fastest of the same, summed, is the whole.
 #include "study/study.h"
 
 #include <math.h>
