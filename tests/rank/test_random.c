@@ -3,13 +3,12 @@
 // GANG_TEST_SEED=n begins with another plan, GANG_TEST_RUNS=n makes it so many.
 #include "../test.h"
 #include "../plan/random.h"
+#include "../holdings.h"
 #include "text.h"
 
 #include "rank/rank.h"
 #include "study/study.h"
 
-#include <dirent.h>
-#include <malloc.h>
 #include <math.h>
 #include <pthread.h>
 
@@ -333,26 +332,6 @@ static void test_mixtures(void **state) {
     print_message("seeds %llu to %llu\n", (unsigned long long)first, (unsigned long long)seed);
 }
 
-static int entries_of(const char *path) {
-    int count = 0;
-    DIR *dir = opendir(path);
-    assert_non_null(dir);
-    while (readdir(dir)) count++;
-    closedir(dir);
-    return count;
-}
-
-// What the process holds: descriptors, threads, bytes of the heap.
-struct holdings {
-    int descriptors, threads;
-    size_t bytes;
-};
-
-static struct holdings look(void) {
-    struct mallinfo2 info = mallinfo2();
-    return (struct holdings){entries_of("/proc/self/fd"), entries_of("/proc/self/task"), info.uordblks + info.hblkhd};
-}
-
 static void test_starts_and_stops(void **state) {
     (void)state;
     enum { SLACK_BYTES = 64 << 10 };
@@ -371,10 +350,10 @@ static void test_starts_and_stops(void **state) {
     evaluate(&r, &pool, &layout, &arena);
     r.steps = 1;
     for (int i = 0; i < runs(CYCLES) + WARM_CYCLES; i++) {
-        if (i == WARM_CYCLES) before = look();
+        if (i == WARM_CYCLES) before = gang_test_holdings();
         run_all(&r);
     }
-    after = look();
+    after = gang_test_holdings();
     gang_arena_release(&arena);
     assert_int_equal(after.descriptors, before.descriptors);
     assert_int_equal(after.threads, before.threads);

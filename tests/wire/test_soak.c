@@ -4,13 +4,12 @@
 // What a round does is a pure function of its seed. GANG_TEST_SEED=n runs that round alone, GANG_TEST_RUNS=n runs rounds 1 to n.
 // GANG_TEST_CUTS=n cuts a plane n times during one transfer, and waits longer in between, so that the rates it tells mean something.
 #include "../test.h"
+#include "../holdings.h"
 #include "../scratch.h"
 #include "pair.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -516,15 +515,6 @@ static void test_cuts_of_a_long_transfer(void **state) {
 
 // ---- What is left behind -------------------------------------------------------------------------------------------
 
-static int entries(const char *path) {
-    int count = 0;
-    DIR *dir = opendir(path);
-    assert_non_null(dir);
-    while (readdir(dir)) count++;
-    closedir(dir);
-    return count;
-}
-
 static int shared_maps(void) {
     int count = 0;
     char line[512];
@@ -533,11 +523,6 @@ static int shared_maps(void) {
     while (fgets(line, sizeof line, maps)) count += strstr(line, "memfd:") != NULL;
     fclose(maps);
     return count;
-}
-
-static size_t heap_bytes(void) {
-    struct mallinfo2 info = mallinfo2();
-    return info.uordblks + info.hblkhd;
 }
 
 static void on_alarm(int signal) {
@@ -555,18 +540,19 @@ static void test_random_rounds(void **state) {
     if (seed) first = runs = (int64_t)test_seed();
     size_t before = 0;
     const char *sanitized = getenv("GANG_SANITIZED");
-    int fds = entries("/proc/self/fd"), threads = entries("/proc/self/task");
+    const struct holdings held = gang_test_holdings();
+    int fds = held.descriptors, threads = held.threads;
     if (sanitized && strcmp(sanitized, "thread") == 0) threads++; // the sanitizer starts one of its own
     for (int64_t i = first; i <= runs; i++) {
         print_message("round %lld (GANG_TEST_SEED)\n", (long long)i);
         run_round((uint64_t)i);
-        assert_int_equal(entries("/proc/self/fd"), fds);
+        assert_int_equal(gang_test_holdings().descriptors, fds);
         assert_int_equal(shared_maps(), 0);
-        while (entries("/proc/self/task") != threads) pause_ms(1); // who has been joined may still be listed
-        if (i == first + (runs - first) / 4) before = heap_bytes();
+        while (gang_test_holdings().threads != threads) pause_ms(1); // who has been joined may still be listed
+        if (i == first + (runs - first) / 4) before = gang_test_holdings().bytes;
     }
-    print_message("heap: %zu KiB after a fourth of the rounds, %zu KiB at the end\n", before >> 10, heap_bytes() >> 10);
-    if (!sanitized) assert_true(heap_bytes() < before + GROWTH_BYTES);
+    print_message("heap: %zu KiB after a fourth of the rounds, %zu KiB at the end\n", before >> 10, gang_test_holdings().bytes >> 10);
+    if (!sanitized) assert_true(gang_test_holdings().bytes < before + GROWTH_BYTES);
 }
 
 static int set_up(void **state) {
