@@ -149,6 +149,7 @@ const struct gang_command gang_command_plan = {
             "  -o FILE          write the plan: the layout and every rank's program, verified; 'gangline simulate FILE' runs it\n"
             "  --unfolded       with every replica's program by itself, instead of one for each kind of replica\n"
             "  --json           one JSON object, nothing else\n\n"
-            "Every layout of the space is priced by closed form, the most promising are simulated, and the best by simulated time wins.\n\n"
+            "Every layout of the space is priced by closed form, the most promising are simulated, and the best by simulated time wins.\n"
+            "On a pool of several groups each may get a tensor-parallel width of its own (tp=8/4/4: of each stage).\n\n"
             "example: gangline plan examples/plan/cities300.yaml\n",
 };

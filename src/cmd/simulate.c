@@ -102,12 +102,12 @@ const struct gang_command gang_command_simulate = {
     .arguments = "JOB.yaml --layout L | PLAN",
     .summary = "Run a step of a job or a plan in virtual time, without devices",
     .run = run_simulate,
-    .help = "  --layout L       how the work is split, such as tp=8,pp=16,dp=64,vpp=2,mb=1. Fields: tp, pp, dp, vpp, cp, ep, mb\n"
-            "                   (4/2: one for each kind of replicas), zero (0 to 3), sp, tp_overlap, dp_overlap, fused (0 or 1),\n"
-            "                   gradients (f32, bf16), attention (fused, fused1, unfused), scaling (tensor, rows), recompute\n"
-            "                   (none, selective, alternate, full; for all stages or, as in full/none, for each), offload (none,\n"
-            "                   optimizer; as recompute), place (stages, replicas: what lies outermost over the pool), schedule\n"
-            "                   (auto, 1f1b, interleaved, zero-bubble, list), layers (of each chunk, 10/11/11)\n"
+    .help = "  --layout L       how the work is split, such as tp=8,pp=16,dp=64,vpp=2,mb=1. Fields: tp (8/4/4: one for each stage),\n"
+            "                   pp, dp, vpp, cp, ep, mb (4/2: one for each kind of replicas), zero (0 to 3), sp, tp_overlap,\n"
+            "                   dp_overlap, fused (0 or 1), gradients (f32, bf16), attention (fused, fused1, unfused), scaling\n"
+            "                   (tensor, rows), recompute (none, selective, alternate, full; for all stages or, as in full/none,\n"
+            "                   for each), offload (none, optimizer; as recompute), place (stages, replicas: what lies outermost\n"
+            "                   over the pool), schedule (auto, 1f1b, interleaved, zero-bubble, list), layers (of each chunk, 10/11/11)\n"
             "  --cluster FILE   instead of the job's cluster, or the plan's\n"
             "  --unfolded       simulate every replica by itself instead of one for each kind of replica; the figures are the same\n"
             "  --timeline       a picture of the step, up to 16 stages\n"

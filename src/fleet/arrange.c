@@ -147,6 +147,7 @@ static void settle_kind(struct gang_lead *l, struct gang_group *group) {
 
 // What runs today of what the planner knows; of what does not, what runs instead.
 static const char *cannot_run(const struct gang_layout *l) {
+    if (l->width_count) return "unlike widths (tp=8/4) do not run yet: choose one tp for all stages";
     if (l->cp > 1) return "cp above 1 does not run yet: choose cp=1";
     if (l->ep > 1) return "ep above 1 does not run yet: choose ep=1";
     if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
@@ -173,6 +174,13 @@ static const char *cannot_cut(const struct gang_lead *l, const struct gang_layou
     return NULL;
 }
 
+enum gang_status gang_lead_check(const struct gang_lead *l) {
+    const struct gang_layout *given = l->options->layout;
+    const char *why = given ? cannot_run(given) : NULL;
+    if (given && !why) why = cannot_cut(l, given);
+    return why ? gang_fail(GANG_ERR_UNSUPPORTED, "layout: %s", why) : GANG_OK;
+}
+
 // What a search chose to make again in part, whole instead: that keeps less still.
 static void make_whole_again(struct gang_layout *l) {
     for (int s = 0; s < l->pp; s++)
@@ -185,11 +193,9 @@ static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
     if (l->options->layout) {
         *out = *l->options->layout;
         if (!out->layer_count) gang_search_layers(&l->task, l->pool, out, l->arena);
-        const char *why = cannot_run(out);
-        if (!why) why = cannot_cut(l, out);
-        return why ? gang_fail(GANG_ERR_UNSUPPORTED, "layout: %s", why) : GANG_OK;
+        return GANG_OK;
     }
-    enum gang_status status = gang_search_run(&l->task, l->pool, GANG_OBJECTIVE_TIME, GANG_MAX_FOUND, l->arena, search);
+    enum gang_status status = gang_search_one_width(&l->task, l->pool, GANG_MAX_FOUND, l->arena, search);
     if (status) return status;
     for (int i = 0; i < search->count; i++) {
         *out = search->found[i].layout;

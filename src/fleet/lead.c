@@ -418,6 +418,7 @@ enum gang_status gang_fleet_run(const struct gang_fleet_options *options, const 
     gang_lead_line_up(&lead);
     lead.output = &output;
     enum gang_status status = check_kinds(&lead);
+    if (!status) status = gang_lead_check(&lead);
     if (!status && options->job) status = open_job(&lead, &output);
     if (!status) status = run(&lead, start);
     char error[GANG_ERROR_BYTES];

@@ -76,6 +76,8 @@ static inline bool gang_lead_same_host(const struct gang_lead *lead, const struc
 
 // Members, nodes and the pool's copy.
 void gang_lead_line_up(struct gang_lead *lead);
+// Whether the layout that was given, if any, is one that runs; before anything starts.
+GANG_CHECK_RESULT enum gang_status gang_lead_check(const struct gang_lead *lead);
 // The body of FLEET_SETUP for a worker.
 json_t *gang_lead_setup(const struct gang_lead *lead, int worker);
 // Measured kinds from the members' times; the layout; answer and devices.

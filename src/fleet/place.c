@@ -26,10 +26,6 @@ enum gang_launcher gang_fleet_launcher(const struct gang_site *site, enum gang_l
     return site->launcher == GANG_SITE_LAUNCH_JOB ? of_job : (enum gang_launcher)(site->launcher - GANG_SITE_LAUNCH_LOCAL);
 }
 
-static int64_t device_of(const struct gang_layout *l, int64_t replica, int stage) {
-    return (l->place == GANG_PLACE_STAGES ? (int64_t)stage * l->dp + replica : replica * l->pp + stage) * l->tp;
-}
-
 // The layout's replicas lie on the line in order; the program's are sorted by class. Each takes the next of its class.
 void gang_fleet_devices(const struct gang_pool *pool, const struct gang_answer *a, int *device) {
     const struct gang_layout *l = &a->layout;
@@ -40,10 +36,10 @@ void gang_fleet_devices(const struct gang_pool *pool, const struct gang_answer *
             const struct gang_class *class = &a->placement.classes[c];
             bool fits = taken[c] < class->replicas;
             int node;
-            for (int s = 0; s < l->pp && fits; s++) fits = gang_fleet_group(pool, device_of(l, r, s), &node) == pool->groups[class->groups[s]];
+            for (int s = 0; s < l->pp && fits; s++) fits = gang_fleet_group(pool, gang_cell_at(l, r, s), &node) == pool->groups[class->groups[s]];
             if (!fits) continue;
             int64_t replica = first[c] + taken[c]++;
-            for (int s = 0; s < l->pp; s++) device[replica * l->pp + s] = (int)device_of(l, r, s);
+            for (int s = 0; s < l->pp; s++) device[replica * l->pp + s] = (int)gang_cell_at(l, r, s);
             break;
         }
 }

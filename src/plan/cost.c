@@ -98,20 +98,22 @@ struct pricing {
     const struct gang_layout *l;
     const struct gang_group *group;
     const struct gang_kind *kind;
+    int tp;
     double M, element, memory; // tokens on one device; bytes of an element; bytes/s
     double stream;             // the part of the residual stream a device holds: 1 or 1 / tp
     double slowest;            // of the group's devices: its time for what the middle one does in 1
 };
 
-static struct pricing pricing_of(const struct gang_task *task, const struct gang_layout *l, int micro_batch, const struct gang_group *group) {
+static struct pricing pricing_of(const struct gang_task *task, const struct gang_layout *l, int tp, int micro_batch, const struct gang_group *group) {
     return (struct pricing){.task = task,
                             .l = l,
                             .group = group,
                             .kind = group->kind,
+                            .tp = tp,
                             .M = (double)micro_batch * (double)task->sequence_length / l->cp,
                             .element = element_of(task),
                             .memory = group->kind->memory_bandwidth * group->kind->memory_reach,
-                            .stream = l->sequence_parallel ? 1.0 / l->tp : 1.0,
+                            .stream = l->sequence_parallel ? 1.0 / tp : 1.0,
                             .slowest = 1 + device_spread * largest_of((double)(group->nodes * group->devices))};
 }
 
@@ -133,8 +135,8 @@ static double product_seconds(const struct pricing *p, enum gang_math math, doub
 // A product that is cut by tensor parallelism, and by expert parallelism its rows: forward, and the two of backward.
 static void price_matrix(const struct pricing *p, const struct gang_matrix *m, struct gang_chunk_cost *out) {
     double N = (double)m->out, K = (double)m->in, rows = p->M * (double)m->active, copies = 1, result = p->element;
-    if (m->cut == GANG_CUT_OUT) N /= p->l->tp;
-    if (m->cut == GANG_CUT_IN) K /= p->l->tp;
+    if (m->cut == GANG_CUT_OUT) N /= p->tp;
+    if (m->cut == GANG_CUT_IN) K /= p->tp;
     if (m->expert) { // a grouped product: each expert here sees its part of the rows
         copies = (double)m->stored / p->l->ep;
         rows /= copies;
@@ -159,13 +161,13 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
     const struct gang_shape *s = &p->task->shape;
     enum gang_math math = p->task->math == GANG_MATH_F32 ? GANG_MATH_F32 : GANG_MATH_F16;
     // The causal half of 2 T (qk_dim + v_dim) per head and token.
-    double flops = p->M * (double)p->task->sequence_length * (double)(s->heads * (s->qk_dim + s->v_dim)) / p->l->tp;
+    double flops = p->M * (double)p->task->sequence_length * (double)(s->heads * (s->qk_dim + s->v_dim)) / p->tp;
     double rate = p->kind->peak[math] * p->kind->attention_reach * (p->l->attention == GANG_ATTENTION_FIRST ? first_generation : 1);
     double seconds = flops / rate * p->slowest + kernel_gap;
     if (p->l->attention == GANG_ATTENTION_UNFUSED) {
         // Two batched products over the whole square, and its scores through memory: written, read and written by softmax and by dropout,
         // read again: 13 bytes in two-byte numbers.
-        double scores = p->M * (double)p->task->sequence_length * (double)s->heads / p->l->tp;
+        double scores = p->M * (double)p->task->sequence_length * (double)s->heads / p->tp;
         seconds = 2 * flops / (p->kind->peak[math] * p->kind->reach[math]) + 6.5 * p->element * scores / p->memory + 4 * kernel_gap;
         out->forward.attention += seconds;
         out->input.attention += 2 * seconds;
@@ -174,8 +176,8 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
     out->forward.attention += seconds;
     out->input.attention += attention_backward * seconds;
     if (p->l->cp > 1) { // keys and values go round a ring behind the blocks already there
-        double bytes = p->M * (double)(s->kv_heads * (s->qk_dim + s->v_dim)) / p->l->tp * p->element;
-        struct tier tier = tier_of(p->group, p->l->cp, p->l->tp);
+        double bytes = p->M * (double)(s->kv_heads * (s->qk_dim + s->v_dim)) / p->tp * p->element;
+        struct tier tier = tier_of(p->group, p->l->cp, p->tp);
         double ring = (p->l->cp - 1) * (bytes / tier.bandwidth + tier.latency);
         out->forward.context += gang_larger(0, ring - seconds * (p->l->cp - 1) / p->l->cp);
         out->input.context += gang_larger(0, 2 * ring - attention_backward * seconds * (p->l->cp - 1) / p->l->cp);
@@ -185,7 +187,7 @@ static void price_attention(const struct pricing *p, struct gang_chunk_cost *out
 // Bytes a token moves in norms, residual additions, rotation and the feed-forward activation of one layer's forward pass.
 static double vector_bytes(const struct pricing *p, bool moe) {
     const struct gang_shape *s = &p->task->shape;
-    double tp = p->l->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
+    double tp = p->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
     double norms = 2 * (2 * C + 3 * C) * p->stream; // read and write; the addition reads two and writes one
     double rotation = s->positions ? 0 : 2 * (double)((s->heads + s->kv_heads) * s->qk_dim) / tp;
     double activation = (s->gated ? 3 : 2) * F / tp;
@@ -210,20 +212,20 @@ static double exposed(const struct pricing *p, double exchange, double seconds) 
 static void price_exchanges(const struct pricing *p, bool moe, struct gang_chunk_cost *out) {
     const struct gang_shape *s = &p->task->shape;
     const struct gang_layout *l = p->l;
-    if (l->tp > 1) {
-        struct tier tier = tier_of(p->group, l->tp, 1);
+    if (p->tp > 1) {
+        struct tier tier = tier_of(p->group, p->tp, 1);
         double bytes = p->M * (double)s->hidden * p->element;
         // Attention and feed-forward; experts that are cut exchange every copy of a token.
         double copies = moe ? (double)s->experts_per_token : 1;
-        double both = gang_cost_ring_all_reduce(l->tp, bytes, tier.bandwidth, tier.latency) +
-                      gang_cost_ring_all_reduce(l->tp, copies * bytes, tier.bandwidth, tier.latency);
+        double both = gang_cost_ring_all_reduce(p->tp, bytes, tier.bandwidth, tier.latency) +
+                      gang_cost_ring_all_reduce(p->tp, copies * bytes, tier.bandwidth, tier.latency);
         out->forward.tensor += exposed(p, both, out->forward.matmul);
         out->input.tensor += exposed(p, both, out->input.matmul);
         // With sequence parallelism the inputs are gathered once more for the weights' gradients, behind the input's product.
         if (l->sequence_parallel) out->weight.tensor += gang_larger(0, both / 2 - out->weight.matmul);
     }
     if (moe && l->ep > 1) {
-        struct tier tier = tier_of(p->group, l->ep, l->tp * l->cp);
+        struct tier tier = tier_of(p->group, l->ep, p->tp * l->cp);
         double bytes = p->M * (double)(s->experts_per_token * s->hidden) * p->element * p->stream;
         // No ring here: what leaves the domain leaves by the device's own NIC.
         double away = (double)(l->ep - tier.local) / l->ep * bytes / (p->group->nic_bandwidth * nic_reach);
@@ -242,7 +244,7 @@ static double parameters_on_device(const struct pricing *p, bool moe, double *ex
     double sum = 2 * (double)p->task->shape.hidden;
     *expert = 0;
     for (int i = 0; i < n; i++) {
-        double count = (double)(matrices[i].stored * matrices[i].out) * (double)matrices[i].in / (matrices[i].cut == GANG_CUT_NONE ? 1 : p->l->tp);
+        double count = (double)(matrices[i].stored * matrices[i].out) * (double)matrices[i].in / (matrices[i].cut == GANG_CUT_NONE ? 1 : p->tp);
         if (matrices[i].expert)
             *expert += count / p->l->ep;
         else
@@ -255,7 +257,7 @@ static double parameters_on_device(const struct pricing *p, bool moe, double *ex
 // (arXiv:2205.05198) count the same tensors without dropout, with unfused attention beside them.
 static double kept_bytes(const struct pricing *p, bool moe, enum gang_recompute recompute) {
     const struct gang_shape *s = &p->task->shape;
-    double tp = p->l->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
+    double tp = p->tp, C = (double)s->hidden, F = (double)(moe ? s->expert_ffn * s->experts_per_token + s->shared_ffn : s->ffn);
     double stream = C * p->element * p->stream; // one tensor of the residual stream
     if (recompute == GANG_RECOMPUTE_FULL) return p->M * stream;
     double heads = (double)(s->heads * (s->qk_dim + s->v_dim) + s->kv_heads * (s->qk_dim + s->v_dim)) / tp * p->element;
@@ -314,7 +316,7 @@ static void price_layer(const struct pricing *p, bool moe, struct gang_chunk_cos
 // The embedding on the first chunk, the head and the loss on the last.
 static void price_ends(const struct pricing *p, struct gang_chunk_cost *first, struct gang_chunk_cost *last) {
     const struct gang_shape *s = &p->task->shape;
-    double C = (double)s->hidden, V = (double)s->vocab / p->l->tp, stream = p->M * C * p->element * p->stream;
+    double C = (double)s->hidden, V = (double)s->vocab / p->tp, stream = p->M * C * p->element * p->stream;
     *first = (struct gang_chunk_cost){.parameters = V * C + (double)s->positions * C};
     first->forward.vector = 2 * stream / p->memory;
     first->weight.vector = 3 * stream / p->memory;
@@ -326,9 +328,9 @@ static void price_ends(const struct pricing *p, struct gang_chunk_cost *first, s
     // Logits are made f32, read for the sum, and become their own gradient; every step by itself where nothing is fused.
     last->forward.vector = p->M * V * (p->l->fused ? 10 : 22) / p->memory;
     last->input.vector = p->M * V * (p->l->fused ? 6 : 18) / p->memory;
-    if (p->l->tp > 1) {
-        struct tier tier = tier_of(p->group, p->l->tp, 1);
-        double both = gang_cost_ring_all_reduce(p->l->tp, p->M * C * p->element, tier.bandwidth, tier.latency);
+    if (p->tp > 1) {
+        struct tier tier = tier_of(p->group, p->tp, 1);
+        double both = gang_cost_ring_all_reduce(p->tp, p->M * C * p->element, tier.bandwidth, tier.latency);
         last->forward.tensor = both / 2;
         last->input.tensor = both / 2;
     }
@@ -347,10 +349,10 @@ static void weigh(const struct gang_task *task, const struct gang_layout *l, str
     out->optimizer_bytes = (zero >= 1 ? sharded : out->parameters) * (mixed ? 12 : 8);
 }
 
-void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, int micro_batch, const struct gang_group *group,
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, int tp, int micro_batch, const struct gang_group *group,
                      struct gang_price *out) {
-    struct pricing p = pricing_of(task, l, micro_batch, group);
-    *out = (struct gang_price){.group = group};
+    struct pricing p = pricing_of(task, l, tp, micro_batch, group);
+    *out = (struct gang_price){.group = group, .tp = tp};
     if (task->shape.dense_layers || !task->shape.experts) price_layer(&p, false, out->layer);
     if (task->shape.experts) price_layer(&p, true, out->layer);
     price_ends(&p, &out->first, &out->last);
@@ -359,15 +361,27 @@ void gang_price_fill(const struct gang_task *task, const struct gang_layout *l, 
 
 void gang_prices_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, struct gang_arena *arena,
                       struct gang_prices *out) {
-    for (int i = 0; i < (l->size_count ? l->size_count : 1); i++) {
-        struct gang_price *prices = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *prices);
-        for (int g = 0; g < pool->group_count; g++) gang_price_fill(task, l, gang_layout_size(l, i), pool->groups[g], &prices[g]);
+    int widths[GANG_MAX_STAGES], groups = pool->group_count;
+    *out = (struct gang_prices){.groups = groups};
+    for (int s = 0; s < l->width_count || !s; s++) {
+        int row = 0;
+        while (row < out->rows && widths[row] != gang_tp_of(l, s)) row++;
+        if (row == out->rows) widths[out->rows++] = gang_tp_of(l, s);
+    }
+    for (int i = 0; i < l->size_count || !i; i++) {
+        struct gang_price *prices = gang_arena_alloc(arena, (size_t)(out->rows * groups) * sizeof *prices);
+        for (int at = 0; at < out->rows * groups; at++)
+            gang_price_fill(task, l, widths[at / groups], gang_layout_size(l, i), pool->groups[at % groups], &prices[at]);
         out->at[i] = prices;
     }
 }
 
 const struct gang_price *gang_prices_of(const struct gang_prices *prices, const struct gang_layout *l, const struct gang_class *class, int stage) {
-    return &prices->at[l->size_count ? class->kind : 0][class->groups[stage]];
+    const struct gang_price *price = &prices->at[l->size_count ? class->kind : 0][class->groups[stage]];
+    int row = 0;
+    while (price->tp != gang_tp_of(l, stage) && ++row < prices->rows) price += prices->groups;
+    assert(row < prices->rows);
+    return price;
 }
 
 // All that adds up stands in front: three times, then bytes and parameters.
@@ -381,10 +395,11 @@ static void add_cost(struct gang_chunk_cost *to, const struct gang_chunk_cost *f
 
 // What sharding exchanges in every micro-batch for n layers: gradients (zero=2), and weights for each pass (zero=3), beside the neighbours'
 // computing. What is longer than the computing shows; what is hidden still steals from it.
-static void add_sharding(const struct gang_layout *l, const struct gang_group *group, const struct gang_chunk_cost *layer, double n,
+static void add_sharding(const struct gang_layout *l, const struct gang_price *price, const struct gang_chunk_cost *layer, double n,
                          struct gang_chunk_cost *out) {
     if (l->zero < 2 || l->dp < 2) return;
-    struct tier tier = tier_of(group, l->dp, (int64_t)l->tp * l->cp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1));
+    const struct gang_group *group = price->group;
+    struct tier tier = tier_of(group, l->dp, l->place == GANG_PLACE_REPLICAS ? gang_cells_devices(l, 0, l->pp) : (int64_t)price->tp * l->cp);
     double hops = tier.latency * (l->dp - 1), part = (double)(l->dp - 1) / l->dp; // rings (NCCL before 2.23)
     double gather = part * layer->parameters * ELEMENT / tier.bandwidth + hops;
     double reduce = part * layer->parameters * gradient_element(l) / tier.bandwidth + hops;
@@ -407,12 +422,12 @@ void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l,
     out->copied_parameters = out->host_bytes = 0;
     out->layers = (int)(dense + moe);
     if (moe) add_cost(out, &layer[1], (double)moe);
-    if (dense) add_sharding(l, price->group, &layer[0], (double)dense, out);
-    if (moe) add_sharding(l, price->group, &layer[1], (double)moe, out);
+    if (dense) add_sharding(l, price, &layer[0], (double)dense, out);
+    if (moe) add_sharding(l, price, &layer[1], (double)moe, out);
     if (first) add_cost(out, &price->first, 1);
     if (last) add_cost(out, &price->last, 1);
     if (last && task->shape.tied) { // on one stage a tied head is the embedding; on another it is a copy, updated by the first stage
-        double head = (double)task->shape.vocab / l->tp * (double)task->shape.hidden;
+        double head = (double)task->shape.vocab / price->tp * (double)task->shape.hidden;
         out->parameters -= head;
         out->copied_parameters = first ? 0 : head;
     }
@@ -429,7 +444,7 @@ static int64_t dense_of(const struct gang_task *task, const struct gang_layout *
 
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *l, int stage) {
     if (stage < 2 || stage > l->pp - 2 || gang_of_stage(&l->recompute, stage) != gang_of_stage(&l->recompute, stage - 1) ||
-        gang_of_stage(&l->offload, stage) != gang_of_stage(&l->offload, stage - 1))
+        gang_of_stage(&l->offload, stage) != gang_of_stage(&l->offload, stage - 1) || gang_tp_of(l, stage) != gang_tp_of(l, stage - 1))
         return false;
     for (int c = stage; c < l->layer_count; c += l->pp)
         if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
@@ -466,9 +481,10 @@ static int sites_of(const struct gang_pool *pool, const struct gang_placement *p
 
 void gang_ways_of(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int stage,
                   struct gang_ways *out) {
-    int64_t members[GANG_MAX_SITES], stride = (int64_t)l->tp * (l->place == GANG_PLACE_REPLICAS ? l->pp : 1);
+    int64_t members[GANG_MAX_SITES], stride = l->place == GANG_PLACE_REPLICAS ? gang_cells_devices(l, 0, l->pp) / l->cp : gang_tp_of(l, stage);
     int sites = sites_of(pool, placement, stage, members);
     out->members = (double)((int64_t)l->dp * l->cp);
+    out->lanes = gang_tp_of(l, stage);
     out->bandwidth = INFINITY;
     out->latency = out->nic_share = out->delay = 0;
     out->links = 0;
@@ -496,7 +512,7 @@ void gang_ways_of(const struct gang_pool *pool, const struct gang_layout *l, con
 // `bytes`: of one member's device. Over a link goes, for every device of a cell, its whole buffer once per neighbour on the ring of sites.
 static void exchange_price(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_ways *ways, double parameters, double element,
                            int passes, struct gang_exchange *out) {
-    double bytes = parameters * element, crossing = 0, over = passes / 2.0 * bytes * l->tp;
+    double bytes = parameters * element, crossing = 0, over = passes / 2.0 * bytes * ways->lanes;
     double buckets = l->dp_overlap ? gang_larger(ceil(parameters / gang_larger(bucket_least, bucket_per_member * ways->members)), 1) : 1;
     out->bytes = bytes;
     if (ways->members < 2 || bytes <= 0) return;
@@ -519,21 +535,31 @@ void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout 
     if (l->zero) exchange_price(pool, l, ways, cost->parameters, ELEMENT, 1, gather);
 }
 
+// Devices on the line from the first of one stage's cell to the last of the other's, in the replica where that is most.
+static int64_t span_of(const struct gang_layout *l, int a, int b) {
+    int low = a < b ? a : b, high = a < b ? b : a;
+    int64_t first = gang_cell_devices(l, low), last = gang_cell_devices(l, high), between = gang_cells_devices(l, low, high);
+    return (l->place == GANG_PLACE_REPLICAS ? between : l->dp * between + (last > first ? (l->dp - 1) * (last - first) : 0)) + last;
+}
+
+// A message is the residual stream of a micro-batch, once, in parts: every device of a cell sends or takes as large a one (scatter/gather,
+// Narayanan et al. 2021, arXiv:2104.04473 section 4.1; with sequence parallelism these are its own rows). Where one cell is wider, each device
+// of the narrower talks to as many of the wider as the widths' quotient, and its own link bounds the rate: parts are cut where both
+// sides' rows begin, so nothing is exchanged beside the transfer. Without sequence parallelism each cell then has the whole from its
+// parts over its own fast network, which is not priced, whatever the widths.
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index,
                       int from_stage, int to_stage, struct gang_hop *out) {
     const int *groups = placement->classes[class_index].groups;
     const struct gang_group *from = pool->groups[groups[from_stage]], *to = pool->groups[groups[to_stage]];
-    int64_t g = placement->cell_devices, apart = l->place == GANG_PLACE_STAGES ? (int64_t)l->dp * g : g;
-    int distance = from_stage < to_stage ? to_stage - from_stage : from_stage - to_stage;
+    double senders = (double)gang_cell_devices(l, from_stage), receivers = (double)gang_cell_devices(l, to_stage);
     *out = (struct gang_hop){.route = gang_pool_route(pool, from->site, to->site)};
-    out->fast = groups[from_stage] == groups[to_stage] && (distance * apart + g) <= from->fast_domain;
-    double lanes = (double)g; // every device of the cell sends its part
+    out->fast = groups[from_stage] == groups[to_stage] && span_of(l, from_stage, to_stage) <= from->fast_domain;
     if (out->fast) {
-        out->bandwidth = lanes * from->fast_bandwidth * fast_reach;
+        out->bandwidth = gang_smaller(senders, receivers) * from->fast_bandwidth * fast_reach;
         out->delay = fast_latency;
         return;
     }
-    out->bandwidth = lanes * gang_smaller(from->nic_bandwidth, to->nic_bandwidth) * nic_reach;
+    out->bandwidth = gang_smaller(senders * from->nic_bandwidth, receivers * to->nic_bandwidth) * nic_reach;
     out->delay = gang_larger(from->nic_latency, to->nic_latency) + out->route->delay;
 }
 
@@ -604,18 +630,18 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     }
 }
 
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, int micro_batch, enum gang_recompute recompute,
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *l, int width, int micro_batch, enum gang_recompute recompute,
                          double layer_parameters) {
     const struct gang_shape *shape = &task->shape;
-    double tokens = (double)micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = l->tp, C = (double)shape->hidden;
+    double tokens = (double)micro_batch * (double)task->sequence_length / l->cp, e = element_of(task), tp = width, C = (double)shape->hidden;
     double F = (double)(shape->experts ? shape->expert_ffn * shape->experts_per_token + shape->shared_ffn : shape->ffn) / tp * (shape->gated ? 3 : 2);
-    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && l->tp > 1 ? C : 0;
+    double stream = l->sequence_parallel ? C / tp : C, gathered = l->sequence_parallel && width > 1 ? C : 0;
     // The inputs of both halves of a layer, gathered whole over tp, and the gradient of one; with full recomputation the layer made again.
     double layer = tokens * e * (4 * stream + 3 * gathered + F);
     if (recompute == GANG_RECOMPUTE_FULL) layer += tokens * e * (4 * stream + 4 * C / tp + F);
     // Beside the logits that are kept stand their two-byte form, their gradient and its two-byte form; PyTorch's own loss keeps the gradient
     // of its two steps apart, and over tp one copy more.
-    double logits = tokens * ((double)shape->vocab / tp * (l->zero >= 3 && l->tp > 1 ? 12 : 8) + e * (2 * stream + gathered));
+    double logits = tokens * ((double)shape->vocab / tp * (l->zero >= 3 && width > 1 ? 12 : 8) + e * (2 * stream + gathered));
     double bytes = gang_larger(layer, logits);
     if (l->pp > 1) bytes += 4 * tokens * C * e / tp;
     // Two layers' weights are gathered at a time, and the ends', which FSDP's outermost unit holds, all the while.
@@ -637,6 +663,6 @@ void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, c
         if (cost->layers) largest = gang_larger(largest, cost->parameters / cost->layers);
     }
     enum gang_recompute recompute = (enum gang_recompute)gang_of_stage(&l->recompute, stage);
-    out->buffers = gang_buffer_bytes(task, l, costs->class[class_index].micro_batch, recompute, largest);
+    out->buffers = gang_buffer_bytes(task, l, gang_tp_of(l, stage), costs->class[class_index].micro_batch, recompute, largest);
     out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
 }

@@ -1,8 +1,8 @@
 // Layouts: their text, and how the cells of one lie on the pool.
 //
 // The pool's devices form one line, in the file's order. A cell is tp * cp neighbours on it and holds one stage of one
-// replica. Cells follow each other by stage (place=stages: all replicas of stage 0, then of stage 1, ...; the pipeline
-// crosses what lies between groups) or by replica (place=replicas: data parallelism crosses).
+// replica; a stage's cells are as wide as each other. Cells follow each other by stage (place=stages: all replicas of stage 0, then of
+// stage 1, ...; the pipeline crosses what lies between groups) or by replica (place=replicas: data parallelism crosses).
 #include "plan/plan.h"
 
 #include <assert.h>
@@ -29,7 +29,7 @@ struct layout_field {
 
 #define FIELD(member) offsetof(struct gang_layout, member)
 static const struct layout_field layout_fields[] = {
-    {"tp", FIELD(tp), 1, 4096, 1, NULL, "tensor-parallel width"},
+    {"tp", FIELD(tp), 1, 4096, 1, NULL, "tensor-parallel width; 8/4: of each stage"},
     {"pp", FIELD(pp), 1, GANG_MAX_STAGES, 1, NULL, "pipeline stages"},
     {"dp", FIELD(dp), 0, 1 << 20, 0, NULL, "replicas; 0: what the pool leaves"},
     {"vpp", FIELD(vpp), 1, 64, 1, NULL, "chunks of layers on a stage"},
@@ -115,6 +115,15 @@ static enum gang_status parse_stages(const struct layout_field *field, const cha
     return GANG_OK;
 }
 
+static enum gang_status parse_widths(const struct layout_field *field, const char *text, struct gang_layout *out) {
+    int widths[GANG_MAX_STAGES] = {0}, count = 0;
+    enum gang_status status = parse_list(field->name, text, field->min, field->max, GANG_MAX_STAGES, widths, &count);
+    out->tp = widths[0];
+    out->width_count = count > 1 ? count : 0;
+    for (int s = 0; s < out->width_count; s++) out->widths[s] = (uint16_t)widths[s];
+    return status;
+}
+
 static enum gang_status parse_sizes(const struct layout_field *field, const char *text, struct gang_layout *out) {
     bool alike = true;
     enum gang_status status = parse_list(field->name, text, field->min, field->max, GANG_MAX_REPLICA_KINDS, out->sizes, &out->size_count);
@@ -136,6 +145,7 @@ static enum gang_status parse_field(const char *name, const char *value, bool *s
     seen[f] = true;
     if (f == LAYOUT_FIELDS) return parse_list(name, value, 0, 4096, GANG_MAX_CHUNKS, out->layers, &out->layer_count);
     const struct layout_field *field = &layout_fields[f];
+    if (field->offset == FIELD(tp)) return parse_widths(field, value, out);
     if (field->offset == FIELD(micro_batch)) return parse_sizes(field, value, out);
     if (is_by_stage(field)) return parse_stages(field, value, member_of(out, field));
     if (field->choices) return parse_choice(field, value, member_of(out, field));
@@ -191,6 +201,7 @@ char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *are
             gang_buffer_printf(&text, ",%s=%s", field->name, field->choices[value]);
         else
             gang_buffer_printf(&text, ",%s=%d", field->name, value);
+        for (int s = 1; s < layout->width_count && field->offset == FIELD(tp); s++) gang_buffer_printf(&text, "/%d", layout->widths[s]);
         for (int k = 1; k < layout->size_count && sizes; k++) gang_buffer_printf(&text, "/%d", layout->sizes[k]);
     }
     bool uneven = false;
@@ -249,12 +260,47 @@ enum gang_status gang_task_read(const char *path, const char *cluster, struct ga
 
 #define REFUSE(...) gang_fail(GANG_ERR_INPUT, "layout: " __VA_ARGS__)
 
+// tp=, with the stage it is of where stages differ.
+static const char *name_width(const struct gang_layout *l, int stage, char out[48]) {
+    snprintf(out, 48, l->width_count ? "tp=%d of stage %d" : "tp=%d", gang_tp_of(l, stage), stage);
+    return out;
+}
+
+static enum gang_status check_width(const struct gang_task *task, const struct gang_layout *l, int stage) {
+    const struct gang_shape *s = &task->shape;
+    char name[48];
+    int tp = gang_tp_of(l, stage);
+    if (s->heads % tp) return REFUSE("%s does not divide the model's %lld heads", name_width(l, stage, name), (long long)s->heads);
+    if (s->ffn % tp || (s->experts && s->expert_ffn % tp)) return REFUSE("%s does not divide the feed-forward width", name_width(l, stage, name));
+    if (task->sequence_length % ((int64_t)l->cp * tp) && l->sequence_parallel)
+        return REFUSE("cp=%d times %s does not divide the sequence of %lld", l->cp, name_width(l, stage, name), (long long)task->sequence_length);
+    return GANG_OK;
+}
+
+// As many as stages, and as one where all are alike. Messages go from a stage to the next, with virtual stages from the last to the first too.
+static enum gang_status settle_widths(struct gang_layout *l) {
+    bool alike = true;
+    if (l->width_count && l->width_count != l->pp) return REFUSE("tp= names %d stages: expected one number, or pp = %d", l->width_count, l->pp);
+    for (int s = 0; s < l->width_count; s++) {
+        int next = (s + 1) % l->pp, tp = l->widths[s], other = l->widths[next];
+        alike &= tp == other;
+        if ((next || l->vpp > 1) && tp % other && other % tp)
+            return REFUSE("tp=%d of stage %d and tp=%d of stage %d, which follows it: one must divide the other", tp, s, other, next);
+    }
+    if (l->width_count) l->tp = l->widths[0];
+    if (alike && l->width_count) {
+        memset(l->widths, 0, (size_t)l->pp * sizeof *l->widths);
+        l->width_count = 0;
+    }
+    return GANG_OK;
+}
+
 static enum gang_status check_widths(const struct gang_task *task, const struct gang_layout *l) {
     const struct gang_shape *s = &task->shape;
-    if (s->heads % l->tp) return REFUSE("tp=%d does not divide the model's %lld heads", l->tp, (long long)s->heads);
-    if (s->ffn % l->tp || (s->experts && s->expert_ffn % l->tp)) return REFUSE("tp=%d does not divide the feed-forward width", l->tp);
-    if (task->sequence_length % ((int64_t)l->cp * l->tp) && l->sequence_parallel)
-        return REFUSE("cp=%d times tp=%d does not divide the sequence of %lld", l->cp, l->tp, (long long)task->sequence_length);
+    for (int stage = 0; stage < l->width_count || !stage; stage++) {
+        enum gang_status status = check_width(task, l, stage);
+        if (status) return status;
+    }
     if (task->sequence_length % l->cp) return REFUSE("cp=%d does not divide the sequence of %lld", l->cp, (long long)task->sequence_length);
     if (l->vpp > 1 && l->pp == 1) return REFUSE("vpp=%d needs more than one stage", l->vpp);
     if (l->ep > 1 && !s->experts) return REFUSE("ep=%d: the model has no experts", l->ep);
@@ -289,7 +335,11 @@ static enum gang_status settle_stages(const struct gang_layout *l, const char *n
 }
 
 static enum gang_status settle_width(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *l) {
-    int64_t one = (int64_t)l->tp * l->cp * l->pp;
+    int64_t one = gang_cells_devices(l, 0, l->pp);
+    int64_t replicas = l->dp ? l->dp : 1;
+    if (l->width_count && replicas * one > pool->devices)
+        return REFUSE("dp=%lld replicas of stages as wide as tp= says, times cp=%d, need %lld devices, the pool has %lld", (long long)replicas, l->cp,
+                      (long long)(replicas * one), (long long)pool->devices);
     if (one > pool->devices)
         return REFUSE("tp=%d x cp=%d x pp=%d needs %lld devices, the pool has %lld", l->tp, l->cp, l->pp, (long long)one, (long long)pool->devices);
     if (!l->dp) l->dp = (int)(pool->devices / one);
@@ -312,10 +362,11 @@ static enum gang_status settle_width(const struct gang_task *task, const struct 
 
 // ---- Where the cells lie -------------------------------------------------------------------------------------------
 
-// The group that holds devices [at, at + count) of the line, or -1 where they lie in two.
-static int group_at(const struct gang_pool *pool, int64_t at, int64_t count) {
+// The group that holds devices [at, at + count) of the line, or -1 where they lie in two; `begin`: the first, counted in the group.
+static int group_at(const struct gang_pool *pool, int64_t at, int64_t count, int64_t *begin) {
     for (int g = 0; g < pool->group_count; g++) {
         int64_t size = pool->groups[g]->nodes * pool->groups[g]->devices;
+        *begin = at;
         if (at < size) return at + count <= size ? g : -1;
         at -= size;
     }
@@ -327,42 +378,88 @@ static int compare_replicas(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+int64_t gang_cells_devices(const struct gang_layout *l, int from, int to) {
+    int64_t sum = 0;
+    if (!l->width_count) return (to - from) * gang_cell_devices(l, 0);
+    for (int s = from; s < to; s++) sum += gang_cell_devices(l, s);
+    return sum;
+}
+
+int64_t gang_cell_at(const struct gang_layout *l, int64_t replica, int stage) {
+    int64_t before = gang_cells_devices(l, 0, stage);
+    return l->place == GANG_PLACE_STAGES ? before * l->dp + replica * gang_cell_devices(l, stage)
+                                         : before + replica * gang_cells_devices(l, 0, l->pp);
+}
+
+// The first replica with a device at or behind this place of the line, of the stage that lies there where stages are outermost.
+static int64_t replica_at(const struct gang_layout *l, int64_t at) {
+    if (l->place == GANG_PLACE_REPLICAS) return at / gang_cells_devices(l, 0, l->pp);
+    for (int s = 0; s < l->pp; s++) {
+        int64_t cell = gang_cell_devices(l, s);
+        if (at < l->dp * cell) return at / cell;
+        at -= l->dp * cell;
+    }
+    return l->dp;
+}
+
 // The replicas at which the groups under the stages change, sorted, with 0 in front and dp behind; between two of them all are alike.
-static int find_changes(const struct gang_pool *pool, const struct gang_layout *l, int64_t cell_devices, int64_t *out) {
+static int find_changes(const struct gang_pool *pool, const struct gang_layout *l, int64_t *out) {
     int count = 0;
     int64_t edge = 0;
     out[count++] = 0;
     out[count++] = l->dp;
     for (int g = 0; g < pool->group_count; g++) {
         edge += pool->groups[g]->nodes * pool->groups[g]->devices;
-        // Cells before, at and behind the edge, and the replicas that hold them.
-        for (int64_t cell = edge / cell_devices; cell <= (edge + cell_devices - 1) / cell_devices; cell++)
-            for (int behind = 0; behind < 2; behind++) {
-                int64_t r = l->place == GANG_PLACE_STAGES ? (cell + behind) % l->dp : (cell + behind) / l->pp;
-                if (r > 0 && r < l->dp) out[count++] = r;
-                if (l->place == GANG_PLACE_REPLICAS && r + 1 < l->dp) out[count++] = r + 1;
-            }
+        // The replica that the edge lies in or before, and the one behind it.
+        for (int64_t r = replica_at(l, edge), end = r + 2; r < end; r++)
+            if (r > 0 && r < l->dp) out[count++] = r;
     }
     qsort(out, (size_t)count, sizeof *out, compare_replicas);
     return count;
 }
 
+// Whether cells beginning at these devices of their group, `step` apart, have all devices of each tensor-parallel row in one high-bandwidth
+// domain, as their price says: cells of one width do where that divides the nodes, behind cells of another width they may not.
+static bool rows_lie_whole(const struct gang_layout *l, const struct gang_group *group, int stage, int64_t begin, int64_t step, int64_t count) {
+    int64_t tp = gang_tp_of(l, stage), domain = group->fast_domain;
+    if (tp > domain || (domain % tp == 0 && begin % tp == 0 && step % tp == 0)) return true;
+    for (int64_t i = 0; i < count * l->cp; i++) {
+        int64_t row = begin + i / l->cp * step + i % l->cp * tp;
+        if (row / domain != (row + tp - 1) / domain) return false;
+    }
+    return true;
+}
+
+// The groups under the stages of replicas [r, r + count), which all lie alike.
+static enum gang_status find_groups(const struct gang_pool *pool, const struct gang_layout *l, int64_t r, int64_t count, int *groups) {
+    int64_t all = gang_cells_devices(l, 0, l->pp), before = 0; // before: of a replica's stages in front
+    for (int s = 0; s < l->pp; s++) {
+        int64_t cell = gang_cell_devices(l, s), step = l->place == GANG_PLACE_STAGES ? cell : all, begin = 0;
+        int64_t at = (l->place == GANG_PLACE_STAGES ? before * l->dp : before) + r * step;
+        groups[s] = group_at(pool, at, cell, &begin);
+        if (groups[s] < 0)
+            return REFUSE("the tp x cp = %lld devices of replica %lld, stage %d would lie in two groups of unlike nodes: choose widths that "
+                          "divide the groups",
+                          (long long)cell, (long long)r, s);
+        if (l->width_count && !rows_lie_whole(l, pool->groups[groups[s]], s, begin, step, count))
+            return REFUSE("tp=%d of stage %d: its devices would lie in two high-bandwidth domains of group '%s': let wide stages stand where "
+                          "whole nodes are left",
+                          gang_tp_of(l, s), s, pool->groups[groups[s]]->name);
+        before += cell;
+    }
+    return GANG_OK;
+}
+
 static enum gang_status find_classes(const struct gang_pool *pool, const struct gang_layout *l, struct gang_arena *arena,
                                      struct gang_placement *out) {
     int *groups = gang_arena_alloc(arena, (size_t)l->pp * sizeof *groups);
-    int64_t *changes = gang_arena_alloc(arena, (size_t)(2 + 8 * pool->group_count) * sizeof *changes);
-    int change_count = find_changes(pool, l, out->cell_devices, changes);
+    int64_t *changes = gang_arena_alloc(arena, (size_t)(2 + 2 * pool->group_count) * sizeof *changes);
+    int change_count = find_changes(pool, l, changes);
     for (int i = 0; i + 1 < change_count; i++) {
         int64_t r = changes[i], alike = changes[i + 1] - r;
         if (!alike) continue;
-        for (int s = 0; s < l->pp; s++) {
-            int64_t cell = l->place == GANG_PLACE_STAGES ? (int64_t)s * l->dp + r : r * l->pp + s;
-            groups[s] = group_at(pool, cell * out->cell_devices, out->cell_devices);
-            if (groups[s] < 0)
-                return REFUSE("the tp x cp = %lld devices of replica %lld, stage %d would lie in two groups of unlike nodes: choose widths that "
-                              "divide the groups",
-                              (long long)out->cell_devices, (long long)r, s);
-        }
+        enum gang_status status = find_groups(pool, l, r, alike, groups);
+        if (status) return status;
         int c = 0;
         while (c < out->class_count && memcmp(out->classes[c].groups, groups, (size_t)l->pp * sizeof *groups) != 0) c++;
         if (c == GANG_MAX_REPLICA_KINDS) return REFUSE("more than %d kinds of replicas: choose place=replicas, or widths that divide the groups", c);
@@ -580,15 +677,16 @@ enum gang_status gang_layout_place(const struct gang_task *task, const struct ga
 
 enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool, const struct gang_prices *prices,
                                           struct gang_layout *layout, struct gang_arena *arena, struct gang_placement *out) {
-    *out = (struct gang_placement){.cell_devices = (int64_t)layout->tp * layout->cp};
-    enum gang_status status = check_widths(task, layout);
+    *out = (struct gang_placement){0};
+    enum gang_status status = settle_widths(layout);
+    if (!status) status = check_widths(task, layout);
     if (!status) status = settle_layers(task, layout);
     if (!status) status = settle_stages(layout, "recompute", &layout->recompute);
     if (!status) status = settle_stages(layout, "offload", &layout->offload);
     if (!status) status = settle_width(task, pool, layout);
     if (status) return status;
     out->classes = gang_arena_alloc(arena, GANG_MAX_CLASSES * sizeof *out->classes);
-    out->devices_used = out->cell_devices * layout->pp * layout->dp;
+    out->devices_used = gang_cells_devices(layout, 0, layout->pp) * layout->dp;
     status = find_classes(pool, layout, arena, out);
     if (!status) status = check_devices(task, pool, layout, out);
     if (status) return status;

@@ -17,12 +17,12 @@ static void set(struct gang_time *time, double seconds) { *time = (struct gang_t
 static void set_slice(struct gang_time *time, double seconds, int tp) { *time = (struct gang_time){.matmul = seconds / tp, .tensor = time->tensor}; }
 
 void gang_price_measured(const struct gang_times *t, const struct gang_layout *l, int b, struct gang_price *price) {
-    int ends = l->sequence_parallel ? l->tp : 1;
+    int tp = price->tp, ends = l->sequence_parallel ? tp : 1;
     for (int recompute = 0; recompute < GANG_RECOMPUTES; recompute++) {
         struct gang_chunk_cost *layer = &price->layer[recompute][0];
-        set_slice(&layer->forward, at(t, t->forward, b), l->tp);
-        set_slice(&layer->input, at(t, t->input, b) + (recompute == GANG_RECOMPUTE_FULL ? at(t, t->forward, b) : 0), l->tp);
-        set_slice(&layer->weight, at(t, t->weight, b), l->tp);
+        set_slice(&layer->forward, at(t, t->forward, b), tp);
+        set_slice(&layer->input, at(t, t->input, b) + (recompute == GANG_RECOMPUTE_FULL ? at(t, t->forward, b) : 0), tp);
+        set_slice(&layer->weight, at(t, t->weight, b), tp);
     }
     set(&price->first.forward, at(t, t->first_forward, b) / ends);
     set(&price->first.input, 0);

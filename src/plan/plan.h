@@ -95,6 +95,8 @@ static inline int gang_of_stage(const struct gang_by_stage *choices, int stage) 
 // group lies under every stage of them; kinds count in the order of their first replicas.
 struct gang_layout {
     int tp, pp, dp, vpp, cp, ep;       // ep shares a layer's experts out inside dp
+    int width_count;                   // of `widths` given; 0: tp on all stages, otherwise tp is the first of them
+    uint16_t widths[GANG_MAX_STAGES];  // tensor-parallel width of each stage
     int micro_batch;                   // sequences
     int size_count;                    // of `sizes` given; 0: micro_batch for all, otherwise micro_batch is the first of them
     int sizes[GANG_MAX_REPLICA_KINDS]; // micro-batch of each kind of replicas
@@ -118,8 +120,17 @@ static inline int gang_layout_size(const struct gang_layout *layout, int kind) {
     return layout->size_count ? layout->sizes[kind] : layout->micro_batch;
 }
 
-// "tp=8,pp=16,dp=64,vpp=2,mb=1,...", mb=4/2 where kinds of replicas have their own: fields that are not named keep their defaults (1; zero=1, sp=1
-// where tp > 1, dp_overlap=1). dp=0 or absent: what the pool leaves. Unknown fields, doubled ones and impossible values are ERR_INPUT.
+static inline int gang_tp_of(const struct gang_layout *layout, int stage) { return layout->width_count ? layout->widths[stage] : layout->tp; }
+// Devices of a cell: what holds one stage of one replica.
+static inline int64_t gang_cell_devices(const struct gang_layout *layout, int stage) { return (int64_t)gang_tp_of(layout, stage) * layout->cp; }
+// Devices of the cells of stages [from, to) of one replica.
+int64_t gang_cells_devices(const struct gang_layout *layout, int from, int to);
+// Where on the pool's line of devices a cell begins; the layout's dp is known.
+int64_t gang_cell_at(const struct gang_layout *layout, int64_t replica, int stage);
+
+// "tp=8,pp=16,dp=64,vpp=2,mb=1,...", tp=8/4 where stages have widths of their own, mb=4/2 where kinds of replicas have sizes of their own:
+// fields that are not named keep their defaults (1; zero=1, sp=1 where tp > 1, dp_overlap=1). dp=0 or absent: what the pool leaves. Unknown fields,
+// doubled ones and impossible values are ERR_INPUT.
 GANG_CHECK_RESULT enum gang_status gang_layout_parse(const char *text, struct gang_layout *out);
 char *gang_layout_print(const struct gang_layout *layout, struct gang_arena *arena); // parses back to the same
 void gang_layout_init(struct gang_layout *layout);
@@ -132,7 +143,6 @@ struct gang_class {
 };
 
 struct gang_placement {
-    int64_t cell_devices; // tp * cp: what holds one stage of one replica
     int kind_count, class_count;
     struct gang_class *classes;
     int64_t devices_used;
@@ -143,10 +153,11 @@ struct gang_placement {
 // divide and the nearest thing that does.
 GANG_CHECK_RESULT enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout,
                                                      struct gang_arena *arena, struct gang_placement *out);
-// The prices of the pool's groups at each of the layout's micro-batch sizes.
+// The prices of the pool's groups at each of the layout's micro-batch sizes: a row of them for each width.
 struct gang_price;
 struct gang_prices {
-    const struct gang_price *at[GANG_MAX_REPLICA_KINDS]; // [group_count] each; for size_count 0 only the first
+    int rows, groups;
+    const struct gang_price *at[GANG_MAX_REPLICA_KINDS]; // [rows, groups] each; for size_count 0 only the first
 };
 void gang_prices_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, struct gang_arena *arena,
                       struct gang_prices *out);
@@ -191,14 +202,15 @@ double gang_matmul_seconds(const struct gang_kind *kind, enum gang_math math, do
 double gang_optimizer_seconds(const struct gang_task *task, const struct gang_layout *layout, const struct gang_group *group, double device_bytes,
                               double host_bytes);
 
-// What one layer of each kind, by what is made again of it, and the two ends cost on devices of a group, for micro-batches of so many
-// sequences: all that chunks are made of. Depends on the layout's widths inside a cell and options; not on its micro-batches, dp, zero,
-// place, pp, vpp, layers and recompute.
+// What one layer of each kind, by what is made again of it, and the two ends cost on devices of a group in cells of one tensor-parallel width,
+// for micro-batches of so many sequences: all that chunks are made of. Depends on the layout's cp, ep and options; not on its tp, micro-batches,
+// dp, zero, place, pp, vpp, layers and recompute.
 struct gang_price {
     const struct gang_group *group;
+    int tp;
     struct gang_chunk_cost layer[GANG_RECOMPUTES][2], first, last; // layer[...][1]: with experts
 };
-void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, int micro_batch, const struct gang_group *group,
+void gang_price_fill(const struct gang_task *task, const struct gang_layout *layout, int tp, int micro_batch, const struct gang_group *group,
                      struct gang_price *out);
 // Puts measured seconds in the place of the worked-out ones, interpolated between the sizes that were measured: plan/measured.c
 void gang_price_measured(const struct gang_times *times, const struct gang_layout *layout, int micro_batch, struct gang_price *price);
@@ -206,7 +218,7 @@ void gang_price_measured(const struct gang_times *times, const struct gang_layou
 void gang_price_chunk(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, enum gang_recompute recompute,
                       int64_t dense, int64_t moe, bool first, bool last, struct gang_chunk_cost *out);
 // Whether `stage` holds what the stage before it holds: as many layers of each kind in every chunk, as much made again and
-// offloaded, and neither end.
+// offloaded, on cells as wide, and neither end.
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
 // Whether a chunk, not its stage's first, costs what its stage's chunk before it costs.
 bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *layout, int chunk);
@@ -225,6 +237,7 @@ struct gang_exchange {
 // The ways of a stage's exchange between the replicas: what any buffer on them meets.
 struct gang_ways {
     double members;   // devices
+    double lanes;     // of a cell that have buffers of their own: its tp
     double bandwidth; // of the slowest member
     double latency;
     double nic_share; // of a buffer, through one device's NIC
@@ -258,8 +271,8 @@ static inline const struct gang_chunk_cost *gang_costs_chunk(const struct gang_c
 void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
                      const struct gang_placement *placement, struct gang_arena *arena, struct gang_costs *out);
 
-// One way between the cells of two stages of a class: seconds of delay, bytes/s of a whole cell, whether it uses the NICs, and the
-// route between their sites.
+// One way between the cells of two stages of a class: seconds of delay, bytes/s of a whole cell, of the slower one, whether it uses the NICs,
+// and the route between their sites.
 struct gang_hop {
     double delay, bandwidth;
     bool fast;
@@ -271,7 +284,7 @@ void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *la
 // Bytes of a message between stages, of a whole cell.
 double gang_message_bytes(const struct gang_task *task, int micro_batch);
 // Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
-double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, int micro_batch, enum gang_recompute recompute,
+double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, int tp, int micro_batch, enum gang_recompute recompute,
                          double layer_parameters);
 // Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations, and beside them in its node's memory.
 struct gang_memory_use {

@@ -245,7 +245,7 @@ static void flow(struct sim *s, int index) {
     struct exchange *x = &s->exchanges[index];
     struct gang_use *uses = gang_arena_alloc(&s->arena, (size_t)(2 * p->replicas + 2 * s->in->pool->links.count) * sizeof *uses + 1);
     int count = 0;
-    double g = (double)s->in->placement->cell_devices, size = x->cost->bytes;
+    double g = (double)gang_cell_devices(s->in->layout, x->stage), size = x->cost->bytes;
     if (x->cost->nic_bytes > 0)
         for (int r = 0; r < p->replicas; r++)
             for (int way = 0; way < 2; way++) uses[count++] = (struct gang_use){2 * (r * p->stages + x->stage) + way, x->cost->nic_bytes * g / size};
@@ -462,7 +462,7 @@ static void set_up_ranks(struct sim *s) {
     for (int r = 0; r < ranks; r++) {
         const struct gang_group *group = in->pool->groups[in->placement->classes[s->class_of[r / p->stages]].groups[r % p->stages]];
         // nic_reach is in the flows' own caps; a NIC's capacity is the line's.
-        s->network.capacity[2 * r] = s->network.capacity[2 * r + 1] = group->nic_bandwidth * (double)in->placement->cell_devices;
+        s->network.capacity[2 * r] = s->network.capacity[2 * r + 1] = group->nic_bandwidth * (double)gang_cell_devices(in->layout, r % p->stages);
         s->ranks[r].reducing = -1;
         s->out->copies[r] = p->copies[r / p->stages];
     }
@@ -642,7 +642,7 @@ void gang_sim_summarise(const struct gang_sim_input *in, const struct gang_task 
         for (int s = 0; s < in->layout->pp; s++) {
             const struct gang_group *group = in->pool->groups[in->placement->classes[c].groups[s]];
             const struct gang_kind *kind = group->kind;
-            double devices = (double)(in->placement->classes[c].replicas * in->placement->cell_devices);
+            double devices = (double)(in->placement->classes[c].replicas * gang_cell_devices(in->layout, s));
             power_known &= kind->power_watt > 0;
             watts += devices * kind->power_watt;
             price_known &= group->price > 0;

@@ -28,6 +28,9 @@ static bool offloads(const struct gang_layout *l) {
 static void common_limits(const struct gang_answer *a, struct gang_buffer *out) {
     const struct gang_layout *l = &a->layout;
     const struct gang_by_stage *again = &l->recompute;
+    for (int s = 0; s < l->width_count; s++)
+        gang_buffer_printf(out, "%s%d%s", s ? "/" : "# not expressed: tensor-parallel width of each stage ", l->widths[s],
+                           s == l->width_count - 1 ? "; above stands the first stage's, which makes another layout\n" : "");
     if (again->count) gang_buffer_printf(out, "# not expressed: recompute of each stage ");
     for (int s = 0; s < again->count; s++) gang_buffer_printf(out, "%s%s", s ? "/" : "", gang_recompute_names[again->at[s]]);
     if (again->count) gang_buffer_printf(out, "; on all of them %s fits, and is slower\n", gang_recompute_names[most_again(l)]);

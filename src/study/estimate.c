@@ -12,7 +12,8 @@ static double seconds_of(const struct gang_pool *pool, const struct gang_exchang
     return seconds;
 }
 
-static bool lie_alike(const struct gang_placement *placement, int a, int b) {
+static bool lie_alike(const struct gang_layout *l, const struct gang_placement *placement, int a, int b) {
+    if (gang_tp_of(l, a) != gang_tp_of(l, b)) return false;
     for (int c = 0; c < placement->class_count; c++)
         if (placement->classes[c].groups[a] != placement->classes[c].groups[b]) return false;
     return true;
@@ -22,7 +23,7 @@ static void add_exchange(struct gang_exchanges *x, const struct gang_layout *l, 
                          struct gang_stage_sum *sum) {
     int stage = chunk % l->pp;
     if (l->zero >= 3) return; // inside the passes
-    bool alike = x->stage >= 0 && lie_alike(x->placement, x->stage, stage);
+    bool alike = x->stage >= 0 && lie_alike(l, x->placement, x->stage, stage);
     if (!alike) gang_ways_of(x->pool, l, x->placement, stage, &x->ways);
     if (!alike || x->parameters != cost->parameters) {
         struct gang_exchange reduce, gather;
@@ -86,18 +87,22 @@ static double combine(const struct gang_layout *l, const struct gang_class *clas
     return m * slowest + (fill - fill_slowest) + 2 * (l->pp - 1) * delay + exchange;
 }
 
+static bool unlike_cells(const struct gang_layout *l, const int *groups, int s) {
+    return groups[s] != groups[s + 1] || gang_tp_of(l, s) != gang_tp_of(l, s + 1);
+}
+
 double gang_hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                         const struct gang_placement *placement) {
     const struct gang_class *class = &placement->classes[0];
     const int *groups = class->groups;
     double sum = 0, one = 0, bytes = gang_message_bytes(task, class->micro_batch);
     for (int s = 0; s + 1 < l->pp; s++) {
-        if (!s || groups[s] != groups[s - 1] || groups[s + 1] != groups[s]) {
+        if (!s || unlike_cells(l, groups, s - 1) || unlike_cells(l, groups, s)) {
             struct gang_hop hop;
             gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
             one = hop.delay + bytes / gang_smaller(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)class->replicas);
         }
-        if (pool->group_count == 1) return one;
+        if (pool->group_count == 1 && !l->width_count) return one;
         sum += one;
     }
     return sum / gang_larger(l->pp - 1, 1);
@@ -124,7 +129,7 @@ void gang_sum_alike(const struct gang_task *task, const struct gang_layout *l, c
         add_chunk(x, l, chunks - 1, &last, 1, &sums[GANG_END_LAST]);
         if (l->vpp > 1) add_chunk(x, l, l->pp - 1, &middle, l->vpp - 1, &sums[GANG_END_LAST]);
     }
-    for (int i = 0; i < GANG_ENDS; i++) sums[i].fixed += gang_buffer_bytes(task, l, l->micro_batch, recompute, sums[i].layer_parameters);
+    for (int i = 0; i < GANG_ENDS; i++) sums[i].fixed += gang_buffer_bytes(task, l, price->tp, l->micro_batch, recompute, sums[i].layer_parameters);
 }
 
 double gang_combine_alike(const struct gang_layout *l, const struct gang_stage_sum sums[][GANG_ENDS], const struct gang_class *class, double delay,
@@ -144,7 +149,7 @@ double gang_combine_alike(const struct gang_layout *l, const struct gang_stage_s
 }
 
 bool gang_stages_alike(const struct gang_task *task, const struct gang_layout *l, const struct gang_placement *placement, int s) {
-    return gang_stage_repeats(task, l, s) && lie_alike(placement, s, s - 1);
+    return gang_stage_repeats(task, l, s) && lie_alike(l, placement, s, s - 1);
 }
 
 void gang_sum_stage(const struct gang_task *task, const struct gang_layout *l, const struct gang_class *class, const struct gang_price *price,
@@ -154,7 +159,8 @@ void gang_sum_stage(const struct gang_task *task, const struct gang_layout *l, c
         if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
         add_chunk(x, l, chunk, &cost, 1, sum);
     }
-    sum->fixed += gang_buffer_bytes(task, l, class->micro_batch, (enum gang_recompute)gang_of_stage(&l->recompute, stage), sum->layer_parameters);
+    sum->fixed += gang_buffer_bytes(task, l, price->tp, class->micro_batch, (enum gang_recompute)gang_of_stage(&l->recompute, stage),
+                                    sum->layer_parameters);
     sum->host_limit = price->group->host_memory / (double)price->group->devices;
     if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, price->group, 0, sum->host);
 }
@@ -187,7 +193,7 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
 double gang_estimate_priced(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                             const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
     *memory_used = 0;
-    if (pool->group_count > 1 || placement->class_count > 1 || l->offload.count || l->offload.at[0])
+    if (pool->group_count > 1 || placement->class_count > 1 || l->width_count || l->offload.count || l->offload.at[0])
         return estimate_unlike(task, pool, l, placement, prices, memory_used);
     struct gang_stage_sum sums[GANG_RECOMPUTES][GANG_ENDS];
     struct gang_exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};

@@ -2,7 +2,8 @@
 //
 // The space: tp over the powers of two inside the high-bandwidth domain, cp where the sequence is long, ep over the powers of two
 // that divide the experts, pp over every number of stages, vpp, micro-batch, recomputation, and sharding 1 to 3; on a pool of
-// unlike groups both placements, with as many layers on a stage as its devices' speed and memory allow. Recomputation is tried in
+// unlike groups both placements, with as many layers on a stage as its devices' speed and memory allow, and beside one width for all
+// every choice of one for each group, where the pipeline crosses whole groups. Recomputation is tried in
 // four ways alike on all stages, and as little on each as it has memory for: nobody can take less time by the closed form. Where nothing
 // fits, all is looked at again, with the optimizer in the nodes' memory on the stages that are short of their own. What the
 // layout does not fix (order of work, micro-batches of each replica) follows by gang_layout_place and the list scheduler.
@@ -14,7 +15,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { KEPT = 512, SIMULATE_LEAST = 12, REFINE = 3, MAX_WIDTH = 64 };
+enum { KEPT = 512, SIMULATE_LEAST = 12, REFINE = 3, WIDTHS = 7, MAX_WIDTH = 1 << (WIDTHS - 1) };
 // Layouts whose closed form is beyond the best simulated by this factor are not simulated any more, nor more than twice SIMULATE_LEAST
 // once programs of this many instructions in all have been.
 static const double hopeless = 1.25;
@@ -22,6 +23,11 @@ enum { MAX_INSTRUCTIONS = 400 * 1000 };
 // Several micro-batch sizes are tried where one for all is within this factor of the best seen. Where they are too large for a kind of
 // replicas the smaller ones are not, from which the others' grow.
 static const double promising = 1.5;
+// Widths of their own for the groups are not looked at where even full stages would take longer than the best seen by this factor: the
+// closed form is nearer than that to what is simulated. Nor are more than so many choices, of which like groups share one where there would
+// be more, nor more than so many layouts.
+static const double worthwhile = 1.1;
+enum { MAX_MIXTURES = 4096, MAX_MIXED = 500 * 1000 };
 
 // ---- The space -----------------------------------------------------------------------------------------------------
 
@@ -42,12 +48,14 @@ struct search {
     bool unlike;                      // there are several kinds of devices
     bool offload;                     // the optimizer may lie in the nodes' memory
     int *zeros;                       // [GANG_MAX_STAGES] the only group, under every stage
-    struct gang_price *priced[SIZES]; // [groups] at the widths looked at
-    bool known[SIZES];
-    struct gang_prices prices; // of the layout looked at
-    struct shelf alike, mixed; // one micro-batch size, several
-    double least;              // score of all that fit
-    struct gang_found hungry;  // the least hungry of those that do not fit
+    struct gang_price *priced[SIZES]; // [WIDTHS, groups] at the cp and ep looked at
+    bool known[SIZES][WIDTHS];
+    struct gang_prices prices;       // of the layout looked at
+    int *width;                      // [groups] power of two of each group's own width
+    int *as;                         // [groups] the first group that has the same width
+    struct shelf alike, mixed, wide; // one micro-batch size, several; several widths
+    double least;                    // score of all that fit
+    struct gang_found hungry;        // the least hungry of those that do not fit
     struct gang_search *out;
 };
 
@@ -92,7 +100,7 @@ static double score_of(const struct search *s, const struct gang_layout *l, cons
     if (s->objective == GANG_OBJECTIVE_TIME) return seconds;
     for (int c = 0; c < placement->class_count; c++)
         for (int i = 0; i < l->pp; i++)
-            rate += (double)(placement->classes[c].replicas * placement->cell_devices) * rate_of(s, s->pool->groups[placement->classes[c].groups[i]]);
+            rate += (double)(placement->classes[c].replicas * gang_cell_devices(l, i)) * rate_of(s, s->pool->groups[placement->classes[c].groups[i]]);
     return seconds * rate + (s->objective == GANG_OBJECTIVE_PRICE ? carried_price(s, l, placement, arena) : 0);
 }
 
@@ -104,7 +112,7 @@ static bool is_kept(const struct shelf *shelf, const struct gang_layout *l, doub
 
 // Returns the score, INFINITY for a layout that does not fit.
 static double keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
-    struct shelf *shelf = l->size_count ? &s->mixed : &s->alike;
+    struct shelf *shelf = l->width_count ? &s->wide : l->size_count ? &s->mixed : &s->alike;
     s->out->considered++;
     if (memory_used > 1) {
         if (s->hungry.memory_used == 0 || memory_used < s->hungry.memory_used)
@@ -155,11 +163,8 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
     int64_t batches = s->task->global_batch / l->micro_batch;
     struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .micro_batch = l->micro_batch, .groups = s->zeros};
     if (l->vpp > 1 && class.micro_batches % l->pp) return; // interleaving wants whole groups
-    const struct gang_placement placement = {.cell_devices = (int64_t)l->tp * l->cp,
-                                             .kind_count = 1,
-                                             .class_count = 1,
-                                             .classes = &class,
-                                             .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
+    const struct gang_placement placement = {
+        .kind_count = 1, .class_count = 1, .classes = &class, .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
     struct gang_stage_sum sums[GANG_RECOMPUTES][GANG_ENDS];
     struct gang_exchanges exchanges = {.pool = s->pool, .placement = &placement, .stage = -1};
     double memory_used = 0, least = 0, m = (double)class.micro_batches, delay = gang_hop_seconds(s->task, s->pool, l, &placement);
@@ -213,7 +218,7 @@ static bool hand_out(int64_t layers, int count, struct share *shares) {
 }
 
 // `one`: a layer by choice; `ends`: what the stage has beside layers; `flight`: chunks under way on it.
-static void fill_share(const struct search *s, const struct gang_layout *l, int micro_batch, const struct gang_kind *kind,
+static void fill_share(const struct search *s, const struct gang_layout *l, int tp, int micro_batch, const struct gang_kind *kind,
                        const enum gang_recompute *recompute, const struct gang_chunk_cost *one, const struct gang_chunk_cost *ends, double flight,
                        struct share *out) {
     double here = s->offload ? 0 : 1; // what of the optimizer's state is
@@ -221,8 +226,8 @@ static void fill_share(const struct search *s, const struct gang_layout *l, int 
     out->load = gang_time_sum(&ends->forward) + gang_time_sum(&ends->input) + gang_time_sum(&ends->weight);
     for (int r = 0; r < out->choices; r++) {
         double each = one[r].parameter_bytes + one[r].gradient_bytes + here * one[r].optimizer_bytes + flight * one[r].activation_bytes;
-        double room = kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, micro_batch, recompute[r], one[r].parameters) -
-                      states;
+        double room = kind->memory_bytes * (1 - gang_memory_margin) -
+                      gang_buffer_bytes(s->task, l, tp, micro_batch, recompute[r], one[r].parameters) - states;
         out->seconds[r] = gang_time_sum(&one[r].forward) + gang_time_sum(&one[r].input) + gang_time_sum(&one[r].weight);
         out->most[r] = room > 0 ? (int64_t)(room / each) : 0;
     }
@@ -238,13 +243,14 @@ static int share_layers(const struct search *s, struct gang_layout *l, const str
     bool moe = s->task->shape.experts > 0;
     for (int i = 0; i < l->pp; i++) {
         const struct gang_price *price = gang_prices_of(&s->prices, l, placement->classes, i);
-        bool like = i && groups[i] == groups[i - 1] && (any || gang_of_stage(&l->recompute, i) == gang_of_stage(&l->recompute, i - 1));
+        bool like = i && groups[i] == groups[i - 1] && gang_tp_of(l, i) == gang_tp_of(l, i - 1) &&
+                    (any || gang_of_stage(&l->recompute, i) == gang_of_stage(&l->recompute, i - 1));
         if (!any) recompute[0] = (enum gang_recompute)gang_of_stage(&l->recompute, i);
         shares[i].choices = any ? GANG_RECOMPUTES : 1;
         for (int r = 0; r < shares[i].choices && !like; r++) gang_price_chunk(s->task, l, price, recompute[r], !moe, moe, false, false, &one[r]);
         if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, GANG_RECOMPUTE_NONE, 0, 0, i == 0, i == l->pp - 1, &ends);
         double flight = gang_in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
-        fill_share(s, l, placement->classes[0].micro_batch, price->group->kind, recompute, one, &ends, flight, &shares[i]);
+        fill_share(s, l, price->tp, placement->classes[0].micro_batch, price->group->kind, recompute, one, &ends, flight, &shares[i]);
     }
     if (!hand_out(s->task->shape.layers, l->pp, shares)) return -1;
     int full = 0;
@@ -266,10 +272,17 @@ static bool consider(struct search *s, struct gang_layout *l, struct gang_placem
     return true;
 }
 
-static const struct gang_price *prices_at(struct search *s, const struct gang_layout *l, int size) {
-    struct gang_price *prices = s->priced[size];
-    for (int g = 0; g < s->pool->group_count && !s->known[size]; g++) gang_price_fill(s->task, l, 1 << size, s->pool->groups[g], &prices[g]);
-    s->known[size] = true;
+static int log2_of(int power) {
+    int log = 0;
+    while (1 << log < power) log++;
+    return log;
+}
+
+static const struct gang_price *prices_at(struct search *s, const struct gang_layout *l, int width, int size) {
+    int groups = s->pool->group_count;
+    struct gang_price *prices = s->priced[size] + width * groups;
+    for (int g = 0; g < groups && !s->known[size][width]; g++) gang_price_fill(s->task, l, 1 << width, 1 << size, s->pool->groups[g], &prices[g]);
+    s->known[size][width] = true;
     return prices;
 }
 
@@ -298,7 +311,7 @@ static void vary_sizes(struct search *s, const struct gang_layout *start, double
             l.sizes[k] = 1 << size;
             if (1 << size == was || one_size(&l)) continue;
             l.micro_batch = l.sizes[0];
-            s->prices.at[k] = prices_at(s, &l, size);
+            s->prices.at[k] = prices_at(s, &l, log2_of(l.tp), size);
             double other;
             if (consider(s, &l, &placement, &other) && other < score)
                 score = other, best = l;
@@ -386,7 +399,7 @@ static bool consider_uniform(struct search *s, const struct gang_layout *wanted,
 }
 
 static void consider_unlike(struct search *s, const struct gang_layout *wanted) {
-    bool same = wanted->pp == 1 || wanted->dp == 1; // both placements are one
+    bool same = wanted->pp == 1 || wanted->dp == 1 || wanted->width_count; // both placements are one, or only one has whole groups
     for (int place = 0; place < (same ? 1 : 2); place++) {
         struct gang_placement placement;
         struct gang_layout placed = *wanted, even, uneven;
@@ -407,11 +420,35 @@ static void consider_unlike(struct search *s, const struct gang_layout *wanted) 
     }
 }
 
+static int64_t cells_of(const struct search *s, const struct gang_layout *l, int group) {
+    return s->pool->groups[group]->nodes * s->pool->groups[group]->devices / l->cp >> s->width[group];
+}
+
+// The least score that layers on all of the groups' cells can have, with as many on each stage or anyhow: nothing is made again or waited for.
+static double least_score(const struct search *s, const struct gang_layout *l, bool even) {
+    double speed = 0, rate = 0, slowest = 0; // speed: layers of a micro-batch a second
+    for (int g = 0; g < s->pool->group_count; g++) {
+        const struct gang_price *price = &s->prices.at[0][s->width[g] * s->pool->group_count + g];
+        double each = INFINITY;
+        for (int moe = s->task->shape.experts && !s->task->shape.dense_layers; moe <= (s->task->shape.experts > 0); moe++) {
+            const struct gang_chunk_cost *layer = &price->layer[GANG_RECOMPUTE_NONE][moe];
+            each = gang_smaller(each, gang_time_sum(&layer->forward) + gang_time_sum(&layer->input) + gang_time_sum(&layer->weight));
+        }
+        slowest = gang_larger(slowest, each);
+        speed += (double)cells_of(s, l, g) / each;
+        rate += (double)(cells_of(s, l, g) * l->cp << s->width[g]) * rate_of(s, s->pool->groups[g]);
+    }
+    double batches = (double)(s->task->global_batch / l->micro_batch), layers = (double)s->task->shape.layers, seconds = batches * layers / speed;
+    if (even) seconds = batches / l->dp * (double)(s->task->shape.layers / (l->pp * l->vpp) * l->vpp) * slowest;
+    return s->objective == GANG_OBJECTIVE_TIME ? seconds : seconds * rate;
+}
+
 static void each_depth(struct search *s, struct gang_layout *l) {
     int64_t layers = s->task->shape.layers;
     bool whole = s->task->global_batch / l->micro_batch % l->dp == 0;
     for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
         for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
+            if (l->width_count && l->vpp > 1 && least_score(s, l, true) > worthwhile * s->least) continue;
             l->recompute = l->offload = (struct gang_by_stage){0};
             if (s->pool->group_count == 1 && whole && !s->offload)
                 consider_alike(s, l);
@@ -423,9 +460,8 @@ static void each_depth(struct search *s, struct gang_layout *l) {
 static void each_stage_count(struct search *s, struct gang_layout *l) {
     int64_t cells = s->pool->devices / ((int64_t)l->tp * l->cp);
     bool alike = s->pool->group_count == 1;
-    int size = 0;
-    while (1 << size < l->micro_batch) size++;
-    s->prices.at[0] = prices_at(s, l, size);
+    s->prices = (struct gang_prices){.rows = 1, .groups = s->pool->group_count};
+    s->prices.at[0] = prices_at(s, l, log2_of(l->tp), log2_of(l->micro_batch));
     int64_t batches = s->task->global_batch / l->micro_batch;
     for (int pp = 1; pp <= s->task->shape.layers && pp <= cells && pp <= GANG_MAX_STAGES; pp++) {
         if (alike && cells % pp) continue;
@@ -439,6 +475,10 @@ static void each_stage_count(struct search *s, struct gang_layout *l) {
     }
 }
 
+static bool divides(const struct gang_shape *shape, int tp) {
+    return shape->heads % tp == 0 && shape->ffn % tp == 0 && (!shape->experts || shape->expert_ffn % tp == 0);
+}
+
 static void each_width(struct search *s) {
     const struct gang_shape *shape = &s->task->shape;
     int64_t domain = MAX_WIDTH;
@@ -447,7 +487,7 @@ static void each_width(struct search *s) {
     struct gang_layout l;
     gang_layout_init(&l);
     for (l.tp = 1; l.tp <= domain; l.tp *= 2) {
-        if (shape->heads % l.tp || shape->ffn % l.tp || (shape->experts && shape->expert_ffn % l.tp)) continue;
+        if (!divides(shape, l.tp)) continue;
         for (l.cp = 1; l.cp <= s->task->sequence_length / 8192 || l.cp == 1; l.cp *= 2) {
             if (s->pool->devices < (int64_t)l.tp * l.cp || (s->pool->group_count == 1 && s->pool->devices % ((int64_t)l.tp * l.cp))) break;
             for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2) {
@@ -459,6 +499,86 @@ static void each_width(struct search *s) {
             }
         }
     }
+}
+
+// ---- A width for each group ----------------------------------------------------------------------------------------
+
+// With as many replicas as divide all groups' cells.
+static void each_replica_count(struct search *s, struct gang_layout *l) {
+    int64_t batches = s->task->global_batch / l->micro_batch, fewest = INT64_MAX;
+    for (int g = 0; g < s->pool->group_count; g++) fewest = cells_of(s, l, g) < fewest ? cells_of(s, l, g) : fewest;
+    for (l->dp = l->ep; l->dp <= fewest && l->dp <= batches; l->dp += l->ep) {
+        int64_t stages = 0;
+        bool whole = true;
+        memset(l->widths, 0, sizeof l->widths);
+        for (int g = 0; g < s->pool->group_count && whole; g++) {
+            int64_t cells = cells_of(s, l, g);
+            whole = cells % l->dp == 0 && stages + cells / l->dp <= GANG_MAX_STAGES;
+            for (int64_t i = 0; i < cells / l->dp && whole; i++) l->widths[stages++] = (uint16_t)(1 << s->width[g]);
+        }
+        if (!whole || stages > s->task->shape.layers) continue;
+        l->pp = l->width_count = (int)stages;
+        l->tp = l->widths[0];
+        each_depth(s, l);
+    }
+}
+
+// The next choice of widths; false behind the last.
+static bool next_mixture(struct search *s) {
+    for (int g = 0; g < s->pool->group_count; g++) {
+        if (s->as[g] != g) continue;
+        if (2 << s->width[g] <= s->pool->groups[g]->fast_domain && s->width[g] + 1 < WIDTHS) {
+            s->width[g]++;
+            return true;
+        }
+        s->width[g] = 0;
+    }
+    return false;
+}
+
+// Whether the widths are unlike and every group's divides it and the model.
+static bool is_mixture(struct search *s, const struct gang_layout *l) {
+    bool unlike = false;
+    for (int g = 0; g < s->pool->group_count; g++) {
+        const struct gang_group *group = s->pool->groups[g];
+        int tp = 1 << (s->width[g] = s->width[s->as[g]]);
+        unlike |= s->width[g] != s->width[0];
+        if (!divides(&s->task->shape, tp) || s->task->sequence_length % ((int64_t)l->cp * tp)) return false;
+        if (group->nodes * group->devices % ((int64_t)l->cp * tp) || group->fast_domain % tp) return false;
+    }
+    return unlike;
+}
+
+static void share_widths(struct search *s) {
+    const struct gang_pool *pool = s->pool;
+    double choices = 1;
+    for (int g = 0; g < pool->group_count; g++) choices *= 1 + log2_of((int)pool->groups[g]->fast_domain);
+    for (int g = 0; g < pool->group_count; g++) {
+        s->as[g] = g;
+        for (int k = g - 1; k >= 0 && choices > MAX_MIXTURES; k--)
+            if (pool->groups[k]->kind == pool->groups[g]->kind && pool->groups[k]->fast_domain == pool->groups[g]->fast_domain) s->as[g] = s->as[k];
+    }
+}
+
+static void each_mixture(struct search *s) {
+    const struct gang_shape *shape = &s->task->shape;
+    struct gang_layout l;
+    int64_t most = s->out->considered + MAX_MIXED;
+    share_widths(s);
+    gang_layout_init(&l);
+    for (l.cp = 1; l.cp <= s->task->sequence_length / 8192 || l.cp == 1; l.cp *= 2)
+        for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2) {
+            memset(s->known, 0, sizeof s->known);
+            memset(s->width, 0, (size_t)s->pool->group_count * sizeof *s->width);
+            for (int i = 0; i < MAX_MIXTURES && s->out->considered < most && next_mixture(s); i++)
+                for (l.micro_batch = 1; l.micro_batch < 1 << SIZES && is_mixture(s, &l); l.micro_batch *= 2) {
+                    if (s->task->global_batch % l.micro_batch) continue;
+                    s->prices = (struct gang_prices){.rows = WIDTHS, .groups = s->pool->group_count};
+                    for (int w = 0; w < WIDTHS; w++) prices_at(s, &l, w, log2_of(l.micro_batch));
+                    s->prices.at[0] = s->priced[log2_of(l.micro_batch)];
+                    if (least_score(s, &l, false) <= worthwhile * s->least) each_replica_count(s, &l);
+                }
+        }
 }
 
 // ---- The answer ----------------------------------------------------------------------------------------------------
@@ -574,17 +694,17 @@ static enum gang_status explain(struct search *s) {
     return gang_fail(GANG_ERR_MEMORY, "no layout of the %lld looked at fits the devices' memory", (long long)s->out->considered);
 }
 
-static bool alike(const struct gang_pool *pool, const struct gang_class *class, int stages) {
-    for (int s = 1; s < stages; s++)
+static bool alike(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class) {
+    for (int s = 1; s < l->pp && !l->width_count; s++)
         if (pool->groups[class->groups[s]]->kind != pool->groups[class->groups[0]]->kind) return false;
-    return true;
+    return !l->width_count;
 }
 
 void gang_search_layers(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena) {
     struct search s = {.task = task, .pool = pool};
     struct gang_layout even = *layout, uneven;
     struct gang_placement placement;
-    if (layout->vpp > 1 || gang_layout_place(task, pool, &even, arena, &placement) || alike(pool, &placement.classes[0], even.pp)) return;
+    if (layout->vpp > 1 || gang_layout_place(task, pool, &even, arena, &placement) || alike(pool, &even, &placement.classes[0])) return;
     gang_prices_fill(task, pool, &even, arena, &s.prices);
     uneven = even;
     if (share_layers(&s, &uneven, &placement, false) < 0) return;
@@ -600,8 +720,13 @@ static void open_shelf(struct shelf *shelf, struct gang_arena *arena) {
     for (int i = 0; i < KEPT; i++) shelf->best[i] = &found[i];
 }
 
-enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
-                                 struct gang_arena *arena, struct gang_search *out) {
+static void each_layout(struct search *s, bool mixtures) {
+    each_width(s);
+    if (mixtures && s->pool->group_count > 1) each_mixture(s);
+}
+
+static enum gang_status search(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, bool mixtures, int top,
+                               struct gang_arena *arena, struct gang_search *out) {
     struct search s = {.task = task, .pool = pool, .objective = objective, .least = INFINITY, .out = out};
     enum gang_status status = GANG_OK;
     for (int g = 0; g < pool->group_count && objective != GANG_OBJECTIVE_TIME; g++)
@@ -612,21 +737,35 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};
     gang_arena_init(&s.scratch);
     s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
-    for (int i = 0; i < SIZES; i++) s.priced[i] = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof(struct gang_price));
+    s.width = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.width);
+    s.as = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.as);
+    for (int i = 0; i < SIZES; i++) s.priced[i] = gang_arena_alloc(arena, WIDTHS * (size_t)pool->group_count * sizeof(struct gang_price));
     open_shelf(&s.alike, arena);
     open_shelf(&s.mixed, arena);
+    open_shelf(&s.wide, arena);
     double start = gang_seconds();
-    each_width(&s);
+    each_layout(&s, mixtures);
     for (int g = 0; g < pool->group_count && !out->fitting; g++) s.offload |= gang_group_offloads(pool->groups[g]);
-    if (s.offload) each_width(&s);
+    if (s.offload) each_layout(&s, mixtures);
     out->estimate_seconds = gang_seconds() - start;
     top = top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top;
     simulate_best(&s, &s.alike, top);
     simulate_best(&s, &s.mixed, top);
+    simulate_best(&s, &s.wide, top);
     refine_best(&s, top);
     if (!out->count) status = explain(&s);
     gang_arena_release(&s.scratch);
     return status;
+}
+
+enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
+                                 struct gang_arena *arena, struct gang_search *out) {
+    return search(task, pool, objective, true, top, arena, out);
+}
+
+enum gang_status gang_search_one_width(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena,
+                                       struct gang_search *out) {
+    return search(task, pool, GANG_OBJECTIVE_TIME, false, top, arena, out);
 }
 
 double gang_sum_of_parts(const struct gang_task *task, const struct gang_pool *pool, struct gang_arena *arena) {

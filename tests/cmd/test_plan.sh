@@ -24,6 +24,7 @@ run simulate_cities300 simulate $e/cities300.yaml --layout tp=8,pp=8
 run simulate_cities500 simulate $e/cities500.yaml --layout tp=8,pp=16
 run simulate_llama405 simulate $e/llama405.yaml --layout tp=8,pp=16,dp=128,mb=1
 run simulate_deepseek simulate $e/deepseek.yaml --layout pp=16,ep=64,recompute=full
+run simulate_widths simulate $e/mixed.yaml --layout tp=8/4/4,pp=3
 run plan_node8 plan $e/node8.yaml
 run plan_laptops plan $e/laptops.yaml
 run plan_mixed plan $e/mixed.yaml
@@ -82,6 +83,9 @@ done
 for trainer in megatron torchtitan deepspeed; do
     "$GANGLINE" plan $e/node8.yaml --layout pp=2,recompute=full/none --emit $trainer | grep -q "not expressed: recompute of each stage full/none; on all of them full fits" && ok emit_stages_$trainer || failed emit_stages_$trainer
 done
+for trainer in megatron torchtitan deepspeed; do
+    "$GANGLINE" plan $e/mixed.yaml --layout tp=8/4,pp=2 --emit $trainer | grep -q "not expressed: tensor-parallel width of each stage 8/4; above stands the first stage's" && ok emit_widths_$trainer || failed emit_widths_$trainer
+done
 refuse offload_unstated "give group '" simulate $e/node8.yaml --layout pp=2,offload=optimizer
 refuse emit_unknown "expected megatron, torchtitan or deepspeed" plan $e/node8.yaml --layout dp=8 --emit jax
 folded=$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --json | cut -d, -f1-6)
@@ -94,6 +98,9 @@ b=$("$GANGLINE" plan $e/node8.yaml $l -o "$work/unfolded" --unfolded --json | cu
 [ -n "$a" ] && [ "$(echo "$a" | sed 's/"layout[^}]*//')" = "$("$GANGLINE" simulate "$work/plan" --json | sed 's/"layout[^}]*//')" ] && ok run_plan || failed run_plan
 grep -c '^rank' "$work/plan" "$work/unfolded" | tr '\n' ' ' | grep -q 'plan:2 .*unfolded:4 ' && [ "$b" = "$(echo "$a" | cut -d, -f1-6)" ] && ok plan_unfolded || failed plan_unfolded
 run run_unfolded simulate "$work/unfolded"
+a=$("$GANGLINE" plan $e/mixed.yaml --layout tp=8/4,pp=2,layers=16/16 -o "$work/widths" --json)
+echo "$a" | grep -q '"layout": "tp=8/4,pp=2,dp=1", .*"devices": 12,' && grep -q '^layout tp=8/4,pp=2' "$work/widths" &&
+    [ "$(echo "$a" | sed 's/"layout[^}]*//')" = "$("$GANGLINE" simulate "$work/widths" --json | sed 's/"layout[^}]*//')" ] && ok plan_widths || { echo "$a"; failed plan_widths; }
 refuse plan_other_pool "the plan is for 'group 0: 1 nodes of 8" simulate "$work/plan" --cluster $e/clusters/laptops.yaml
 refuse plan_with_layout "layout and --unfolded are for jobs" simulate "$work/plan" $l
 sed '0,/^send activation/{/^send activation/d}' "$work/plan" >"$work/spoiled"

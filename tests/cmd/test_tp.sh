@@ -47,12 +47,16 @@ test_goes_on_either_way() {
 test_what_cannot_be_cut() {
     job refused 6 "cluster: node.yaml" "layout: tp=4,mb=2" && run 1 train refused.yaml && says err "layout: tp does not divide the model's key/value heads"
     job refused 6 "cluster: nodes.yaml" "layout: tp=2,dp=2,mb=2" && run 1 train refused.yaml && says err "layout: a rank's tp devices would lie on two nodes"
+    rm -rf refused
+    job refused 6 "cluster: node.yaml" "layout: tp=2/1,pp=2,mb=2" && run 1 train refused.yaml && says err "layout: unlike widths (tp=8/4) do not run yet"
+    [ ! -e refused ] || { echo "its output was made all the same"; return 1; }
 }
 
 test_rehearse() {
     printf 'model: model.json\ncluster: node.yaml\ncompute: f32\nsequence_length: 16\nglobal_batch_tokens: 128\n' >task.yaml
     run 0 rehearse task.yaml --layout tp=2,pp=2,mb=2 --steps 2
     says out ", 4 devices" && says out "step 2/2"
+    run 1 rehearse task.yaml --layout tp=2/1,pp=2,mb=2 --steps 2 && says err "layout: unlike widths (tp=8/4) do not run yet"
 }
 
 cat >model.json <<'MODEL'

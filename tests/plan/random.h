@@ -98,6 +98,26 @@ static inline void gang_random_sizes(struct gang_draws *d, const struct gang_tas
     gang_arena_release(&arena);
 }
 
+// A width of 1, 2 or 4 for each stage of a layout of gang_random_layout, where some that were drawn fit; false where none do.
+static inline bool gang_random_widths(uint64_t seed, const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout) {
+    struct gang_draws d = {seed, 404, 0};
+    struct gang_arena arena;
+    bool fits = false;
+    gang_arena_init(&arena);
+    for (int i = 0; i < 32 && layout->pp > 1 && !fits; i++) {
+        struct gang_layout settled, wide = *layout;
+        struct gang_placement placement;
+        for (wide.width_count = 0; wide.width_count < wide.pp; wide.width_count++) wide.widths[wide.width_count] = (uint16_t)(1 << gang_draw(&d, 3));
+        wide.tp = wide.widths[0];
+        wide.sequence_parallel = gang_draw(&d, 2);
+        settled = wide;
+        fits = !gang_layout_place(task, pool, &settled, &arena, &placement) && settled.width_count;
+        if (fits) *layout = wide;
+    }
+    gang_arena_release(&arena);
+    return fits;
+}
+
 // pp, dp, vpp, micro-batches, uneven layers, recomputation and offload of each stage, zero 0 or 1, place, overlap and a schedule that
 // applies; tp, cp and ep stay 1.
 static inline void gang_random_layout(uint64_t seed, const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *out) {

@@ -20,7 +20,7 @@ static void price(const char *text, enum gang_math math, int64_t devices, struct
     gang_pool_uniform(gang_kind_find(&kinds, "H100-80GB"), devices, 8, &arena, &pool);
     assert_ok(gang_layout_parse(text, &layout));
     if (!layout.dp) layout.dp = (int)devices;
-    gang_price_fill(&task, &layout, layout.micro_batch, pool.groups[0], out);
+    gang_price_fill(&task, &layout, layout.tp, layout.micro_batch, pool.groups[0], out);
     gang_price_chunk(&task, &layout, out, (enum gang_recompute)gang_of_stage(&layout.recompute, 0), 1, 0, false, false, chunk);
     gang_arena_release(&arena);
 }

@@ -29,9 +29,9 @@ static void make(const char *layout_text, int64_t devices, struct made *out) {
 
 static void test_round_trip(void **state) {
     (void)state;
-    static const char *const layouts[] = {"pp=4,dp=2", "pp=2,vpp=4,tp=2", "dp=8", "pp=8,schedule=zero-bubble",
-                                          "pp=4,vpp=2,schedule=interleaved,mb=2"};
-    for (int i = 0; i < 5; i++) {
+    static const char *const layouts[] = {
+        "pp=4,dp=2", "pp=2,vpp=4,tp=2", "dp=8", "pp=8,schedule=zero-bubble", "pp=4,vpp=2,schedule=interleaved,mb=2", "tp=4/2/2,pp=3"};
+    for (int i = 0; i < 6; i++) {
         struct made m;
         struct gang_program back;
         struct gang_program_facts facts;
@@ -186,6 +186,9 @@ static void test_layouts(void **state) {
         {"mb=4/0", "out of range"},
         {"mb=1/2/3/4/5/6/7/8/9", "mb=: expected at most 8 numbers"},
         {"pp=1/2", "pp=: expected at most 1 numbers"},
+        {"tp=4/", "'' is not a whole number"},
+        {"tp=4/0", "out of range"},
+        {"tp=4/5000", "out of range"},
     };
     struct gang_layout layout;
     for (size_t i = 0; i < sizeof parse / sizeof *parse; i++) assert_fails(GANG_ERR_INPUT, parse[i].words, gang_layout_parse(parse[i].text, &layout));
@@ -206,6 +209,12 @@ static void test_layouts(void **state) {
         {"ep=2", "the model has no experts"},
         {"vpp=2", "needs more than one stage"},
         {"cp=3", "cp=3 times tp=1 does not divide"},
+        {"tp=2/2/4,pp=2", "tp= names 3 stages: expected one number, or pp = 2"},
+        {"tp=4/3,pp=2", "tp=4 of stage 0 and tp=3 of stage 1, which follows it: one must divide the other"},
+        {"tp=2/1/3,pp=3,vpp=2", "tp=3 of stage 2 and tp=2 of stage 0, which follows it"},
+        {"tp=2/1/3,pp=3", "tp=3 of stage 2 does not divide the model's 16 heads"},
+        {"tp=2/8,pp=2", "dp=1 replicas of stages as wide as tp= says, times cp=1, need 10 devices, the pool has 8"},
+        {"tp=2/1,pp=2,dp=3", "dp=3 replicas of stages as wide as tp= says, times cp=1, need 9 devices, the pool has 8"},
     };
     struct made m;
     make("dp=8", 8, &m);
@@ -251,6 +260,77 @@ static void test_recompute_by_stage(void **state) {
     assert_string_equal(gang_layout_print(&mixed.answer.layout, &mixed.arena), "tp=1,pp=4,dp=2,recompute=full");
     for (int r = 0; r < GANG_RECOMPUTES; r++) gang_arena_release(&same[r].arena);
     gang_arena_release(&mixed.arena);
+}
+
+// What each stage has by its own width: the costs and the memory of a layout where all stages are as wide, and devices counted one by one.
+static void test_widths_by_stage(void **state) {
+    (void)state;
+    static const int wanted[] = {4, 2, 1, 1};
+    struct made mixed;
+    make("tp=4/2/1/1,pp=4,vpp=2,dp=1", 16, &mixed);
+    assert_string_equal(gang_layout_print(&mixed.answer.layout, &mixed.arena), "tp=4/2/1/1,pp=4,dp=1,vpp=2");
+    for (int s = 0; s < 4; s++) {
+        struct made same;
+        char text[64];
+        snprintf(text, sizeof text, "tp=%d,pp=4,vpp=2,dp=1,schedule=interleaved", wanted[s]);
+        make(text, 16, &same);
+        for (int c = s; c < 8; c += 4)
+            assert_memory_equal(gang_costs_chunk(&mixed.answer.costs, 0, c), gang_costs_chunk(&same.answer.costs, 0, c),
+                                sizeof(struct gang_chunk_cost));
+        const struct gang_memory_use *a = &mixed.answer.memory[s], *b = &same.answer.memory[s];
+        assert_true(a->weights == b->weights && a->gradients == b->gradients && a->optimizer == b->optimizer && a->buffers == b->buffers);
+        assert_true(mixed.answer.costs.optimizer_seconds[s] == same.answer.costs.optimizer_seconds[s]);
+        gang_arena_release(&same.arena);
+    }
+    // 4 + 2 + 1 + 1 devices; on that many the model's three passes.
+    double flops = 3 * gang_shape_flops(&mixed.task.shape, 1024) * 64 * 1024;
+    assert_int_equal(mixed.answer.summary.devices, 8);
+    assert_float_equal(mixed.answer.summary.mfu, flops / mixed.answer.summary.step_seconds / (8 * mixed.pool.groups[0]->kind->peak[GANG_MATH_F16]),
+                       1e-9);
+    struct gang_layout alike;
+    assert_ok(gang_layout_parse("tp=2/2,pp=2", &alike));
+    assert_ok(gang_evaluate(&mixed.task, &mixed.pool, &alike, 0, &mixed.arena, &mixed.answer));
+    assert_string_equal(gang_layout_print(&mixed.answer.layout, &mixed.arena), "tp=2,pp=2,dp=4");
+    gang_arena_release(&mixed.arena);
+}
+
+// Between stages of unlike widths the narrower one's devices bound the rate, each way: by their NICs (88 % of 50 GB/s) from node to node, by
+// the fast network (80 % of 450 GB/s) inside. The exchange between replicas goes over a stage's own cells.
+static void test_widths_meet(void **state) {
+    (void)state;
+    struct made far, near, pair;
+    struct gang_hop there, back;
+    struct gang_answer answer;
+    struct gang_layout layout;
+    make("tp=8/2,pp=2,dp=1", 16, &far);
+    gang_hop_between(&far.pool, &far.answer.layout, &far.answer.placement, 0, 0, 1, &there);
+    gang_hop_between(&far.pool, &far.answer.layout, &far.answer.placement, 0, 1, 0, &back);
+    assert_true(!there.fast && !back.fast);
+    assert_float_equal(there.bandwidth, 2 * 50e9 * 0.88, 1);
+    assert_float_equal(back.bandwidth, there.bandwidth, 0);
+    assert_float_equal(far.answer.sim.sent_bytes, 2.0 * 64 * 1024 * 1024 * 2, 1); // 64 sequences of 1,024 rows of 1,024 numbers, both ways
+    // A wide stage behind a narrow one would begin in one node and end in the next.
+    assert_ok(gang_layout_parse("tp=2/8,pp=2,dp=1", &layout));
+    assert_fails(GANG_ERR_INPUT, "tp=8 of stage 1: its devices would lie in two high-bandwidth domains",
+                 gang_evaluate(&far.task, &far.pool, &layout, 0, &far.arena, &answer));
+    make("tp=4/2,pp=2,dp=1", 8, &near);
+    gang_hop_between(&near.pool, &near.answer.layout, &near.answer.placement, 0, 0, 1, &there);
+    assert_true(there.fast);
+    assert_float_equal(there.bandwidth, 2 * 450e9 * 0.80, 1);
+    // Two replicas of 4 + 4 + 2: two cells of stage 1 are one node, two of stage 2 begin the next; so far from stage 0 no fast network reaches.
+    make("tp=4/4/2,pp=3,dp=2", 24, &pair);
+    gang_hop_between(&pair.pool, &pair.answer.layout, &pair.answer.placement, 0, 0, 1, &there);
+    assert_true(!there.fast);
+    for (int s = 0; s < 3; s++) {
+        struct gang_ways ways;
+        gang_ways_of(&pair.pool, &pair.answer.layout, &pair.answer.placement, s, &ways);
+        assert_true(ways.members == 2 && ways.lanes == (s < 2 ? 4 : 2));
+        assert_float_equal(ways.bandwidth, 450e9 * 0.80, 1);
+        assert_int_equal(gang_cell_at(&pair.answer.layout, 1, s), s == 0 ? 4 : s == 1 ? 12 : 18);
+    }
+    gang_arena_release(&far.arena);
+    gang_arena_release(&near.arena);
+    gang_arena_release(&pair.arena);
 }
 
 // A stage's state in its node's memory: it frees the device, and each step pays gradients there, the update there, and weights back.
@@ -387,8 +467,9 @@ static void test_shares(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),         cmocka_unit_test(test_refuses),          cmocka_unit_test(test_buffers),
-        cmocka_unit_test(test_mutations),          cmocka_unit_test(test_layouts),          cmocka_unit_test(test_shares),
-        cmocka_unit_test(test_recompute_by_stage), cmocka_unit_test(test_offload_by_stage), cmocka_unit_test(test_thousand_ranks)};
+        cmocka_unit_test(test_round_trip),         cmocka_unit_test(test_refuses),         cmocka_unit_test(test_buffers),
+        cmocka_unit_test(test_mutations),          cmocka_unit_test(test_layouts),         cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_recompute_by_stage), cmocka_unit_test(test_widths_by_stage), cmocka_unit_test(test_widths_meet),
+        cmocka_unit_test(test_offload_by_stage),   cmocka_unit_test(test_thousand_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

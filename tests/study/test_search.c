@@ -42,6 +42,7 @@ static void make(uint64_t seed, bool unlike, struct made *out) { make_nodes(seed
 // What simulating a grid of layouts has found.
 struct grid {
     double best, best_alike; // seconds; with one micro-batch size for all
+    double best_one;         // with one width for all
     int agree, all;          // layouts whose closed form is near, all of them
 };
 
@@ -56,6 +57,7 @@ static void try_layout(const struct made *m, const struct gang_layout *l, struct
         grid->all++;
         grid->best = fmin(grid->best, answer.summary.step_seconds);
         if (!l->size_count) grid->best_alike = fmin(grid->best_alike, answer.summary.step_seconds);
+        if (!answer.layout.width_count) grid->best_one = fmin(grid->best_one, answer.summary.step_seconds);
     }
     gang_arena_release(&arena);
 }
@@ -72,16 +74,34 @@ static void try_sizes(const struct made *m, const struct gang_layout *l, struct 
             }
 }
 
+// Every choice of a width for each of two groups that fills both.
+static void try_widths(const struct made *m, const struct gang_layout *l, struct grid *grid) {
+    struct gang_group **groups = m->pool.groups;
+    for (int a = 1; a <= groups[0]->fast_domain; a *= 2)
+        for (int b = 1; b <= groups[1]->fast_domain; b *= 2) {
+            struct gang_layout wide = *l;
+            int64_t cells[] = {groups[0]->nodes * groups[0]->devices / a, groups[1]->nodes * groups[1]->devices / b};
+            for (wide.dp = 1; wide.dp <= cells[0]; wide.dp++) {
+                if (a == b || cells[0] % wide.dp || cells[1] % wide.dp) continue;
+                wide.pp = wide.width_count = (int)(cells[0] + cells[1]) / wide.dp;
+                if (wide.pp * wide.vpp > m->task.shape.layers || (wide.dp == 1 && wide.zero > 1)) continue;
+                for (int s = 0; s < wide.pp; s++) wide.widths[s] = (uint16_t)(s < cells[0] / wide.dp ? a : b);
+                for (wide.micro_batch = 1; wide.micro_batch <= 8; wide.micro_batch *= 2) try_layout(m, &wide, grid);
+            }
+        }
+}
+
 // Simulates every layout of a grid of the same widths.
 static void exhaust(const struct made *m, struct grid *grid) {
     struct gang_layout l;
     gang_layout_init(&l);
-    grid->best = grid->best_alike = INFINITY;
+    grid->best = grid->best_alike = grid->best_one = INFINITY;
     for (l.tp = 1; l.tp <= m->pool.groups[0]->fast_domain; l.tp *= 2)
         for (l.pp = 1; l.pp <= 4 && l.pp <= m->task.shape.layers; l.pp *= 2)
             for (l.vpp = 1; l.vpp <= (l.pp > 1 ? 3 : 1); l.vpp++)
                 for (l.recompute.at[0] = 0; l.recompute.at[0] < GANG_RECOMPUTES; l.recompute.at[0]++)
                     for (l.zero = 1; l.zero <= 3; l.zero++) {
+                        if (l.tp == 1 && l.pp == (l.vpp > 1 ? 2 : 1) && m->pool.group_count == 2) try_widths(m, &l, grid);
                         l.dp = (int)(m->pool.devices / (l.tp * l.pp));
                         if (l.dp == 1 && l.zero > 1) continue;
                         for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2) try_layout(m, &l, grid);
@@ -382,7 +402,7 @@ static void test_refuses(void **state) {
 
 // What random_layout saw; every one must occur.
 struct seen {
-    int pipeline, replicas, chunks, uneven, sizes, unlike, far, tied, full, picked, offload;
+    int pipeline, replicas, chunks, uneven, sizes, unlike, far, tied, full, picked, offload, widths, wide_replicas, wide_groups;
     int schedules[GANG_SCHEDULE_LIST + 1];
 };
 
@@ -396,7 +416,41 @@ static void note(const struct gang_task *task, const struct gang_pool *pool, con
     seen->full += l->recompute.at[0] == GANG_RECOMPUTE_FULL;
     seen->picked += l->recompute.count > 0;
     seen->offload += l->offload.count || l->offload.at[0];
+    seen->widths += l->width_count > 1;
+    seen->wide_replicas += l->width_count > 1 && l->dp > 1;
+    seen->wide_groups += l->width_count > 1 && a->placement.classes[0].groups[0] != a->placement.classes[0].groups[l->pp - 1];
     seen->schedules[l->schedule]++;
+}
+
+static int group_of(const struct gang_pool *pool, int64_t device) {
+    int g = 0;
+    for (; device >= pool->groups[g]->nodes * pool->groups[g]->devices; g++) device -= pool->groups[g]->nodes * pool->groups[g]->devices;
+    return g;
+}
+
+// The cells cover the line from its beginning, no device twice, each in one group; and as many replicas of each kind lie as the kind says.
+static void check_cells(const struct gang_pool *pool, const struct gang_answer *a) {
+    const struct gang_layout *l = &a->layout;
+    bool taken[64] = {false};
+    int64_t replicas[GANG_MAX_CLASSES] = {0};
+    for (int64_t r = 0; r < l->dp; r++) {
+        bool of[GANG_MAX_CLASSES];
+        memset(of, true, sizeof of);
+        for (int s = 0; s < l->pp; s++) {
+            int64_t at = gang_cell_at(l, r, s), end = at + gang_cell_devices(l, s);
+            assert_true(at >= 0 && end <= a->placement.devices_used);
+            assert_int_equal(group_of(pool, at), group_of(pool, end - 1));
+            for (; at < end; at++) {
+                assert_false(taken[at]);
+                taken[at] = true;
+            }
+            for (int c = 0; c < a->placement.class_count; c++) of[c] &= a->placement.classes[c].groups[s] == group_of(pool, end - 1);
+        }
+        for (int c = 0; c < a->placement.class_count; c++) replicas[a->placement.classes[c].kind] += of[c] && a->placement.classes[c].kind == c;
+    }
+    for (int64_t d = 0; d < a->placement.devices_used; d++) assert_true(taken[d]);
+    for (int c = 0; c < a->placement.class_count; c++) replicas[a->placement.classes[c].kind] -= a->placement.classes[c].replicas;
+    for (int c = 0; c < GANG_MAX_CLASSES; c++) assert_int_equal(replicas[c], 0);
 }
 
 // Every drawn layout is placed, ordered, verified and simulated; folded and not in the same time; nothing is lost on the way.
@@ -414,11 +468,13 @@ static void test_random_layouts(void **state) {
         gang_random_task(gang_random_at(seed, i, 0), &task);
         gang_random_pool(gang_random_at(seed, i, 1), &arena, &pool);
         gang_random_layout(gang_random_at(seed, i, 2), &task, &pool, &layout);
+        gang_random_widths(gang_random_at(seed, i, 3), &task, &pool, &layout);
         if (gang_evaluate(&task, &pool, &layout, 0, &arena, &folded)) fail_msg("case %d: %s", (int)i, gang_error());
         assert_ok(gang_evaluate(&task, &pool, &layout, GANG_EVALUATE_UNFOLDED, &arena, &whole));
         if (fabs(folded.sim.step_seconds / whole.sim.step_seconds - 1) > 1e-6)
             fail_msg("case %d: folded %.9g, unfolded %.9g", (int)i, folded.sim.step_seconds, whole.sim.step_seconds);
         assert_int_equal(whole.program.replicas, layout.dp);
+        check_cells(&pool, &folded);
         assert_true(whole.sim.sent_bytes == whole.sim.received_bytes);
         int64_t sequences = 0, layers = 0;
         for (int r = 0; r < layout.dp; r++) sequences += whole.program.micro_batches[r] * whole.program.sizes[r];
@@ -428,6 +484,8 @@ static void test_random_layouts(void **state) {
         assert_ok(gang_layout_parse(gang_layout_print(&layout, &arena), &printed));
         assert_true(printed.micro_batch == layout.micro_batch && printed.size_count == layout.size_count);
         assert_memory_equal(printed.sizes, layout.sizes, (size_t)layout.size_count * sizeof *layout.sizes);
+        assert_true(printed.tp == layout.tp && printed.width_count == layout.width_count);
+        assert_memory_equal(printed.widths, layout.widths, sizeof layout.widths);
         assert_int_equal(layers, task.shape.layers);
         note(&task, &pool, &folded, &seen);
         gang_arena_release(&arena);
