@@ -113,6 +113,7 @@ static void test_exhaustive(void **state) {
     (void)state;
     uint64_t seed = test_seed();
     struct grid grid = {0};
+    int wide = 0;
     for (uint64_t i = 0; i < 16; i++) {
         struct made m;
         struct gang_search search;
@@ -123,11 +124,41 @@ static void test_exhaustive(void **state) {
         if (search.found[0].summary.step_seconds > grid.best * (1 + 1e-9))
             fail_msg("case %d: found %g, exhaustive %g", (int)i, search.found[0].summary.step_seconds, grid.best);
         assert_true(search.found[0].summary.step_seconds >= search.bound_seconds);
+        wide += grid.best < grid.best_one * 0.999;
         for (int k = 1; k < search.count; k++) assert_true(search.found[k].summary.step_seconds >= search.found[k - 1].summary.step_seconds);
         gang_arena_release(&m.arena);
     }
+    print_message("several widths were better in %d\n", wide);
     print_message("closed form within 10 %% of the simulator in %d of %d\n", grid.agree, grid.all);
     assert_true(grid.agree > 0.8 * grid.all);
+}
+
+// A node with a fast network beside one without, and a model too large for narrow stages: cells of one width for both are too wide for the
+// slow network or too narrow for the memory.
+static void test_widths(void **state) {
+    (void)state;
+    struct made m;
+    struct gang_search search, one;
+    struct gang_list kinds;
+    struct gang_pool other;
+    make_nodes(3, false, 4, &m);
+    gang_kinds_builtin(&m.arena, &kinds);
+    gang_pool_uniform(gang_kind_find(&kinds, "H100-80GB"), 8, 8, &m.arena, &m.pool);
+    gang_pool_uniform(gang_kind_find(&kinds, "L40S"), 4, 4, &m.arena, &other);
+    struct gang_group *groups[] = {m.pool.groups[0], other.groups[0]};
+    m.pool.groups = groups, m.pool.group_count = 2, m.pool.devices = 12;
+    m.task.shape = (struct gang_shape){
+        .layers = 12, .hidden = 8192, .heads = 64, .kv_heads = 8, .qk_dim = 128, .v_dim = 128, .ffn = 28672, .vocab = 32000, .gated = true};
+    m.task.sequence_length = 4096, m.task.global_batch = 16;
+    assert_ok(gang_search_run(&m.task, &m.pool, GANG_OBJECTIVE_TIME, 3, &m.arena, &search));
+    assert_ok(gang_search_one_width(&m.task, &m.pool, 3, &m.arena, &one));
+    const struct gang_layout *l = &search.found[0].layout;
+    print_message("%s %g, one width %s %g\n", gang_layout_print(l, &m.arena), search.found[0].score,
+                  gang_layout_print(&one.found[0].layout, &m.arena), one.found[0].score);
+    assert_true(l->width_count && l->widths[0] > l->widths[l->pp - 1]);
+    assert_true(search.found[0].score < 0.98 * one.found[0].score);
+    for (int i = 0; i < one.count; i++) assert_int_equal(one.found[i].layout.width_count, 0);
+    gang_arena_release(&m.arena);
 }
 
 // The second group's devices get no more memory than micro-batches of one sequence need.
@@ -504,10 +535,11 @@ static void test_kendall(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_sizes),      cmocka_unit_test(test_recompute_by_stage),
-        cmocka_unit_test(test_offload),    cmocka_unit_test(test_objectives), cmocka_unit_test(test_carried),
-        cmocka_unit_test(test_outages),    cmocka_unit_test(test_refuses),    cmocka_unit_test(test_random_layouts),
-        cmocka_unit_test(test_kendall)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exhaustive), cmocka_unit_test(test_sizes),
+                                       cmocka_unit_test(test_widths),     cmocka_unit_test(test_recompute_by_stage),
+                                       cmocka_unit_test(test_offload),    cmocka_unit_test(test_objectives),
+                                       cmocka_unit_test(test_carried),    cmocka_unit_test(test_outages),
+                                       cmocka_unit_test(test_refuses),    cmocka_unit_test(test_random_layouts),
+                                       cmocka_unit_test(test_kendall)};
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
