@@ -15,7 +15,7 @@ enum { WAIT_MS = 1000, DEAD_MS = 15000, CONNECT_MS = 60000, WARM_STEPS = 2 };
 struct assignment {
     int rank, tp, tp_index, ranks;
     struct gang_program program;
-    int *layers;
+    uint16_t *layers;
     double *forward, *input, *weight, *parameters;
     struct gang_stand_in stand_in;
     json_t *body;
@@ -189,9 +189,10 @@ static enum gang_status read_assignment(struct work *w) {
     a->layers = gang_arena_alloc(&w->arena, (size_t)chunks * sizeof *a->layers);
     status = gang_fleet_numbers(a->body, "layers", chunks, layers);
     for (int c = 0, sum = 0; c < chunks && !status; c++) {
-        a->layers[c] = (int)layers[c];
+        bool whole = layers[c] >= 0 && layers[c] <= UINT16_MAX;
+        a->layers[c] = whole ? (uint16_t)layers[c] : 0;
         sum += a->layers[c];
-        if (a->layers[c] < 0 || (w->has_job && c == chunks - 1 && sum != w->config.layers))
+        if (!whole || (w->has_job && c == chunks - 1 && sum != w->config.layers))
             status = gang_fail(GANG_ERR_FORMAT, "rank %d: the plan's layers are not those of %s: does this host have another model?", a->rank,
                                w->job.model);
     }

@@ -115,12 +115,18 @@ static enum gang_status parse_stages(const struct layout_field *field, const cha
     return GANG_OK;
 }
 
+// As parse_list, for many of them.
+static enum gang_status parse_shorts(const char *name, const char *text, int64_t min, int64_t max, int most, uint16_t *out, int *count) {
+    int values[GANG_MAX_CHUNKS];
+    enum gang_status status = parse_list(name, text, min, max, most, values, count);
+    for (int i = 0; i < *count; i++) out[i] = (uint16_t)values[i];
+    return status;
+}
+
 static enum gang_status parse_widths(const struct layout_field *field, const char *text, struct gang_layout *out) {
-    int widths[GANG_MAX_STAGES] = {0}, count = 0;
-    enum gang_status status = parse_list(field->name, text, field->min, field->max, GANG_MAX_STAGES, widths, &count);
-    out->tp = widths[0];
-    out->width_count = count > 1 ? count : 0;
-    for (int s = 0; s < out->width_count; s++) out->widths[s] = (uint16_t)widths[s];
+    enum gang_status status = parse_shorts(field->name, text, field->min, field->max, GANG_MAX_STAGES, out->widths, &out->width_count);
+    out->tp = out->widths[0];
+    if (out->width_count == 1) out->width_count = out->widths[0] = 0;
     return status;
 }
 
@@ -143,7 +149,7 @@ static enum gang_status parse_field(const char *name, const char *value, bool *s
     }
     if (seen[f]) return gang_fail(GANG_ERR_INPUT, "layout: '%s' is given twice", name);
     seen[f] = true;
-    if (f == LAYOUT_FIELDS) return parse_list(name, value, 0, 4096, GANG_MAX_CHUNKS, out->layers, &out->layer_count);
+    if (f == LAYOUT_FIELDS) return parse_shorts(name, value, 0, 4096, GANG_MAX_CHUNKS, out->layers, &out->layer_count);
     const struct layout_field *field = &layout_fields[f];
     if (field->offset == FIELD(tp)) return parse_widths(field, value, out);
     if (field->offset == FIELD(micro_batch)) return parse_sizes(field, value, out);
@@ -316,7 +322,7 @@ static enum gang_status settle_layers(const struct gang_task *task, struct gang_
         if (layers < chunks)
             return REFUSE("pp=%d times vpp=%d makes %d chunks of %lld layers: choose at most %lld", l->pp, l->vpp, chunks, (long long)layers,
                           (long long)layers);
-        for (int c = 0; c < chunks; c++) l->layers[c] = even_layers(layers, chunks, c);
+        for (int c = 0; c < chunks; c++) l->layers[c] = (uint16_t)even_layers(layers, chunks, c);
         l->layer_count = chunks;
     }
     if (l->layer_count != chunks) return REFUSE("layers= names %d chunks: expected pp * vpp = %d", l->layer_count, chunks);
@@ -376,13 +382,6 @@ static int group_at(const struct gang_pool *pool, int64_t at, int64_t count, int
 static int compare_replicas(const void *a, const void *b) {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
     return (x > y) - (x < y);
-}
-
-int64_t gang_cells_devices(const struct gang_layout *l, int from, int to) {
-    int64_t sum = 0;
-    if (!l->width_count) return (to - from) * gang_cell_devices(l, 0);
-    for (int s = from; s < to; s++) sum += gang_cell_devices(l, s);
-    return sum;
 }
 
 int64_t gang_cell_at(const struct gang_layout *l, int64_t replica, int stage) {

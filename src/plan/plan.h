@@ -111,7 +111,7 @@ struct gang_layout {
     int place;                         // enum gang_place_by
     int schedule;                      // enum gang_schedule
     int layer_count;                   // of `layers` given; 0: even
-    int layers[GANG_MAX_CHUNKS];       // of each chunk, in the model's order
+    uint16_t layers[GANG_MAX_CHUNKS];  // of each chunk, in the model's order
     struct gang_by_stage recompute;    // enum gang_recompute
     struct gang_by_stage offload;      // enum gang_offload
 };
@@ -124,7 +124,12 @@ static inline int gang_tp_of(const struct gang_layout *layout, int stage) { retu
 // Devices of a cell: what holds one stage of one replica.
 static inline int64_t gang_cell_devices(const struct gang_layout *layout, int stage) { return (int64_t)gang_tp_of(layout, stage) * layout->cp; }
 // Devices of the cells of stages [from, to) of one replica.
-int64_t gang_cells_devices(const struct gang_layout *layout, int from, int to);
+static inline int64_t gang_cells_devices(const struct gang_layout *layout, int from, int to) {
+    int64_t sum = 0;
+    if (!layout->width_count) return (to - from) * gang_cell_devices(layout, 0);
+    for (int s = from; s < to; s++) sum += gang_cell_devices(layout, s);
+    return sum;
+}
 // Where on the pool's line of devices a cell begins; the layout's dp is known.
 int64_t gang_cell_at(const struct gang_layout *layout, int64_t replica, int stage);
 

@@ -31,7 +31,7 @@ struct gang_rank_options {
     int rank;
     int tp, tp_index;          // devices of a cell; which of them this one is
     bool sequence_parallel;    // each holds a part of the residual stream's rows; B * T is a multiple of tp
-    const int *layers;         // [chunks]
+    const uint16_t *layers;    // [chunks]
     int64_t length;            // T
     bool sharded;              // ZeRO 1: a member of the stage's replicas updates its part and gives it to the others
     bool recompute;            // of a layer only its input is kept

@@ -137,7 +137,8 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
     struct gang_found *mine = shelf->best[shelf->kept - 1];
     memmove(&shelf->best[at + 1], &shelf->best[at], (size_t)(shelf->kept - 1 - at) * sizeof *shelf->best);
     shelf->best[at] = mine;
-    *mine = (struct gang_found){.layout = *l, .score = score, .estimate = estimate, .memory_used = memory_used};
+    mine->layout = *l; // the rest is what simulating it says
+    mine->score = score, mine->estimate = estimate, mine->memory_used = memory_used;
     return score;
 }
 
@@ -255,7 +256,7 @@ static int share_layers(const struct search *s, struct gang_layout *l, const str
     if (!hand_out(s->task->shape.layers, l->pp, shares)) return -1;
     int full = 0;
     for (int i = 0; i < l->pp; i++) {
-        l->layers[i] = (int)shares[i].layers;
+        l->layers[i] = (uint16_t)shares[i].layers;
         full += shares[i].layers >= shares[i].most[0];
     }
     l->layer_count = l->pp;
