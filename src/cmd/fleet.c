@@ -28,8 +28,9 @@ static void show_ranks(const struct gang_fleet_start *start) {
                gang_pool_site(start->pool, group->site)->name, group->name, node, replica, (long long)a->program.micro_batches[replica],
                (long long)a->program.sizes[replica], stage);
         for (int c = stage; c < a->layout.layer_count; c += a->program.stages) printf("%s%d", c > stage ? "+" : " ", a->layout.layers[c]);
-        if (a->layout.tp > 1) printf(", on %d devices", a->layout.tp);
-        if (start->memory[r]) printf(", %s%s", a->layout.tp > 1 ? "each " : "", gang_human_bytes((double)start->memory[r], memory));
+        int tp = gang_tp_of(&a->layout, stage);
+        if (tp > 1) printf(", on %d devices", tp);
+        if (start->memory[r]) printf(", %s%s", tp > 1 ? "each " : "", gang_human_bytes((double)start->memory[r], memory));
         printf("\n");
     }
     if (ranks > MOST) printf("    and %d more\n", ranks - MOST);

@@ -147,7 +147,6 @@ static void settle_kind(struct gang_lead *l, struct gang_group *group) {
 
 // What runs today of what the planner knows; of what does not, what runs instead.
 static const char *cannot_run(const struct gang_layout *l) {
-    if (l->width_count) return "unlike widths (tp=8/4) do not run yet: choose one tp for all stages";
     if (l->cp > 1) return "cp above 1 does not run yet: choose cp=1";
     if (l->ep > 1) return "ep above 1 does not run yet: choose ep=1";
     if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
@@ -162,14 +161,23 @@ static const char *cannot_run(const struct gang_layout *l) {
 }
 
 // The devices of a cell exchange in the middle of every layer: they are neighbours on a node, and each has whole heads.
-static const char *cannot_cut(const struct gang_lead *l, const struct gang_layout *layout) {
-    int64_t tp = layout->tp, cells = (layout->dp ? layout->dp : l->pool->devices / (tp * layout->pp)) * layout->pp;
-    if (l->task.shape.kv_heads % tp) return "tp does not divide the model's key/value heads: choose one that does";
-    for (int64_t c = 0; c < cells && (c + 1) * tp <= l->pool->devices; c++) {
-        int first, last;
-        gang_fleet_group(l->pool, c * tp, &first);
-        gang_fleet_group(l->pool, (c + 1) * tp - 1, &last);
-        if (first != last) return "a rank's tp devices would lie on two nodes: choose a tp that divides the devices of a node";
+static const char *cannot_cut(const struct gang_lead *l, const struct gang_layout *given) {
+    struct gang_layout layout = *given;
+    if (layout.width_count && layout.width_count != layout.pp) return NULL; // the evaluation says so
+    if (!layout.dp) layout.dp = (int)(l->pool->devices / gang_cells_devices(&layout, 0, layout.pp));
+    if (l->task.shape.tied && gang_tp_of(&layout, 0) != gang_tp_of(&layout, layout.pp - 1))
+        return "a tied head on a stage that is wider or narrower than the first does not run yet: choose one width for the two";
+    for (int s = 0; s < layout.pp; s++) {
+        int64_t tp = gang_tp_of(&layout, s);
+        if (l->task.shape.kv_heads % tp) return "tp does not divide the model's key/value heads: choose one that does";
+        for (int r = 0; r < layout.dp; r++) {
+            int first, last;
+            int64_t at = gang_cell_at(&layout, r, s);
+            if (at + tp > l->pool->devices) break;
+            gang_fleet_group(l->pool, at, &first);
+            gang_fleet_group(l->pool, at + tp - 1, &last);
+            if (first != last) return "a rank's tp devices would lie on two nodes: choose a tp that divides the devices of a node";
+        }
     }
     return NULL;
 }
@@ -195,7 +203,7 @@ static enum gang_status choose(struct gang_lead *l, struct gang_layout *out) {
         if (!out->layer_count) gang_search_layers(&l->task, l->pool, out, l->arena);
         return GANG_OK;
     }
-    enum gang_status status = gang_search_one_width(&l->task, l->pool, GANG_MAX_FOUND, l->arena, search);
+    enum gang_status status = gang_search_run(&l->task, l->pool, GANG_OBJECTIVE_TIME, GANG_MAX_FOUND, l->arena, search);
     if (status) return status;
     for (int i = 0; i < search->count; i++) {
         *out = search->found[i].layout;
@@ -225,10 +233,10 @@ static enum gang_status keep_spans(struct gang_lead *l) {
     return gang_sim_run(&input, l->arena, &a->sim);
 }
 
-// Device rank * tp + tp_index of the run.
+// A device of the run, counted rank after rank.
 static struct gang_fleet_member *device_member(const struct gang_lead *l, int device) {
-    int tp = l->answer.layout.tp;
-    return gang_lead_member(l, device / tp) + device % tp;
+    struct gang_rank_place place = gang_rank_place(&l->answer.program, l->widths, device);
+    return gang_lead_member(l, place.rank) + place.tp_index;
 }
 
 enum gang_status gang_lead_plan(struct gang_lead *l) {
@@ -246,10 +254,14 @@ enum gang_status gang_lead_plan(struct gang_lead *l) {
     l->device = gang_arena_alloc(l->arena, (size_t)l->ranks * sizeof *l->device);
     l->memory = gang_arena_alloc(l->arena, (size_t)l->ranks * sizeof *l->memory);
     gang_fleet_devices(l->pool, &l->answer, l->device);
-    for (int i = 0; i < l->ranks * layout.tp; i++) {
+    l->widths = gang_arena_alloc(l->arena, (size_t)l->answer.layout.pp * sizeof *l->widths);
+    for (int s = 0; s < l->answer.layout.pp; s++) l->widths[s] = gang_tp_of(&l->answer.layout, s);
+    l->devices = gang_rank_device(&l->answer.program, l->widths, l->ranks);
+    for (int i = 0; i < l->devices; i++) {
+        struct gang_rank_place place = gang_rank_place(&l->answer.program, l->widths, i);
         struct gang_fleet_member *m = device_member(l, i);
-        m->rank = i / layout.tp;
-        m->tp_index = i % layout.tp;
+        m->rank = place.rank;
+        m->tp_index = place.tp_index;
     }
     return GANG_OK;
 }
@@ -293,13 +305,12 @@ static bool share_memory(const struct gang_lead *l, const struct gang_fleet_memb
 static enum gang_status add_ways(struct gang_lead *l, int device, json_t *body) {
     json_t *workers = json_array(), *ways = json_array(), *buffers = json_array(), *sites = json_array();
     enum gang_status status = GANG_OK;
-    int tp = l->answer.layout.tp;
     const struct gang_fleet_member *me = device_member(l, device);
-    for (int i = 0; i < l->ranks * tp; i++) {
+    for (int i = 0; i < l->devices; i++) {
         const struct gang_fleet_member *other = device_member(l, i);
         const struct gang_route *route = gang_pool_route(l->pool, me->group->site, other->group->site);
         char way[GANG_ADDRESS_TEXT] = "";
-        bool needed = device < i && gang_rank_talks_to(&l->answer.program, tp, device, i);
+        bool needed = device < i && gang_rank_talks_to(&l->answer.program, l->widths, device, i);
         if (needed && share_memory(l, me, other))
             snprintf(way, sizeof way, "shm:%s", other->address);
         else if (needed && !status)
@@ -330,7 +341,8 @@ static void add_stand_in(const struct gang_lead *l, int rank, json_t *body) {
     static const char *const names[] = {"forward", "input", "weight", "parameters"};
     for (int i = 0; i < 4; i++) json_object_set_new(body, names[i], gang_fleet_array(chunks, columns + i * chunks));
     json_object_set_new(body, "optimizer", json_real(a->costs.optimizer_seconds[class * a->costs.stages + rank % a->layout.pp]));
-    json_object_set_new(body, "message_bytes", json_real(a->costs.message_bytes[class] / (a->layout.sequence_parallel ? a->layout.tp : 1)));
+    json_object_set_new(body, "message_bytes",
+                        json_real(a->costs.message_bytes[class] / (a->layout.sequence_parallel ? l->widths[rank % a->layout.pp] : 1)));
     json_object_set_new(body, "spread", json_real(l->options->spread));
     json_object_set_new(body, "slow", json_real(l->options->slow));
 }
@@ -339,11 +351,12 @@ enum gang_status gang_lead_assignment(struct gang_lead *l, int worker, json_t **
     const struct gang_layout *layout = &l->answer.layout;
     int rank = l->members[worker].rank, tp_index = l->members[worker].tp_index;
     struct gang_buffer program = {0};
-    json_t *layers = json_array();
+    json_t *layers = json_array(), *widths = json_array();
     gang_program_print(&l->answer.program, &program);
     for (int c = 0; c < layout->layer_count; c++) json_array_append_new(layers, json_integer(layout->layers[c]));
-    *out = json_pack("{s:i, s:i, s:i, s:b, s:s, s:o, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "tp", layout->tp, "tp_index", tp_index,
-                     "sequence_parallel", layout->sequence_parallel && layout->tp > 1, "program", program.data, "layers", layers, "length",
+    for (int s = 0; s < layout->pp; s++) json_array_append_new(widths, json_integer(l->widths[s]));
+    *out = json_pack("{s:i, s:o, s:i, s:b, s:s, s:o, s:I, s:b, s:b, s:s, s:I, s:I}", "rank", rank, "widths", widths, "tp_index", tp_index,
+                     "sequence_parallel", layout->sequence_parallel, "program", program.data, "layers", layers, "length",
                      (json_int_t)l->task.sequence_length, "sharded", layout->zero == 1 && layout->dp > 1, "recompute",
                      gang_of_stage(&layout->recompute, rank % layout->pp) == GANG_RECOMPUTE_FULL, "resume", l->resume ? l->resume : "", "first_step",
                      (json_int_t)l->first_step, "steps", (json_int_t)l->steps);
@@ -351,7 +364,7 @@ enum gang_status gang_lead_assignment(struct gang_lead *l, int worker, json_t **
     if (!l->options->job) add_stand_in(l, rank, *out);
     json_object_set_new(*out, "data_tokens", json_integer(l->state.data_tokens));
     json_object_set_new(*out, "data_checksum", json_integer(l->state.data_checksum));
-    enum gang_status status = add_ways(l, rank * layout->tp + tp_index, *out);
+    enum gang_status status = add_ways(l, gang_rank_device(&l->answer.program, l->widths, rank) + tp_index, *out);
     if (status) json_decref(*out);
     return status;
 }

@@ -17,8 +17,9 @@ enum { LOOK_MS = 100, GRACE_MS = 700, MOST_DEVICES = 1024 };
 
 static const char *who(const struct gang_lead *l, int worker, char out[128]) {
     const struct gang_fleet_member *m = &l->members[worker];
-    if (m->rank >= 0 && l->answer.layout.tp > 1)
-        snprintf(out, 128, "rank %d (device %d of its %d) on %s", m->rank, m->tp_index, l->answer.layout.tp, l->nodes[m->node]);
+    int width = m->rank >= 0 ? l->widths[m->rank % l->answer.layout.pp] : 1;
+    if (width > 1)
+        snprintf(out, 128, "rank %d (device %d of its %d) on %s", m->rank, m->tp_index, width, l->nodes[m->node]);
     else if (m->rank >= 0)
         snprintf(out, 128, "rank %d on %s", m->rank, l->nodes[m->node]);
     else
@@ -293,7 +294,7 @@ static enum gang_status assign(struct gang_lead *l) {
         status = gang_lead_assignment(l, i, &body);
         if (!status) status = send_body(l, i, FLEET_ASSIGN, body);
     }
-    if (!status) status = collect(l, FLEET_BUILT, l->ranks * l->answer.layout.tp);
+    if (!status) status = collect(l, FLEET_BUILT, l->devices);
     return status ? status : check_hosts(l);
 }
 
@@ -383,7 +384,7 @@ static enum gang_status end_all(struct gang_lead *l) {
         struct gang_times times;
         if (m->rank < 0) continue;
         json_t *body = json_object();
-        if (m->timed && l->result->steps_done > 4 && l->answer.layout.tp == 1) {
+        if (m->timed && l->result->steps_done > 4 && l->widths[m->rank % l->answer.layout.pp] == 1) {
             gang_lead_learn(l, m->rank, &times);
             json_object_set_new(body, "times", gang_fleet_times_json(&times));
             json_object_set_new(body, "about", json_string(m->about));
@@ -402,7 +403,7 @@ static enum gang_status run(struct gang_lead *l, struct gang_fleet_start *start)
     if (status) return status;
     tell_start(l, start);
     status = tell_ranks(l, FLEET_GO);
-    if (!status) status = collect(l, FLEET_DONE, l->ranks * l->answer.layout.tp);
+    if (!status) status = collect(l, FLEET_DONE, l->devices);
     read_relays(l);
     if (status) return status;
     l->result->stopped = l->first_step + l->result->steps_done < l->steps;

@@ -46,6 +46,8 @@ struct gang_lead {
     struct gang_answer answer;
     int *device; // [ranks] the first of its devices
     int ranks;
+    int *widths;     // [stages] devices of a rank
+    int devices;     // of all ranks
     int64_t *memory; // [ranks]
     struct gang_fleet_relays relays;
     char *resume;

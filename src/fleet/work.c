@@ -9,11 +9,12 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-enum { WAIT_MS = 1000, DEAD_MS = 15000, CONNECT_MS = 60000, WARM_STEPS = 2 };
+enum { MOST_WIDE = 4096, WAIT_MS = 1000, DEAD_MS = 15000, CONNECT_MS = 60000, WARM_STEPS = 2 };
 
 // A rank's part of an assignment, out of its JSON.
 struct assignment {
-    int rank, tp, tp_index, ranks;
+    int rank, tp_index, ranks, devices;
+    int *widths; // [stages]
     struct gang_program program;
     uint16_t *layers;
     double *forward, *input, *weight, *parameters;
@@ -168,6 +169,24 @@ static enum gang_status get_ready(struct work *w) {
 
 // ---- Its rank ------------------------------------------------------------------------------------------------------
 
+// The devices of the ranks of each stage, and which of its own rank's this one is.
+static enum gang_status read_widths(struct work *w) {
+    struct assignment *a = &w->assignment;
+    int stages = a->program.stages;
+    double *widths = gang_arena_alloc(&w->arena, (size_t)stages * sizeof *widths);
+    a->widths = gang_arena_alloc(&w->arena, (size_t)stages * sizeof *a->widths);
+    enum gang_status status = gang_fleet_numbers(a->body, "widths", stages, widths);
+    for (int s = 0; s < stages && !status; s++) {
+        a->widths[s] = widths[s] >= 1 && widths[s] <= MOST_WIDE ? (int)widths[s] : 0;
+        if (!a->widths[s]) status = gang_fail(GANG_ERR_FORMAT, "rank %d: stage %d on %g devices", a->rank, s, widths[s]);
+    }
+    if (status) return status;
+    a->devices = gang_rank_device(&a->program, a->widths, a->ranks);
+    a->tp_index = integer(a->body, "tp_index");
+    if (a->tp_index >= 0 && a->tp_index < a->widths[a->rank % stages]) return GANG_OK;
+    return gang_fail(GANG_ERR_FORMAT, "rank %d: device %d of %d", a->rank, a->tp_index, a->widths[a->rank % stages]);
+}
+
 static enum gang_status read_assignment(struct work *w) {
     struct assignment *a = &w->assignment;
     enum gang_status status = await(w, FLEET_ASSIGN, &a->body);
@@ -180,10 +199,8 @@ static enum gang_status read_assignment(struct work *w) {
     a->rank = integer(a->body, "rank");
     a->ranks = a->program.replicas * a->program.stages;
     if (a->rank < 0 || a->rank >= a->ranks) return gang_fail(GANG_ERR_FORMAT, "rank %d of a program of %d ranks", a->rank, a->ranks);
-    a->tp = integer(a->body, "tp");
-    a->tp_index = integer(a->body, "tp_index");
-    if (a->tp < 1 || a->tp_index < 0 || a->tp_index >= a->tp)
-        return gang_fail(GANG_ERR_FORMAT, "rank %d: device %d of %d", a->rank, a->tp_index, a->tp);
+    status = read_widths(w);
+    if (status) return status;
     int chunks = a->program.chunks;
     double *layers = gang_arena_alloc(&w->arena, (size_t)chunks * sizeof *layers);
     a->layers = gang_arena_alloc(&w->arena, (size_t)chunks * sizeof *a->layers);
@@ -219,7 +236,7 @@ static enum gang_status join_links(struct work *w) {
     const json_t *workers = json_object_get(a->body, "workers"), *ways = json_object_get(a->body, "ways"),
                  *buffers = json_object_get(a->body, "buffers");
     enum gang_status status = GANG_OK;
-    int me = a->rank * a->tp + a->tp_index, devices = a->ranks * a->tp;
+    int me = gang_rank_device(&a->program, a->widths, a->rank) + a->tp_index, devices = a->devices;
     const json_t *sites = json_object_get(a->body, "sites");
     w->links = gang_arena_alloc(&w->arena, (size_t)devices * sizeof *w->links);
     w->sites = gang_arena_alloc(&w->arena, (size_t)devices * sizeof *w->sites);
@@ -228,13 +245,13 @@ static enum gang_status join_links(struct work *w) {
         if (w->sites[i] < 0 || w->sites[i] >= GANG_MAX_SITES) return gang_fail(GANG_ERR_FORMAT, "rank %d: site %d is none", a->rank, w->sites[i]);
     }
     for (int i = 0; i < devices && !status; i++) {
-        if (!gang_rank_talks_to(&a->program, a->tp, me, i)) continue;
+        if (!gang_rank_talks_to(&a->program, a->widths, me, i)) continue;
         const struct gang_wire_plane plane = {.remote = json_string_value(json_array_get(ways, (size_t)i))};
         const struct gang_wire_link_options options = {.peer = (int)json_integer_value(json_array_get(workers, (size_t)i)),
                                                        .planes = 1,
                                                        .plane = me < i ? &plane : NULL,
                                                        .buffer_bytes = (size_t)json_number_value(json_array_get(buffers, (size_t)i))};
-        if (me < i && !plane.remote) return gang_fail(GANG_ERR_FORMAT, "rank %d: no way to rank %d", a->rank, i / a->tp);
+        if (me < i && !plane.remote) return gang_fail(GANG_ERR_FORMAT, "rank %d: no way to device %d", a->rank, i);
         status = gang_wire_join(w->wire, &options, &w->links[i]);
     }
     return status;
@@ -283,7 +300,8 @@ static enum gang_status build(struct work *w) {
     if (!status) status = open_data(w);
     const struct gang_rank_options options = {.program = &a->program,
                                               .rank = a->rank,
-                                              .tp = a->tp,
+                                              .widths = a->widths,
+                                              .tp = a->widths[a->rank % a->program.stages],
                                               .tp_index = a->tp_index,
                                               .sequence_parallel = json_is_true(json_object_get(a->body, "sequence_parallel")),
                                               .layers = a->layers,

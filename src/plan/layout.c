@@ -117,7 +117,7 @@ static enum gang_status parse_stages(const struct layout_field *field, const cha
 
 // As parse_list, for many of them.
 static enum gang_status parse_shorts(const char *name, const char *text, int64_t min, int64_t max, int most, uint16_t *out, int *count) {
-    int values[GANG_MAX_CHUNKS];
+    int values[GANG_MAX_CHUNKS] = {0};
     enum gang_status status = parse_list(name, text, min, max, most, values, count);
     for (int i = 0; i < *count; i++) out[i] = (uint16_t)values[i];
     return status;

@@ -9,10 +9,11 @@ enum { PRIORITY = 1 };
 static int *entry_of(const struct gang_channel *c, int chunk, int micro) { return &c->index[chunk * c->micro_batches + micro]; }
 
 bool gang_channel_init(struct gang_channel *c, const struct gang_program *program, int sender, int receiver, int gradient, bool sends, size_t bytes,
-                       struct gang_arena *arena) {
+                       const struct gang_parts *parts, struct gang_arena *arena) {
     const struct gang_rank_program *from = &program->ranks[sender];
     int64_t micro_batches = program->micro_batches[sender / program->stages], entries = program->chunks * micro_batches;
-    *c = (struct gang_channel){.sends = sends,
+    *c = (struct gang_channel){.parts = *parts,
+                               .sends = sends,
                                .peer = sends ? receiver : sender,
                                .gradient = gradient,
                                .tag = gradient ? TAG_GRADIENT : TAG_ACTIVATION,
@@ -29,7 +30,8 @@ bool gang_channel_init(struct gang_channel *c, const struct gang_program *progra
     }
     if (!c->count) return false;
     c->slots = program->buffers < c->count ? program->buffers : c->count;
-    c->ops = gang_arena_alloc(arena, (size_t)c->slots * sizeof *c->ops);
+    c->links = gang_arena_alloc(arena, (size_t)(parts->count + 1) * sizeof *c->links);
+    c->ops = gang_arena_alloc(arena, (size_t)(c->slots * parts->count + 1) * sizeof *c->ops);
     c->free = gang_arena_alloc(arena, (size_t)c->slots * sizeof *c->free);
     c->slot_of = gang_arena_alloc(arena, (size_t)c->count * sizeof *c->slot_of);
     memset(c->slot_of, -1, (size_t)c->count * sizeof *c->slot_of);
@@ -41,18 +43,35 @@ static int send_slot(const struct gang_channel *c, int64_t step, int chunk, int 
     return (int)((step * c->count + *entry_of(c, chunk, micro)) % c->slots);
 }
 
+static struct gang_wire_op *op_of(const struct gang_channel *c, int slot, int part) { return &c->ops[slot * c->parts.count + part]; }
+
+static char *bytes_of(const struct gang_channel *c, int slot, int part) {
+    return c->memory + (size_t)slot * c->bytes + (size_t)part * c->parts.stride;
+}
+
+static enum gang_status wait_for(const struct gang_channel *c, int slot) {
+    enum gang_status status = GANG_OK;
+    for (int i = 0; i < c->parts.count && !status; i++) {
+        struct gang_wire_op *op = op_of(c, slot, i);
+        if (op->link) status = gang_wire_wait(op);
+    }
+    return status;
+}
+
 enum gang_status gang_channel_room(struct gang_channel *c, int64_t step, int chunk, int micro, void **out) {
     int slot = send_slot(c, step, chunk, micro);
-    *out = c->memory + (size_t)slot * c->bytes;
-    if (!c->ops[slot].link) return GANG_OK;
-    enum gang_status status = gang_wire_wait(&c->ops[slot]);
-    if (!status) c->ops[slot] = (struct gang_wire_op){0};
+    *out = bytes_of(c, slot, 0);
+    enum gang_status status = wait_for(c, slot);
+    for (int i = 0; i < c->parts.count && !status; i++) *op_of(c, slot, i) = (struct gang_wire_op){0};
     return status;
 }
 
 enum gang_status gang_channel_send(struct gang_channel *c, int64_t step, int chunk, int micro) {
     int slot = send_slot(c, step, chunk, micro);
-    return gang_wire_send(c->link, c->tag, PRIORITY, c->memory + (size_t)slot * c->bytes, c->bytes, &c->ops[slot]);
+    enum gang_status status = GANG_OK;
+    for (int i = 0; i < c->parts.count && !status; i++)
+        status = gang_wire_send(c->links[i], c->tag, PRIORITY, bytes_of(c, slot, i), c->parts.bytes, op_of(c, slot, i));
+    return status;
 }
 
 enum gang_status gang_channel_post(struct gang_channel *c) {
@@ -60,9 +79,11 @@ enum gang_status gang_channel_post(struct gang_channel *c) {
         int entry = (int)(c->next % c->count);
         if (c->slot_of[entry] >= 0) break; // of the step before, not taken yet
         int slot = c->free[--c->free_count];
-        c->ops[slot] = (struct gang_wire_op){0};
-        enum gang_status status = gang_wire_recv(c->link, c->tag, c->memory + (size_t)slot * c->bytes, c->bytes, &c->ops[slot]);
-        if (status) return status;
+        for (int i = 0; i < c->parts.count; i++) {
+            *op_of(c, slot, i) = (struct gang_wire_op){0};
+            enum gang_status status = gang_wire_recv(c->links[i], c->tag, bytes_of(c, slot, i), c->parts.bytes, op_of(c, slot, i));
+            if (status) return status;
+        }
         c->slot_of[entry] = slot;
         c->next++;
     }
@@ -72,8 +93,8 @@ enum gang_status gang_channel_post(struct gang_channel *c) {
 enum gang_status gang_channel_take(struct gang_channel *c, int chunk, int micro, const void **out) {
     int slot = c->slot_of[*entry_of(c, chunk, micro)];
     assert(slot >= 0 && "the verifier has proved that the program's buffers suffice");
-    *out = c->memory + (size_t)slot * c->bytes;
-    return gang_wire_wait(&c->ops[slot]);
+    *out = bytes_of(c, slot, 0);
+    return wait_for(c, slot);
 }
 
 enum gang_status gang_channel_release(struct gang_channel *c, int chunk, int micro) {

@@ -17,18 +17,27 @@ enum gang_rank_tag {
 
 // ---- Messages: channel.c -------------------------------------------------------------------------------------------
 
+// A message as one device has it. Where the peer's cell is as wide as this one it goes to or comes from the device with the same tp_index.
+// With rows of the stream on each device, the narrower cell's has in one piece what several of the wider have; otherwise all have the whole
+// of it, which goes out from one of the wider and from the narrower to all of them.
+struct gang_parts {
+    int first, count;     // devices of the peer's cell; 0: this device sends nothing
+    size_t bytes, stride; // of a part; from one part's beginning to the next one's
+};
+
 // One way of messages to or from a peer, of one kind. Message n of the run is entry n % count of the sender's order; it
 // lies in slot n % slots on the sending side, and on the receiving side in whatever slot was free when it was posted.
 struct gang_channel {
-    struct gang_wire_link *link;
+    struct gang_parts parts;
+    struct gang_wire_link **links; // [parts]
     uint32_t tag;
     bool sends;
     int peer, gradient, count, slots;
     int64_t micro_batches;
     int *index; // [chunks, micro-batches] entry of a message, -1: not of this channel
     size_t bytes;
-    char *memory; // [slots, bytes]
-    struct gang_wire_op *ops;
+    char *memory;             // [slots, bytes]
+    struct gang_wire_op *ops; // [slots, parts]
     // Receiving: slot of an entry that is posted, else -1; slots that are free; the next to be posted.
     int *slot_of, *free;
     int free_count;
@@ -37,7 +46,7 @@ struct gang_channel {
 
 // Finds the channel's messages in the sender's program; false if there are none. Allocates nothing but tables.
 bool gang_channel_init(struct gang_channel *channel, const struct gang_program *program, int sender, int receiver, int gradient, bool sends,
-                       size_t bytes, struct gang_arena *arena);
+                       size_t bytes, const struct gang_parts *parts, struct gang_arena *arena);
 static inline size_t gang_channel_memory(const struct gang_channel *channel) { return (size_t)channel->slots * channel->bytes; }
 // Where the message is to be written, once its slot is free; `step` counts from 0.
 GANG_CHECK_RESULT enum gang_status gang_channel_room(struct gang_channel *channel, int64_t step, int chunk, int micro, void **out);
@@ -159,7 +168,8 @@ int gang_rank_owned(const struct gang_rank *rank, int replica, struct gang_range
 // Brings the weights that other replicas have updated, so that all hold all.
 GANG_CHECK_RESULT enum gang_status gang_rank_settle(struct gang_rank *rank);
 GANG_CHECK_RESULT enum gang_status gang_rank_restore(struct gang_rank *rank, const char *dir);
-// To the device of another cell with this one's tp_index; to another of this cell.
+// To the device of another cell with this one's tp_index: another replica's of this stage, or of a stage as wide, or from first to first.
+// To another of this cell.
 struct gang_wire_link *gang_rank_link(const struct gang_rank *rank, int replica, int stage);
 struct gang_wire_link *gang_rank_cell_link(const struct gang_rank *rank, int tp_index);
 

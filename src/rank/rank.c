@@ -5,18 +5,42 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool gang_rank_talks_to(const struct gang_program *p, int tp, int device, int other) {
-    int a = device / tp, b = other / tp;
-    if (a == b) return device != other;
-    return device % tp == other % tp && (a / p->stages == b / p->stages || a % p->stages == b % p->stages);
+int gang_rank_device(const struct gang_program *p, const int *widths, int rank) {
+    int all = 0, before = 0;
+    for (int s = 0; s < p->stages; s++) {
+        if (s < rank % p->stages) before += widths[s];
+        all += widths[s];
+    }
+    return rank / p->stages * all + before;
+}
+
+struct gang_rank_place gang_rank_place(const struct gang_program *p, const int *widths, int device) {
+    int all = gang_rank_device(p, widths, p->stages), at = device % all, stage = 0;
+    for (; at >= widths[stage]; stage++) at -= widths[stage];
+    return (struct gang_rank_place){device / all * p->stages + stage, at};
+}
+
+bool gang_rank_talks_to(const struct gang_program *p, const int *widths, int device, int other) {
+    struct gang_rank_place a = gang_rank_place(p, widths, device), b = gang_rank_place(p, widths, other);
+    int s = a.rank % p->stages, t = b.rank % p->stages;
+    if (a.rank == b.rank) return a.tp_index != b.tp_index;
+    if (s == t) return a.tp_index == b.tp_index;
+    if (a.rank / p->stages != b.rank / p->stages) return false;
+    if (a.tp_index == 0 && b.tp_index == 0) return true;
+    if (widths[s] % widths[t] == 0) return a.tp_index / (widths[s] / widths[t]) == b.tp_index;
+    return widths[t] % widths[s] == 0 && b.tp_index / (widths[t] / widths[s]) == a.tp_index;
+}
+
+static int device_of(const struct gang_rank *r, int replica, int stage) {
+    return gang_rank_device(r->options.program, r->options.widths, replica * r->stages + stage);
 }
 
 struct gang_wire_link *gang_rank_link(const struct gang_rank *r, int replica, int stage) {
-    return r->options.links[(replica * r->stages + stage) * r->options.tp + r->options.tp_index];
+    return r->options.links[device_of(r, replica, stage) + r->options.tp_index];
 }
 
 struct gang_wire_link *gang_rank_cell_link(const struct gang_rank *r, int tp_index) {
-    return r->options.links[r->options.rank * r->options.tp + tp_index];
+    return r->options.links[device_of(r, r->replica, r->stage) + tp_index];
 }
 
 // ---- Activation slots ----------------------------------------------------------------------------------------------
@@ -73,6 +97,7 @@ static void find_tied(struct gang_rank *r) {
     r->tied_first = r->stage == 0;
     r->tied_last = r->stage == r->stages - 1;
     if (!r->tied_first && !r->tied_last) return;
+    assert(r->options.widths[0] == r->options.widths[r->stages - 1]);
     const struct gang_tensor *embed = gang_model_find(r->cell.model, GANG_ROLE_EMBED, -1);
     r->tied_offset = embed->offset;
     r->tied_elements = (size_t)(embed->rows * embed->cols);
@@ -107,10 +132,24 @@ int gang_rank_owned(const struct gang_rank *r, int replica, struct gang_range *o
 
 // ---- Messages ------------------------------------------------------------------------------------------------------
 
+static struct gang_parts parts_of(const struct gang_rank *r, int stage, bool sends) {
+    const struct gang_rank_options *o = &r->options;
+    int mine = o->tp, theirs = o->widths[stage], index = o->tp_index;
+    size_t bytes = r->cell.message_bytes;
+    if (mine >= theirs) {
+        int more = mine / theirs;
+        return (struct gang_parts){index / more, !sends || o->sequence_parallel || index % more == 0, bytes, 0};
+    }
+    int more = theirs / mine;
+    if (o->sequence_parallel) return (struct gang_parts){index * more, more, bytes / (size_t)more, bytes / (size_t)more};
+    return (struct gang_parts){index * more, sends ? more : 1, bytes, 0};
+}
+
 static void add_channel(struct gang_rank *r, int sender, int receiver, int gradient) {
     struct gang_channel *c = &r->channels[r->channel_count];
     bool sends = sender == r->options.rank;
-    if (!gang_channel_init(c, r->options.program, sender, receiver, gradient, sends, r->cell.message_bytes, &r->arena)) return;
+    const struct gang_parts parts = parts_of(r, (sends ? receiver : sender) % r->stages, sends);
+    if (!gang_channel_init(c, r->options.program, sender, receiver, gradient, sends, r->cell.message_bytes, &parts, &r->arena)) return;
     r->message_memory += gang_channel_memory(c);
     r->channel_count++;
 }
@@ -157,7 +196,7 @@ static void init(struct gang_rank *r, const struct gang_rank_options *o) {
                             .stage = o->rank % p->stages,
                             .replica = o->rank / p->stages,
                             .chunks = p->chunks};
-    assert(o->tp >= 1 && o->tp_index >= 0 && o->tp_index < o->tp);
+    assert(o->tp == o->widths[r->stage] && o->tp_index >= 0 && o->tp_index < o->tp);
     gang_arena_init(&r->arena);
     r->batch = p->sizes[r->replica];
     r->micro_batches = p->micro_batches[r->replica];
@@ -201,13 +240,13 @@ void gang_rank_memory(const struct gang_rank_options *options, struct gang_rank_
 static enum gang_status tell_sites(struct gang_rank *r, int replicas) {
     int sites[GANG_COMM_MEMBERS], unlike = 0;
     for (int i = 0; i < replicas && r->options.sites; i++) {
-        sites[i] = r->options.sites[(i * r->stages + r->stage) * r->options.tp];
+        sites[i] = r->options.sites[device_of(r, i, r->stage)];
         unlike += sites[i] != sites[0];
     }
     return unlike ? gang_comm_sites(r->stage_group, sites) : GANG_OK;
 }
 
-// The groups of the replicas of this stage, of the stages of this replica, and of the cell.
+// The groups of the replicas of this stage, of the stages of this replica (of their cells' first devices), and of the cell.
 static enum gang_status open_groups(struct gang_rank *r) {
     struct gang_wire_link *links[GANG_COMM_MEMBERS];
     int replicas = r->options.program->replicas, tp = r->options.tp;
@@ -218,8 +257,9 @@ static enum gang_status open_groups(struct gang_rank *r) {
     enum gang_status status = GANG_OK;
     if (replicas > 1) status = gang_comm_new(r->options.wire, links, replicas, r->replica, TAG_STAGE_GROUP, &r->stage_group);
     if (!status && replicas > 1) status = tell_sites(r, replicas);
-    for (int s = 0; s < r->stages; s++) links[s] = gang_rank_link(r, r->replica, s);
-    if (!status && r->stages > 1) status = gang_comm_new(r->options.wire, links, r->stages, r->stage, TAG_REPLICA_GROUP, &r->replica_group);
+    bool first = r->options.tp_index == 0;
+    for (int s = 0; s < r->stages && first; s++) links[s] = gang_rank_link(r, r->replica, s);
+    if (!status && r->stages > 1 && first) status = gang_comm_new(r->options.wire, links, r->stages, r->stage, TAG_REPLICA_GROUP, &r->replica_group);
     for (int i = 0; i < tp; i++) links[i] = gang_rank_cell_link(r, i);
     if (!status && tp > 1) status = gang_comm_new(r->options.wire, links, tp, r->options.tp_index, TAG_CELL_GROUP, &r->cell_group);
     return status;
@@ -231,7 +271,8 @@ static enum gang_status open_channels(struct gang_rank *r) {
     for (int i = 0; i < r->channel_count && !status; i++) {
         struct gang_channel *c = &r->channels[i];
         c->memory = at;
-        c->link = gang_rank_link(r, c->peer / r->stages, c->peer % r->stages);
+        int peer = device_of(r, r->replica, c->peer % r->stages) + c->parts.first;
+        for (int k = 0; k < c->parts.count; k++) c->links[k] = r->options.links[peer + k];
         at += gang_channel_memory(c);
         if (!c->sends) status = gang_channel_post(c);
     }

@@ -1,7 +1,8 @@
 // rank: one rank of a run. It interprets its program on a device, or on a stand-in for one, over the wire.
 //
 // With tensor parallelism the tp devices of a cell run the same program in step, each with its slice of the cell's part of the
-// model; a device is then number rank * tp + tp_index of the run.
+// model. Stages may be of unlike widths, as long as one of two neighbours' divides the other. The devices of a run are counted rank
+// after rank.
 //
 // One thread computes. Beside it the wire moves messages that were posted ahead, and the lane (lane.c) exchanges gradients
 // and weights with the other replicas of the stage. All calls of a rank come from one thread; they end with GANG_ERR_PEER
@@ -29,16 +30,17 @@ struct gang_stand_in {
 struct gang_rank_options {
     const struct gang_program *program; // verified; every replica by itself
     int rank;
-    int tp, tp_index;          // devices of a cell; which of them this one is
-    bool sequence_parallel;    // each holds a part of the residual stream's rows; B * T is a multiple of tp
+    const int *widths;         // [stages] devices of a cell
+    int tp, tp_index;          // devices of this cell; which of them this one is
+    bool sequence_parallel;    // each holds a part of the residual stream's rows; B * T is a multiple of every tp
     const uint16_t *layers;    // [chunks]
     int64_t length;            // T
     bool sharded;              // ZeRO 1: a member of the stage's replicas updates its part and gives it to the others
     bool recompute;            // of a layer only its input is kept
     enum gang_compute message; // element type between stages
     struct gang_wire *wire;
-    struct gang_wire_link *const *links; // [ranks * tp] to the devices that gang_rank_talks_to says; otherwise NULL
-    const int *sites;                    // [ranks * tp] of every device; NULL: all in one
+    struct gang_wire_link *const *links; // [devices] to the devices that gang_rank_talks_to says; otherwise NULL
+    const int *sites;                    // [devices] of every device; NULL: all in one
     uint64_t seed;
     const struct gang_data *data; // the first and the last stage's; otherwise NULL
     const struct gang_config *config;
@@ -48,9 +50,15 @@ struct gang_rank_options {
 
 struct gang_rank;
 
-// Whether a device needs a link to another: those of its cell, and of the stages of its replica and the replicas of its stage those
-// with its tp_index.
-bool gang_rank_talks_to(const struct gang_program *program, int tp, int device, int other);
+// The first device of a rank; of the number of ranks, the number of devices.
+int gang_rank_device(const struct gang_program *program, const int *widths, int rank);
+struct gang_rank_place {
+    int rank, tp_index;
+};
+struct gang_rank_place gang_rank_place(const struct gang_program *program, const int *widths, int device);
+// Whether a device needs a link to another: those of its cell; of the replicas of its stage those with its tp_index; of the stages of its
+// replica those with which it shares rows of the residual stream; and the first of a cell the first of the others.
+bool gang_rank_talks_to(const struct gang_program *program, const int *widths, int device, int other);
 
 struct gang_rank_memory {
     struct gang_memory net;

@@ -3,8 +3,8 @@
 // Compute instructions run here. A receive waits for a message that was posted long before; a send starts one. A reduce only says that the
 // chunk's next backward is its last: the backward then posts bucket after bucket on the lane while it goes on. The
 // optimizer waits for the lane, and for two numbers that all ranks need (the loss, and the norm of the gradient, which
-// clipping asks for), summed first over the replicas of the stage, then over the stages, then over the devices of a cell: the
-// same bits everywhere.
+// clipping asks for), summed first over the replicas of the stage, then over the devices of a cell, then over the stages by the first
+// devices, which pass it on: the same bits everywhere.
 #include "rank/internal.h"
 
 #include <assert.h>
@@ -189,7 +189,10 @@ static enum gang_status agree(struct gang_rank *r, bool want_stop, float out[3])
     bool counts = r->options.tp_index == 0 || r->options.sequence_parallel;
     out[0] = counts ? (float)r->loss : 0, out[1] = (float)squares, out[2] = want_stop;
     enum gang_status status = r->stage_group ? gang_all_reduce(r->stage_group, out, 3, GANG_ELEMENT_F32) : GANG_OK;
-    if (!status && r->replica_group) status = gang_all_reduce(r->replica_group, out, 3, GANG_ELEMENT_F32);
+    if (!status && r->cell_group) status = gang_all_reduce(r->cell_group, out, 3, GANG_ELEMENT_F32);
+    if (r->stages == 1 || status) return status;
+    for (int i = 0; i < 3 && r->options.tp_index > 0; i++) out[i] = 0;
+    if (r->replica_group) status = gang_all_reduce(r->replica_group, out, 3, GANG_ELEMENT_F32);
     return status || !r->cell_group ? status : gang_all_reduce(r->cell_group, out, 3, GANG_ELEMENT_F32);
 }
 

@@ -439,8 +439,8 @@ static double least_score(const struct search *s, const struct gang_layout *l, b
         speed += (double)cells_of(s, l, g) / each;
         rate += (double)(cells_of(s, l, g) * l->cp << s->width[g]) * rate_of(s, s->pool->groups[g]);
     }
-    double batches = (double)(s->task->global_batch / l->micro_batch), layers = (double)s->task->shape.layers, seconds = batches * layers / speed;
-    if (even) seconds = batches / l->dp * (double)(s->task->shape.layers / (l->pp * l->vpp) * l->vpp) * slowest;
+    int64_t batches = s->task->global_batch / l->micro_batch, layers = s->task->shape.layers, least = layers / (l->pp * l->vpp) * l->vpp;
+    double seconds = even ? (double)batches / l->dp * (double)least * slowest : (double)(batches * layers) / speed;
     return s->objective == GANG_OBJECTIVE_TIME ? seconds : seconds * rate;
 }
 
@@ -721,13 +721,13 @@ static void open_shelf(struct shelf *shelf, struct gang_arena *arena) {
     for (int i = 0; i < KEPT; i++) shelf->best[i] = &found[i];
 }
 
-static void each_layout(struct search *s, bool mixtures) {
+static void each_layout(struct search *s) {
     each_width(s);
-    if (mixtures && s->pool->group_count > 1) each_mixture(s);
+    if (s->pool->group_count > 1) each_mixture(s);
 }
 
-static enum gang_status search(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, bool mixtures, int top,
-                               struct gang_arena *arena, struct gang_search *out) {
+enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
+                                 struct gang_arena *arena, struct gang_search *out) {
     struct search s = {.task = task, .pool = pool, .objective = objective, .least = INFINITY, .out = out};
     enum gang_status status = GANG_OK;
     for (int g = 0; g < pool->group_count && objective != GANG_OBJECTIVE_TIME; g++)
@@ -745,9 +745,9 @@ static enum gang_status search(const struct gang_task *task, const struct gang_p
     open_shelf(&s.mixed, arena);
     open_shelf(&s.wide, arena);
     double start = gang_seconds();
-    each_layout(&s, mixtures);
+    each_layout(&s);
     for (int g = 0; g < pool->group_count && !out->fitting; g++) s.offload |= gang_group_offloads(pool->groups[g]);
-    if (s.offload) each_layout(&s, mixtures);
+    if (s.offload) each_layout(&s);
     out->estimate_seconds = gang_seconds() - start;
     top = top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top;
     simulate_best(&s, &s.alike, top);
@@ -757,16 +757,6 @@ static enum gang_status search(const struct gang_task *task, const struct gang_p
     if (!out->count) status = explain(&s);
     gang_arena_release(&s.scratch);
     return status;
-}
-
-enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
-                                 struct gang_arena *arena, struct gang_search *out) {
-    return search(task, pool, objective, true, top, arena, out);
-}
-
-enum gang_status gang_search_one_width(const struct gang_task *task, const struct gang_pool *pool, int top, struct gang_arena *arena,
-                                       struct gang_search *out) {
-    return search(task, pool, GANG_OBJECTIVE_TIME, false, top, arena, out);
 }
 
 double gang_sum_of_parts(const struct gang_task *task, const struct gang_pool *pool, struct gang_arena *arena) {

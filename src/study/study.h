@@ -101,9 +101,6 @@ double gang_estimate(const struct gang_task *task, const struct gang_pool *pool,
 // counts. GANG_ERR_MEMORY says what the least hungry layout lacks where none fits.
 GANG_CHECK_RESULT enum gang_status gang_search_run(const struct gang_task *task, const struct gang_pool *pool, enum gang_objective objective, int top,
                                                    struct gang_arena *arena, struct gang_search *out);
-// The same for the least time, of layouts with one tensor-parallel width on all stages: what runs today.
-GANG_CHECK_RESULT enum gang_status gang_search_one_width(const struct gang_task *task, const struct gang_pool *pool, int top,
-                                                         struct gang_arena *arena, struct gang_search *out);
 
 // Gives a layout that leaves its layers open as many on each stage as its devices' speed and memory allow, each at least one. It stays
 // as it is where devices are alike, with virtual stages, and where it does not fit at all.

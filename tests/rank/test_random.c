@@ -22,7 +22,7 @@ struct run {
     bool real;
     double slow;                  // of stand-ins
     enum gang_compute compute[2]; // of even and odd ranks
-    int ranks, steps;
+    int ranks, steps, widths[GANG_MAX_STAGES];
     double losses[STEPS], norms[STEPS];
     char output[256], saved[512];
     char *addresses[MAX_RANKS];
@@ -64,7 +64,7 @@ static void join_all(struct party *p, struct gang_wire_link **links) {
     for (int i = 0; i < p->run->ranks; i++) {
         const struct gang_wire_plane plane = {.remote = p->run->addresses[i]};
         const struct gang_wire_link_options options = {.peer = i, .planes = 1, .plane = p->rank < i ? &plane : NULL};
-        if (gang_rank_talks_to(&p->run->answer.program, 1, p->rank, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
+        if (gang_rank_talks_to(&p->run->answer.program, p->run->widths, p->rank, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
     }
 }
 
@@ -95,6 +95,7 @@ static void *run_rank(void *context) {
     if (r->real) assert_ok(gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = r->compute[p->rank % 2], .threads = 1}, &device));
     const struct gang_rank_options options = {.program = &r->answer.program,
                                               .rank = p->rank,
+                                              .widths = r->widths,
                                               .tp = 1,
                                               .layers = l->layers,
                                               .length = r->task.sequence_length,
@@ -137,6 +138,7 @@ static void run_all(struct run *r) {
 static void evaluate(struct run *r, const struct gang_pool *pool, const struct gang_layout *layout, struct gang_arena *arena) {
     assert_ok(gang_evaluate(&r->task, pool, layout, GANG_EVALUATE_UNFOLDED | GANG_EVALUATE_ANY_MEMORY, arena, &r->answer));
     r->ranks = r->answer.program.replicas * r->answer.program.stages;
+    for (int s = 0; s < r->answer.program.stages; s++) r->widths[s] = 1;
     r->steps = STEPS;
     assert_in_range(r->ranks, 1, MAX_RANKS);
 }

@@ -41,7 +41,7 @@ struct party { // one device of a rank
     struct trial *trial;
     struct gang_answer *answer;
     struct gang_config config;
-    int device, devices;
+    int device, devices, widths[MAX_DEVICES];
     double losses[MAX_STEPS], norms[MAX_STEPS];
     struct gang_wire *wire;
     char **addresses;
@@ -62,18 +62,20 @@ static void *run_rank(void *context) {
     for (int i = 0; i < p->devices; i++) {
         const struct gang_wire_plane plane = {.remote = p->addresses[i]};
         struct gang_wire_link_options options = {.peer = i, .planes = 1, .plane = p->device < i ? &plane : NULL};
-        if (gang_rank_talks_to(program, l->tp, p->device, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
+        if (gang_rank_talks_to(program, p->widths, p->device, i)) assert_ok(gang_wire_join(p->wire, &options, &links[i]));
     }
     assert_ok(gang_device_open(&(struct gang_device_options){.kind = "cpu", .compute = t->compute[p->device % 2], .threads = 1}, &device));
+    const struct gang_rank_place place = gang_rank_place(program, p->widths, p->device);
     const struct gang_rank_options options = {.program = program,
-                                              .rank = p->device / l->tp,
-                                              .tp = l->tp,
-                                              .tp_index = p->device % l->tp,
-                                              .sequence_parallel = l->sequence_parallel && l->tp > 1,
+                                              .rank = place.rank,
+                                              .widths = p->widths,
+                                              .tp = gang_tp_of(l, place.rank % l->pp),
+                                              .tp_index = place.tp_index,
+                                              .sequence_parallel = l->sequence_parallel,
                                               .layers = l->layers,
                                               .length = LENGTH,
                                               .sharded = l->zero == 1 && l->dp > 1,
-                                              .recompute = gang_of_stage(&l->recompute, p->device / l->tp % l->pp) == GANG_RECOMPUTE_FULL,
+                                              .recompute = gang_of_stage(&l->recompute, place.rank % l->pp) == GANG_RECOMPUTE_FULL,
                                               .message = all_f32(t) ? GANG_COMPUTE_F32 : GANG_COMPUTE_BF16,
                                               .wire = p->wire,
                                               .links = links,
@@ -129,15 +131,16 @@ static void run_trial(struct trial *t) {
     snprintf(t->output, sizeof t->output, "%s", scratch_path(t->layout));
     assert_ok(gang_dir_remove(t->output));
     assert_ok(gang_layout_parse(t->layout, &layout));
-    int devices = layout.tp * layout.pp * (layout.dp ? layout.dp : 1);
+    int devices = (int)gang_cells_devices(&layout, 0, layout.pp) * (layout.dp ? layout.dp : 1);
     assert_in_range(devices, 1, MAX_DEVICES);
-    make_pool(t, devices, layout.tp, &arena, &pool);
+    make_pool(t, devices, layout.width_count ? devices : layout.tp, &arena, &pool);
     assert_ok(gang_evaluate(&task, &pool, &layout, GANG_EVALUATE_UNFOLDED, &arena, &answer));
     for (int r = 1; r < answer.program.replicas; r++) t->sizes |= answer.program.sizes[r] != answer.program.sizes[0];
     pthread_barrier_init(&barrier, NULL, (unsigned)devices);
     for (int i = 0; i < devices; i++) {
         parties[i] = (struct party){
             .trial = t, .answer = &answer, .config = this_config, .device = i, .devices = devices, .addresses = addresses, .barrier = &barrier};
+        for (int s = 0; s < layout.pp; s++) parties[i].widths[s] = gang_tp_of(&answer.layout, s);
         assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0", .cluster = 5, .dead_ms = 20000}, &parties[i].wire));
         addresses[i] = (char *)gang_wire_address(parties[i].wire);
     }
@@ -259,6 +262,19 @@ static void test_rows(void **state) {
     same_as_one("tp=2,pp=2,dp=2,mb=1,zero=1", true);
 }
 
+// Stages of unlike widths: parts of messages go to and come from several devices.
+static void test_widths(void **state) {
+    (void)state;
+    same_as_one("tp=2/1,pp=2,mb=1", false);
+    same_as_one("tp=1/2,pp=2,mb=2", false);
+    same_as_one("tp=2/1,pp=2,mb=2,sp=0", false);
+    same_as_one("tp=1/2,pp=2,mb=1,sp=0,recompute=full/none", false);
+    same_as_one("tp=1/2/1,pp=3,mb=1,layers=1/2/1,schedule=zero-bubble", true);
+    same_as_one("tp=2/1,pp=2,vpp=2,mb=1", false);
+    same_as_one("tp=2/1,pp=2,dp=2,mb=1,zero=1", false);
+    same_as_one("tp=1/2,pp=2,dp=2,mb=1,zero=0,sp=0,place=replicas", false);
+}
+
 // Replicas on unlike devices, each kind with a micro-batch of its own; the first number is the first group's devices.
 static void test_sizes(void **state) {
     (void)state;
@@ -296,8 +312,9 @@ static void test_rounded(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures), cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_slices),    cmocka_unit_test(test_rows),     cmocka_unit_test(test_sizes),    cmocka_unit_test(test_rounded),
+        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures),
+        cmocka_unit_test(test_tied),      cmocka_unit_test(test_slices),   cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_widths),    cmocka_unit_test(test_sizes),    cmocka_unit_test(test_rounded),
     };
     return cmocka_run_group_tests(tests, open_text, close_text);
 }
