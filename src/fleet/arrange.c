@@ -164,7 +164,9 @@ static const char *cannot_run(const struct gang_layout *l) {
 static const char *cannot_cut(const struct gang_lead *l, const struct gang_layout *given) {
     struct gang_layout layout = *given;
     if (layout.width_count && layout.width_count != layout.pp) return NULL; // the evaluation says so
-    if (!layout.dp) layout.dp = (int)(l->pool->devices / gang_cells_devices(&layout, 0, layout.pp));
+    int64_t all = gang_cells_devices(&layout, 0, layout.pp);
+    assert(all > 0);
+    if (!layout.dp) layout.dp = (int)(l->pool->devices / all);
     if (l->task.shape.tied && gang_tp_of(&layout, 0) != gang_tp_of(&layout, layout.pp - 1))
         return "a tied head on a stage that is wider or narrower than the first does not run yet: choose one width for the two";
     for (int s = 0; s < layout.pp; s++) {

@@ -27,7 +27,7 @@ static const double promising = 1.5;
 // closed form is nearer than that to what is simulated. Nor are more than so many choices, of which like groups share one where there would
 // be more, nor more than so many layouts.
 static const double worthwhile = 1.1;
-enum { MAX_MIXTURES = 4096, MAX_MIXED = 500 * 1000 };
+enum { MAX_MIXTURES = 4096, MAX_MIXED = 250 * 1000 };
 
 // ---- The space -----------------------------------------------------------------------------------------------------
 
@@ -561,24 +561,34 @@ static void share_widths(struct search *s) {
     }
 }
 
+// Those choices of widths whose least score lies above `from` and not above `to`.
+static void each_mixture_between(struct search *s, struct gang_layout *l, double from, double to, int64_t most) {
+    memset(s->width, 0, (size_t)s->pool->group_count * sizeof *s->width);
+    for (int i = 0; i < MAX_MIXTURES && s->out->considered < most && next_mixture(s); i++)
+        for (l->micro_batch = 1; l->micro_batch < 1 << SIZES && is_mixture(s, l); l->micro_batch *= 2) {
+            if (s->task->global_batch % l->micro_batch) continue;
+            s->prices = (struct gang_prices){.rows = WIDTHS, .groups = s->pool->group_count};
+            for (int w = 0; w < WIDTHS; w++) prices_at(s, l, w, log2_of(l->micro_batch));
+            s->prices.at[0] = s->priced[log2_of(l->micro_batch)];
+            double least = least_score(s, l, false);
+            if (least > from && least <= to && least <= worthwhile * s->least) each_replica_count(s, l);
+        }
+}
+
+// The most promising first, so that what has no place any more is the least.
 static void each_mixture(struct search *s) {
     const struct gang_shape *shape = &s->task->shape;
-    struct gang_layout l;
+    double best = s->least;
     int64_t most = s->out->considered + MAX_MIXED;
+    struct gang_layout l;
     share_widths(s);
     gang_layout_init(&l);
     for (l.cp = 1; l.cp <= s->task->sequence_length / 8192 || l.cp == 1; l.cp *= 2)
         for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2) {
             memset(s->known, 0, sizeof s->known);
-            memset(s->width, 0, (size_t)s->pool->group_count * sizeof *s->width);
-            for (int i = 0; i < MAX_MIXTURES && s->out->considered < most && next_mixture(s); i++)
-                for (l.micro_batch = 1; l.micro_batch < 1 << SIZES && is_mixture(s, &l); l.micro_batch *= 2) {
-                    if (s->task->global_batch % l.micro_batch) continue;
-                    s->prices = (struct gang_prices){.rows = WIDTHS, .groups = s->pool->group_count};
-                    for (int w = 0; w < WIDTHS; w++) prices_at(s, &l, w, log2_of(l.micro_batch));
-                    s->prices.at[0] = s->priced[log2_of(l.micro_batch)];
-                    if (least_score(s, &l, false) <= worthwhile * s->least) each_replica_count(s, &l);
-                }
+            if (isinf(best)) each_mixture_between(s, &l, 0, INFINITY, most);
+            for (double to = 0.7; to < worthwhile + 0.05 && !isinf(best); to += 0.1)
+                each_mixture_between(s, &l, to > 0.75 ? (to - 0.1) * best : 0, to * best, most);
         }
 }
 

@@ -290,12 +290,13 @@ static void test_widths_by_stage(void **state) {
     // Stage 2 takes longest, which the closed form must see: it holds what stage 1 holds, on half as many devices.
     struct gang_layout alike;
     double memory_used = 0;
+    mixed.task.shape.hidden = 8192, mixed.task.shape.qk_dim = mixed.task.shape.v_dim = 512, mixed.task.shape.ffn = 28672;
     assert_ok(gang_layout_parse("tp=2/2/1/2,pp=4", &alike));
-    assert_ok(gang_evaluate(&mixed.task, &mixed.pool, &alike, 0, &mixed.arena, &mixed.answer));
+    assert_ok(gang_evaluate(&mixed.task, &mixed.pool, &alike, GANG_EVALUATE_ANY_MEMORY, &mixed.arena, &mixed.answer));
     double estimate = gang_estimate(&mixed.task, &mixed.pool, &mixed.answer.layout, &mixed.answer.placement, &mixed.arena, &memory_used);
     assert_float_equal(estimate / mixed.answer.summary.step_seconds, 1, 0.1);
     assert_ok(gang_layout_parse("tp=2/2,pp=2", &alike));
-    assert_ok(gang_evaluate(&mixed.task, &mixed.pool, &alike, 0, &mixed.arena, &mixed.answer));
+    assert_ok(gang_evaluate(&mixed.task, &mixed.pool, &alike, GANG_EVALUATE_ANY_MEMORY, &mixed.arena, &mixed.answer));
     assert_string_equal(gang_layout_print(&mixed.answer.layout, &mixed.arena), "tp=2,pp=2,dp=4");
     gang_arena_release(&mixed.arena);
 }
