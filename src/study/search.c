@@ -587,8 +587,8 @@ static void each_mixture(struct search *s) {
         for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2) {
             memset(s->known, 0, sizeof s->known);
             if (isinf(best)) each_mixture_between(s, &l, 0, INFINITY, most);
-            for (double to = 0.7; to < worthwhile + 0.05 && !isinf(best); to += 0.1)
-                each_mixture_between(s, &l, to > 0.75 ? (to - 0.1) * best : 0, to * best, most);
+            for (double from = 0, to = 0.7; from < worthwhile && !isinf(best); from = to, to += 0.1)
+                each_mixture_between(s, &l, from * best, to * best, most);
         }
 }
 
