@@ -516,7 +516,9 @@ void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout 
     *reduce = *gather = (struct gang_exchange){0};
     if (l->zero >= 3) return;
     if (l->zero < 2) exchange_price(pool, l, ways, cost->parameters, gradient_element(l), l->zero ? 1 : 2, reduce);
-    if (l->zero) exchange_price(pool, l, ways, cost->parameters, ELEMENT, 1, gather);
+    // Weights go round in the type in which each keeps them.
+    double held = cost->parameters + cost->copied_parameters;
+    if (l->zero && held > 0) exchange_price(pool, l, ways, cost->parameters, cost->parameter_bytes / held, 1, gather);
 }
 
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index,
