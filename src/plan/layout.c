@@ -12,7 +12,7 @@
 #include <string.h>
 
 const char *const gang_recompute_names[] = {"none", "selective", "alternate", "full", NULL};
-const char *const gang_offload_names[] = {"none", "optimizer", NULL};
+const char *const gang_offload_names[] = {"none", "optimizer", "activations", "both", NULL};
 const char *const gang_place_names[] = {"stages", "replicas", NULL};
 const char *const gang_gradient_names[] = {"f32", "bf16", NULL};
 const char *const gang_attention_names[] = {"fused", "fused1", "unfused", NULL};
@@ -45,7 +45,7 @@ static const struct layout_field layout_fields[] = {
     {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
     {"scaling", FIELD(scaling), 0, 0, 0, gang_scaling_names, "tensor or rows"},
     {"recompute", FIELD(recompute), 0, 1, 0, gang_recompute_names, "none, selective, alternate, full"},
-    {"offload", FIELD(offload), 0, 1, 0, gang_offload_names, "none or optimizer"},
+    {"offload", FIELD(offload), 0, 1, 0, gang_offload_names, "none, optimizer, activations, both"},
     {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
     {"schedule", FIELD(schedule), 0, 0, 0, gang_schedule_names, "auto, 1f1b, interleaved, zero-bubble, list"},
 };
@@ -391,7 +391,8 @@ static double class_seconds(const struct gang_task *task, const struct gang_pric
             struct gang_chunk_cost cost;
             if (!gang_chunk_repeats(task, l, c)) {
                 gang_chunk_of(task, l, gang_prices_of(prices, l, class, s), c, &cost);
-                chunk = gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
+                chunk = gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight) +
+                        gang_copy_shown(&cost, GANG_OP_FORWARD) + gang_copy_shown(&cost, GANG_OP_BACKWARD);
             }
             sum += chunk;
         }

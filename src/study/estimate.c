@@ -37,8 +37,8 @@ static void add_exchange(struct gang_exchanges *x, const struct gang_layout *l, 
 }
 
 static void add_work(const struct gang_chunk_cost *cost, double times, struct gang_stage_sum *sum) {
-    sum->forward += times * gang_time_sum(&cost->forward);
-    sum->input += times * gang_time_sum(&cost->input);
+    sum->forward += times * (gang_time_sum(&cost->forward) + gang_copy_shown(cost, GANG_OP_FORWARD));
+    sum->input += times * (gang_time_sum(&cost->input) + gang_copy_shown(cost, GANG_OP_BACKWARD));
     sum->weight += times * gang_time_sum(&cost->weight);
     sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
     sum->activation = gang_larger(sum->activation, cost->activation_bytes);
@@ -59,8 +59,10 @@ double gang_in_flight(const struct gang_layout *l, double m, int from_end) {
 }
 
 double gang_share_used(const struct gang_layout *l, const struct gang_stage_sum *s, double m, int from_end) {
-    double share = (s->fixed + gang_in_flight(l, m, from_end) * s->activation) / (s->limit * (1 - gang_memory_margin));
-    return s->host > 0 ? gang_larger(share, s->host / (s->host_limit * (1 - gang_memory_margin))) : share;
+    double chunks = gang_in_flight(l, m, from_end), host = s->host + (s->away ? (chunks - 1) * s->activation : 0);
+    if (s->away) chunks = gang_smaller(chunks, gang_passes_here);
+    double share = (s->fixed + chunks * s->activation) / (s->limit * (1 - gang_memory_margin));
+    return host > 0 ? gang_larger(share, host / (s->host_limit * (1 - gang_memory_margin))) : share;
 }
 
 // Of a replica of the class.
@@ -156,6 +158,7 @@ void gang_sum_stage(const struct gang_task *task, const struct gang_layout *l, c
     }
     sum->fixed += gang_buffer_bytes(task, l, class->micro_batch, (enum gang_recompute)gang_of_stage(&l->recompute, stage), sum->layer_parameters);
     sum->host_limit = price->group->host_memory / (double)price->group->devices;
+    sum->away = gang_of_stage(&l->offload, stage) & GANG_OFFLOAD_ACTIVATIONS;
     if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, price->group, 0, sum->host);
 }
 

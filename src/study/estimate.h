@@ -11,7 +11,8 @@ struct gang_stage_sum {
     double fixed, activation;      // bytes: states and working space; of one chunk in flight, the largest
     double reduce, gather;         // seconds of the exchanges, over the stage's chunks
     double layers, limit;          // limit: bytes of the device
-    double host, host_limit;       // bytes in the node's memory, of one device, and its part of it
+    double host, host_limit;       // bytes of states in the node's memory, of one device, and its part of it
+    bool away;                     // activations lie there too
     double update;                 // seconds of the optimizer on what lies there
     double layer_parameters;
 };

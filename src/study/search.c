@@ -3,8 +3,9 @@
 // The space: tp over the powers of two inside the high-bandwidth domain, cp where the sequence is long, ep over the powers of two
 // that divide the experts, pp over every number of stages, vpp, micro-batch, recomputation, and sharding 1 to 3; on a pool of
 // unlike groups both placements, with as many layers on a stage as its devices' speed and memory allow. Recomputation is tried in
-// four ways alike on all stages, and as little on each as it has memory for: nobody can take less time by the closed form. Where nothing
-// fits, all is looked at again, with the optimizer in the nodes' memory on the stages that are short of their own. What the
+// four ways alike on all stages, and as little on each as it has memory for: nobody can take less time by the closed form. A stage that is
+// short of memory may instead lay its activations into its node's, where that takes less time. Where nothing fits without, all is looked at
+// again, with the optimizer too in the nodes' memory on the stages that are short of their own. What the
 // layout does not fix (order of work, micro-batches of each replica) follows by gang_layout_place and the list scheduler.
 //
 // The closed form (estimate.c) is not trusted: it only says whom to simulate. Where the space is small all of it is simulated, so the answer is
@@ -40,7 +41,8 @@ struct search {
     enum gang_objective objective;
     struct gang_arena scratch;        // of one layout; emptied after each
     bool unlike;                      // there are several kinds of devices
-    bool offload;                     // the optimizer may lie in the nodes' memory
+    int offload;                      // bits of enum gang_offload that a stage may take
+    int64_t plain;                    // layouts that fit without
     int *zeros;                       // [GANG_MAX_STAGES] the only group, under every stage
     struct gang_price *priced[SIZES]; // [groups] at the widths looked at
     bool known[SIZES];
@@ -102,6 +104,12 @@ static bool is_kept(const struct shelf *shelf, const struct gang_layout *l, doub
     return false;
 }
 
+static bool offloads(const struct gang_layout *l) {
+    for (int s = 0; s < l->offload.count; s++)
+        if (l->offload.at[s]) return true;
+    return !l->offload.count && l->offload.at[0];
+}
+
 // Returns the score, INFINITY for a layout that does not fit.
 static double keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
     struct shelf *shelf = l->size_count ? &s->mixed : &s->alike;
@@ -112,6 +120,7 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
         return INFINITY;
     }
     s->out->fitting++;
+    s->plain += !offloads(l);
     shelf->fitting++;
     double score = score_of(s, l, placement, estimate, &s->scratch);
     s->least = gang_smaller(s->least, score);
@@ -124,7 +133,8 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
         else
             at = middle + 1;
     }
-    if (l->size_count && is_kept(shelf, l, score, at)) return score; // from another size
+    // From another size, or from the first look at all.
+    if ((l->size_count || s->offload & GANG_OFFLOAD_OPTIMIZER) && is_kept(shelf, l, score, at)) return score;
     if (shelf->kept < KEPT) shelf->kept++;
     struct gang_found *mine = shelf->best[shelf->kept - 1];
     memmove(&shelf->best[at + 1], &shelf->best[at], (size_t)(shelf->kept - 1 - at) * sizeof *shelf->best);
@@ -151,6 +161,8 @@ static bool pick_alike(struct gang_layout *l, const struct gang_stage_sum sums[]
     return true;
 }
 
+static void consider_offloaded(struct search *s, const struct gang_layout *wanted);
+
 static void consider_alike(struct search *s, struct gang_layout *l) {
     int64_t batches = s->task->global_batch / l->micro_batch;
     struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .micro_batch = l->micro_batch, .groups = s->zeros};
@@ -171,22 +183,28 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
         keep(s, l, &placement, seconds, memory_used);
         if (!r) least = memory_used;
     }
-    if (least <= 1 || !pick_alike(l, sums, m) || is_uniform(&l->recompute)) return;
-    keep(s, l, &placement, gang_combine_alike(l, sums, &class, delay, &memory_used), memory_used);
+    if (least <= 1) return;
+    if (pick_alike(l, sums, m) && !is_uniform(&l->recompute))
+        keep(s, l, &placement, gang_combine_alike(l, sums, &class, delay, &memory_used), memory_used);
+    if (s->offload) consider_offloaded(s, l);
 }
 
-// A stage that layers are handed to: for each choice of what is made again, how long one takes and how many have room.
+// A stage that layers are handed to: for each choice of what is made again and offloaded, how long one takes and how many have room.
+enum { CHOICES = 2 * GANG_RECOMPUTES };
 struct share {
     int choices;
-    double load, seconds[GANG_RECOMPUTES]; // load: of what the stage has already
-    int64_t most[GANG_RECOMPUTES], layers;
+    enum gang_recompute recompute[CHOICES];
+    int offload[CHOICES];
+    double load, seconds[CHOICES]; // load: of what the stage has already
+    int64_t most[CHOICES], layers;
 };
 
-// When a stage with this many layers is done; INFINITY where they have no room.
+// When a stage with this many layers is done; INFINITY where they have no room. Nothing is sooner than the first choice.
 static double done_with(const struct share *s, int64_t layers) {
-    for (int r = 0; r < s->choices; r++)
-        if (layers <= s->most[r]) return s->load + (double)layers * s->seconds[r];
-    return INFINITY;
+    double soonest = INFINITY;
+    for (int i = 0; i < s->choices && (!i || layers > s->most[0]); i++)
+        if (layers <= s->most[i]) soonest = gang_smaller(soonest, s->load + (double)layers * s->seconds[i]);
+    return soonest;
 }
 
 // Layers one after another to the stage that would then be done first and has room. What each gets before the end that all
@@ -212,19 +230,37 @@ static bool hand_out(int64_t layers, int count, struct share *shares) {
     return true;
 }
 
-// `one`: a layer by choice; `ends`: what the stage has beside layers; `flight`: chunks under way on it.
-static void fill_share(const struct search *s, const struct gang_layout *l, int micro_batch, const struct gang_kind *kind,
-                       const enum gang_recompute *recompute, const struct gang_chunk_cost *one, const struct gang_chunk_cost *ends, double flight,
-                       struct share *out) {
-    double here = s->offload ? 0 : 1; // what of the optimizer's state is
-    double states = ends->parameter_bytes + ends->gradient_bytes + here * ends->optimizer_bytes + flight * ends->activation_bytes;
+// `one`: a layer, by what is made again; `ends`: what the stage has beside layers; `flight`: chunks under way on it.
+static void fill_share(const struct search *s, const struct gang_layout *l, int micro_batch, const struct gang_group *group,
+                       const struct gang_chunk_cost *one, const struct gang_chunk_cost *ends, double flight, struct share *out) {
+    double here = s->offload & GANG_OFFLOAD_OPTIMIZER ? 0 : 1; // what of the optimizer's state is
+    double host = group->host_memory / (double)group->devices * (1 - gang_memory_margin);
     out->load = gang_time_sum(&ends->forward) + gang_time_sum(&ends->input) + gang_time_sum(&ends->weight);
-    for (int r = 0; r < out->choices; r++) {
-        double each = one[r].parameter_bytes + one[r].gradient_bytes + here * one[r].optimizer_bytes + flight * one[r].activation_bytes;
-        double room = kind->memory_bytes * (1 - gang_memory_margin) - gang_buffer_bytes(s->task, l, micro_batch, recompute[r], one[r].parameters) -
-                      states;
-        out->seconds[r] = gang_time_sum(&one[r].forward) + gang_time_sum(&one[r].input) + gang_time_sum(&one[r].weight);
-        out->most[r] = room > 0 ? (int64_t)(room / each) : 0;
+    for (int i = 0; i < out->choices; i++) {
+        struct gang_chunk_cost layer = one[out->recompute[i]];
+        double stays = out->offload[i] & GANG_OFFLOAD_ACTIVATIONS ? gang_smaller(flight, gang_passes_here) : flight;
+        double states = ends->parameter_bytes + ends->gradient_bytes + here * ends->optimizer_bytes + stays * ends->activation_bytes;
+        double each = layer.parameter_bytes + layer.gradient_bytes + here * layer.optimizer_bytes + stays * layer.activation_bytes;
+        double room = group->kind->memory_bytes * (1 - gang_memory_margin) -
+                      gang_buffer_bytes(s->task, l, micro_batch, out->recompute[i], layer.parameters) - states;
+        out->most[i] = room > 0 ? (int64_t)(room / each) : 0;
+        out->seconds[i] = gang_time_sum(&layer.forward) + gang_time_sum(&layer.input) + gang_time_sum(&layer.weight);
+        if (!(stays < flight)) continue;
+        double away = (flight - 1) * layer.activation_bytes + (1 - here) * layer.optimizer_bytes;
+        layer.copy_seconds = gang_copy_seconds(group, layer.activation_bytes);
+        out->seconds[i] += gang_copy_shown(&layer, GANG_OP_FORWARD) + gang_copy_shown(&layer, GANG_OP_BACKWARD);
+        out->most[i] = (int64_t)gang_smaller((double)out->most[i], gang_larger(host - (flight - 1) * ends->activation_bytes, 0) / away);
+    }
+}
+
+// What the layout says of the stage, or any choice.
+static void open_share(const struct search *s, const struct gang_layout *l, int stage, bool any, struct share *out) {
+    out->choices = !any ? 1 : s->offload & GANG_OFFLOAD_ACTIVATIONS ? CHOICES : GANG_RECOMPUTES;
+    out->recompute[0] = (enum gang_recompute)gang_of_stage(&l->recompute, stage);
+    out->offload[0] = gang_of_stage(&l->offload, stage);
+    for (int i = 0; i < out->choices && any; i++) {
+        out->recompute[i] = (enum gang_recompute)(i % GANG_RECOMPUTES);
+        out->offload[i] = i < GANG_RECOMPUTES ? GANG_OFFLOAD_NONE : GANG_OFFLOAD_ACTIVATIONS;
     }
 }
 
@@ -234,17 +270,17 @@ static int share_layers(const struct search *s, struct gang_layout *l, const str
     const int *groups = placement->classes[0].groups;
     struct share shares[GANG_MAX_STAGES];
     struct gang_chunk_cost one[GANG_RECOMPUTES], ends;
-    enum gang_recompute recompute[GANG_RECOMPUTES] = {GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL};
     bool moe = s->task->shape.experts > 0;
     for (int i = 0; i < l->pp; i++) {
         const struct gang_price *price = gang_prices_of(&s->prices, l, placement->classes, i);
         bool like = i && groups[i] == groups[i - 1] && (any || gang_of_stage(&l->recompute, i) == gang_of_stage(&l->recompute, i - 1));
-        if (!any) recompute[0] = (enum gang_recompute)gang_of_stage(&l->recompute, i);
-        shares[i].choices = any ? GANG_RECOMPUTES : 1;
-        for (int r = 0; r < shares[i].choices && !like; r++) gang_price_chunk(s->task, l, price, recompute[r], !moe, moe, false, false, &one[r]);
+        open_share(s, l, i, any, &shares[i]);
+        for (int r = 0; r < GANG_RECOMPUTES && !like; r++)
+            if (any || r == (int)shares[i].recompute[0])
+                gang_price_chunk(s->task, l, price, (enum gang_recompute)r, !moe, moe, false, false, &one[r]);
         if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, GANG_RECOMPUTE_NONE, 0, 0, i == 0, i == l->pp - 1, &ends);
         double flight = gang_in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
-        fill_share(s, l, placement->classes[0].micro_batch, price->group->kind, recompute, one, &ends, flight, &shares[i]);
+        fill_share(s, l, placement->classes[0].micro_batch, price->group, one, &ends, flight, &shares[i]);
     }
     if (!hand_out(s->task->shape.layers, l->pp, shares)) return -1;
     int full = 0;
@@ -315,9 +351,12 @@ struct held {
     struct gang_stage_sum sums[GANG_OFFLOADS][GANG_RECOMPUTES][GANG_MAX_CLASSES];
 };
 
-static bool has_room(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, int stage, struct held *held) {
+// Seconds that the stage takes of a step with its choices, in the class that takes longest; INFINITY where one has no room.
+static double seconds_with(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, int stage,
+                           struct held *held) {
     int offload = l->offload.at[stage], recompute = l->recompute.at[stage];
     struct gang_stage_sum *sums = held->sums[offload][recompute];
+    double most = 0;
     for (int c = 0; c < placement->class_count && !held->filled[offload][recompute]; c++) {
         const struct gang_class *class = &placement->classes[c];
         const struct gang_price *price = gang_prices_of(&s->prices, l, class, stage);
@@ -325,29 +364,57 @@ static bool has_room(const struct search *s, const struct gang_layout *l, const 
         gang_sum_stage(s->task, l, class, price, stage, NULL, &sums[c]);
     }
     held->filled[offload][recompute] = true;
-    for (int c = 0; c < placement->class_count; c++)
-        if (gang_share_used(l, &sums[c], (double)placement->classes[c].micro_batches, l->pp - 1 - stage) > 1) return false;
-    return true;
+    for (int c = 0; c < placement->class_count; c++) {
+        double m = (double)placement->classes[c].micro_batches;
+        if (gang_share_used(l, &sums[c], m, l->pp - 1 - stage) > 1) return INFINITY;
+        most = gang_larger(most, m * (sums[c].forward + sums[c].input + sums[c].weight) + sums[c].update);
+    }
+    return most;
 }
 
-// As pick_alike, on devices of any kind: what every class has room for; if offloading is allowed, with it where nothing else is enough.
+// The fastest choice that every class has room for. Nothing is faster than what neither makes again nor offloads; and of what keeps its
+// activations on the device, what makes less again.
+static bool pick_stage(const struct search *s, struct gang_layout *l, const struct gang_placement *placement, int stage, struct held *held) {
+    double least = INFINITY;
+    int best = 0;
+    for (int choice = 0; choice < GANG_OFFLOADS * GANG_RECOMPUTES; choice++) {
+        int offload = choice / GANG_RECOMPUTES;
+        if (offload & ~s->offload) continue;
+        l->offload.at[stage] = (uint8_t)offload;
+        l->recompute.at[stage] = (uint8_t)(choice % GANG_RECOMPUTES);
+        double seconds = seconds_with(s, l, placement, stage, held);
+        if (seconds < least) least = seconds, best = choice;
+        if (isinf(seconds) || offload & GANG_OFFLOAD_ACTIVATIONS) continue;
+        if (!choice) break;
+        choice = (offload + 1) * GANG_RECOMPUTES - 1;
+    }
+    l->offload.at[stage] = (uint8_t)(best / GANG_RECOMPUTES);
+    l->recompute.at[stage] = (uint8_t)(best % GANG_RECOMPUTES);
+    return isfinite(least);
+}
+
+// As pick_alike, on devices of any kind, and with what may be offloaded.
 static bool pick_unlike(const struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
     struct held held;
-    int choices = (s->offload ? GANG_OFFLOADS : 1) * GANG_RECOMPUTES;
     l->recompute.count = l->offload.count = l->pp;
     for (int i = 0; i < l->pp; i++) {
         l->recompute.at[i] = l->recompute.at[i ? i - 1 : 0];
         l->offload.at[i] = l->offload.at[i ? i - 1 : 0];
         if (!i || !gang_stages_alike(s->task, l, placement, i)) memset(held.filled, 0, sizeof held.filled);
-        int choice = 0;
-        for (bool room = false; choice < choices && !room; choice += !room) {
-            l->offload.at[i] = (uint8_t)(choice / GANG_RECOMPUTES);
-            l->recompute.at[i] = (uint8_t)(choice % GANG_RECOMPUTES);
-            room = has_room(s, l, placement, i, &held);
-        }
-        if (choice == choices) return false;
+        if (!pick_stage(s, l, placement, i, &held)) return false;
     }
     return true;
+}
+
+// On like devices whose memory is too small for all that is kept.
+static void consider_offloaded(struct search *s, const struct gang_layout *wanted) {
+    struct gang_placement placement;
+    struct gang_layout l = *wanted;
+    double score;
+    l.recompute = l.offload = (struct gang_by_stage){0};
+    gang_arena_reset(&s->scratch);
+    if (gang_layout_place_priced(s->task, s->pool, &s->prices, &l, &s->scratch, &placement)) return;
+    if (pick_unlike(s, &l, &placement) && offloads(&l)) consider(s, &l, &placement, &score);
 }
 
 static bool same_layers(const struct gang_layout *a, const struct gang_layout *b) {
@@ -357,7 +424,8 @@ static bool same_layers(const struct gang_layout *a, const struct gang_layout *b
 // With as little made again on each stage as it has room for, where that has not been looked at: the same on all.
 static double consider_picked(struct search *s, struct gang_layout *l, struct gang_placement *placement) {
     double score = INFINITY;
-    if (pick_unlike(s, l, placement) && (s->offload || !is_uniform(&l->recompute))) consider(s, l, placement, &score);
+    if (pick_unlike(s, l, placement) && (s->offload & GANG_OFFLOAD_OPTIMIZER || offloads(l) || !is_uniform(&l->recompute)))
+        consider(s, l, placement, &score);
     return score;
 }
 
@@ -394,7 +462,7 @@ static void consider_unlike(struct search *s, const struct gang_layout *wanted) 
         bool fits = false;
         int full = 1;
         placed.place = place;
-        if (!s->offload && !consider_uniform(s, &placed, &even, &placement, &fits, &full)) continue;
+        if (!(s->offload & GANG_OFFLOAD_OPTIMIZER) && !consider_uniform(s, &placed, &even, &placement, &fits, &full)) continue;
         gang_arena_reset(&s->scratch);
         even = placed;
         if ((fits && (wanted->vpp > 1 || !full)) || gang_layout_place_priced(s->task, s->pool, &s->prices, &even, &s->scratch, &placement)) continue;
@@ -413,7 +481,7 @@ static void each_depth(struct search *s, struct gang_layout *l) {
     for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
         for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
             l->recompute = l->offload = (struct gang_by_stage){0};
-            if (s->pool->group_count == 1 && whole && !s->offload)
+            if (s->pool->group_count == 1 && whole && !(s->offload & GANG_OFFLOAD_OPTIMIZER))
                 consider_alike(s, l);
             else
                 consider_unlike(s, l);
@@ -533,14 +601,18 @@ static void expand(struct gang_by_stage *choices, int stages) {
     choices->count = stages;
 }
 
+// Where no device uses more than this share of its memory, it does not limit what is under way.
+static const double roomy = 0.5;
+
 // On one stage after another another choice of what is made again and offloaded, as long as that is better: what the closed form does not
 // see is that a stage with room for more micro-batches under way may let others wait less.
 static void refine(struct search *s, struct gang_found *f, int64_t *instructions) {
-    int choices = (s->offload ? GANG_OFFLOADS : 1) * GANG_RECOMPUTES, moves = f->layout.pp * choices, idle = 0;
+    int choices = GANG_OFFLOADS * GANG_RECOMPUTES, moves = f->layout.pp * choices, idle = 0;
     for (int move = 0; idle < moves && *instructions < MAX_INSTRUCTIONS; move = (move + 1) % moves, idle++) {
         int stage = move / choices, offload = move % choices / GANG_RECOMPUTES, recompute = move % GANG_RECOMPUTES;
         struct gang_found other = *f;
         struct gang_layout *l = &other.layout;
+        if (offload & ~s->offload || (offload & GANG_OFFLOAD_ACTIVATIONS && f->memory_used < roomy)) continue;
         expand(&l->recompute, l->pp);
         expand(&l->offload, l->pp);
         if (l->recompute.at[stage] == recompute && l->offload.at[stage] == offload) continue;
@@ -616,9 +688,13 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     open_shelf(&s.alike, arena);
     open_shelf(&s.mixed, arena);
     double start = gang_seconds();
+    for (int g = 0; g < pool->group_count; g++)
+        if (gang_group_offloads(pool->groups[g])) s.offload = GANG_OFFLOAD_ACTIVATIONS;
     each_width(&s);
-    for (int g = 0; g < pool->group_count && !out->fitting; g++) s.offload |= gang_group_offloads(pool->groups[g]);
-    if (s.offload) each_width(&s);
+    if (s.offload && !s.plain) {
+        s.offload = GANG_OFFLOAD_BOTH;
+        each_width(&s);
+    }
     out->estimate_seconds = gang_seconds() - start;
     top = top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top;
     simulate_best(&s, &s.alike, top);
