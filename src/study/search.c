@@ -199,11 +199,15 @@ struct share {
     int64_t most[CHOICES], layers;
 };
 
-// When a stage with this many layers is done; INFINITY where they have no room. Nothing is sooner than the first choice.
+// When a stage with this many layers is done; INFINITY where they have no room. Of the choices that keep activations on the device the first
+// with room is the soonest, and nothing is sooner than the very first.
 static double done_with(const struct share *s, int64_t layers) {
     double soonest = INFINITY;
-    for (int i = 0; i < s->choices && (!i || layers > s->most[0]); i++)
-        if (layers <= s->most[i]) soonest = gang_smaller(soonest, s->load + (double)layers * s->seconds[i]);
+    int i = 0, plain = s->choices < GANG_RECOMPUTES ? s->choices : GANG_RECOMPUTES;
+    while (i < plain && layers > s->most[i]) i++;
+    if (i < plain) soonest = s->load + (double)layers * s->seconds[i];
+    for (int k = plain; k < s->choices && i; k++)
+        if (layers <= s->most[k]) soonest = gang_smaller(soonest, s->load + (double)layers * s->seconds[k]);
     return soonest;
 }
 
