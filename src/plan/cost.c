@@ -431,7 +431,7 @@ double gang_copy_seconds(const struct gang_group *group, double bytes) {
 }
 
 // Dense layers of a chunk: all of them, or those of the first that are dense although others have experts.
-static int64_t dense_of(const struct gang_task *task, const struct gang_layout *l, int chunk) {
+int64_t gang_chunk_dense(const struct gang_task *task, const struct gang_layout *l, int chunk) {
     int64_t n = l->layers[chunk], left = task->shape.dense_layers;
     if (!task->shape.experts) return n;
     for (int c = 0; c < chunk && left > 0; c++) left -= l->layers[c];
@@ -443,18 +443,19 @@ bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *
         gang_of_stage(&l->offload, stage) != gang_of_stage(&l->offload, stage - 1))
         return false;
     for (int c = stage; c < l->layer_count; c += l->pp)
-        if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
+        if (l->layers[c] != l->layers[c - 1] || gang_chunk_dense(task, l, c) != gang_chunk_dense(task, l, c - 1)) return false;
     return true;
 }
 
 bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *l, int chunk) {
     int before = chunk - l->pp;
-    return before > 0 && chunk < l->layer_count - 1 && l->layers[chunk] == l->layers[before] && dense_of(task, l, chunk) == dense_of(task, l, before);
+    return before > 0 && chunk < l->layer_count - 1 && l->layers[chunk] == l->layers[before] &&
+           gang_chunk_dense(task, l, chunk) == gang_chunk_dense(task, l, before);
 }
 
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out) {
-    int64_t n = l->layers[chunk], dense = dense_of(task, l, chunk);
+    int64_t n = l->layers[chunk], dense = gang_chunk_dense(task, l, chunk);
     gang_price_chunk(task, l, price, gang_of_stage(&l->recompute, chunk % l->pp), dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
     int offload = gang_of_stage(&l->offload, chunk % l->pp);
     if (offload & GANG_OFFLOAD_ACTIVATIONS) out->copy_seconds = gang_copy_seconds(price->group, out->activation_bytes);

@@ -153,10 +153,17 @@ void gang_prices_fill(const struct gang_task *task, const struct gang_pool *pool
                       struct gang_prices *out);
 const struct gang_price *gang_prices_of(const struct gang_prices *prices, const struct gang_layout *layout, const struct gang_class *class,
                                         int stage);
-// gang_layout_place with the prices at hand.
-GANG_CHECK_RESULT enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool,
-                                                            const struct gang_prices *prices, struct gang_layout *layout, struct gang_arena *arena,
-                                                            struct gang_placement *out);
+// The steps of gang_layout_place, for whoever looks at many layouts of the same widths, stages, replicas and place: where these lie, which
+// nothing else of the layout changes; its layers and what is chosen for each stage, settled; and the batch shared out by what a micro-batch
+// takes each kind of replicas, which makes classes of what gang_layout_locate left.
+GANG_CHECK_RESULT enum gang_status gang_layout_locate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                      struct gang_arena *arena, struct gang_placement *out);
+GANG_CHECK_RESULT enum gang_status gang_layout_settle(const struct gang_task *task, struct gang_layout *layout);
+GANG_CHECK_RESULT enum gang_status gang_layout_share(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                     const double seconds[GANG_MAX_REPLICA_KINDS], struct gang_arena *arena,
+                                                     struct gang_placement *out);
+// Whether the replicas of every stage share a site.
+bool gang_layout_is_near(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement);
 
 // ---- Costs: plan/cost.c --------------------------------------------------------------------------------------------
 
@@ -214,6 +221,8 @@ bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *
 bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *layout, int chunk);
 // Seconds of so many bytes between a device of the group and its node's memory: by its link, or its part of what that memory does.
 double gang_copy_seconds(const struct gang_group *group, double bytes);
+// Of a chunk's layers, those without experts.
+int64_t gang_chunk_dense(const struct gang_task *task, const struct gang_layout *layout, int chunk);
 // The layout's chunk of this number, with its stage's recompute and offload.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);
