@@ -6,6 +6,7 @@
 // and chunks are sums of parts that are already summed over what time is spent on. Nothing is allocated for a layout.
 #include "study/estimate.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -285,7 +286,7 @@ void gang_sum_stage(const struct gang_task *task, const struct gang_layout *l, c
         sum->host += here ? 0 : chunk.optimizer;
         sum->activation = gang_larger(sum->activation, chunk.activation);
         sum->layers += l->layers[c];
-        if (l->layers[c]) sum->layer_parameters = gang_larger(sum->layer_parameters, chunk.parameters / l->layers[c]);
+        if (l->zero >= 3 && l->layers[c]) sum->layer_parameters = gang_larger(sum->layer_parameters, chunk.parameters / l->layers[c]);
         if (!ground || l->zero >= 3) continue; // inside the passes
         const struct gang_ground_exchange *x = ground_exchange(ground, l, stage, chunk.parameters);
         sum->reduce += x->reduce;
@@ -300,15 +301,27 @@ void gang_sum_stage(const struct gang_task *task, const struct gang_layout *l, c
     if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, parts->group, 0, sum->host);
 }
 
+// Of two stages without an end, the first before the second, of a model without experts.
+static bool hold_alike(const struct gang_layout *l, int a, int b) {
+    if (a < 1 || b > l->pp - 2 || gang_of_stage(&l->recompute, a) != gang_of_stage(&l->recompute, b) ||
+        gang_of_stage(&l->offload, a) != gang_of_stage(&l->offload, b))
+        return false;
+    for (; b < l->layer_count; a += l->pp, b += l->pp)
+        if (l->layers[a] != l->layers[b]) return false;
+    return true;
+}
+
 bool gang_ground_repeats(const struct gang_ground *ground, const struct gang_task *task, const struct gang_layout *l, int s) {
     if (ground->moved[s]) return false;
-    if (task->shape.experts || s < 2) return gang_stage_repeats(task, l, s);
-    if (s > l->pp - 2 || gang_of_stage(&l->recompute, s) != gang_of_stage(&l->recompute, s - 1) ||
-        gang_of_stage(&l->offload, s) != gang_of_stage(&l->offload, s - 1))
-        return false;
-    for (int c = s; c < l->layer_count; c += l->pp)
-        if (l->layers[c] != l->layers[c - 1]) return false;
-    return true;
+    return task->shape.experts ? gang_stage_repeats(task, l, s) : hold_alike(l, s - 1, s);
+}
+
+// One of the last runs before the i-th that lies where it lies and holds the same: layers that do not divide lie on every other stage.
+static int run_like(const struct gang_ground *ground, const struct gang_task *task, const struct gang_layout *l, int i) {
+    int stage = ground->runs[i];
+    for (int j = i - 1; j >= 0 && j > i - 4 && !task->shape.experts; j--)
+        if (ground->way[ground->runs[j]] == ground->way[stage] && hold_alike(l, ground->runs[j], stage)) return j;
+    return -1;
 }
 
 void gang_ground_sum(struct gang_ground *ground, const struct gang_task *task, const struct gang_layout *l, const struct gang_parts *const *parts,
@@ -320,11 +333,14 @@ void gang_ground_sum(struct gang_ground *ground, const struct gang_task *task, c
     for (int k = 0; k < ground->kinds.kind_count; k++) {
         const int *groups = ground->kinds.classes[k].groups;
         seconds[k] = 0;
+        assert(parts[k]);
         for (int i = 0; i < ground->run_count; i++) {
             int stage = ground->runs[i];
             struct gang_stage_sum *sum = &ground->sums[k * l->pp + i];
-            *sum = (struct gang_stage_sum){.count = ground->runs[i + 1] - stage};
-            gang_sum_stage(task, l, &parts[k][groups[stage]], stage, k ? NULL : ground, sum);
+            int like = run_like(ground, task, l, i);
+            *sum = like < 0 ? (struct gang_stage_sum){0} : ground->sums[k * l->pp + like];
+            sum->count = ground->runs[i + 1] - stage;
+            if (like < 0) gang_sum_stage(task, l, &parts[k][groups[stage]], stage, k ? NULL : ground, sum);
             if (k) sum->reduce = ground->sums[i].reduce, sum->gather = ground->sums[i].gather; // of every replica
             seconds[k] = gang_larger(seconds[k], sum->seconds);
         }
@@ -346,7 +362,7 @@ static double estimate_unlike(const struct gang_task *task, const struct gang_po
                               const struct gang_placement *placement, const struct gang_prices *prices, struct gang_arena *arena,
                               double *memory_used) {
     struct gang_ground ground;
-    const struct gang_parts *parts[GANG_MAX_REPLICA_KINDS];
+    const struct gang_parts *parts[GANG_MAX_REPLICA_KINDS] = {0};
     double seconds[GANG_MAX_REPLICA_KINDS];
     gang_ground_open(pool, l, placement, arena, &ground);
     for (int k = 0; k < placement->kind_count; k++) {

@@ -217,10 +217,24 @@ static double done_with(const struct share *s, int64_t layers) {
     return soonest;
 }
 
+// The first of the least; `count` numbers, then INFINITY up to a whole block.
+enum { BLOCK = 8 };
+static int least_of(const double *numbers, int count) {
+    int best = 0;
+    double least = INFINITY;
+    for (int from = 0; from < count; from += BLOCK) {
+        double block = numbers[from];
+        for (int i = 1; i < BLOCK; i++) block = gang_smaller(block, numbers[from + i]);
+        if (block < least) least = block, best = from;
+    }
+    while (numbers[best] > least) best++;
+    return best;
+}
+
 // Layers one after another to the stage that would then be done first and has room. What each gets before the end that all
 // would have without what they have already is given at once: one after another gives the same.
 static bool hand_out(int64_t layers, int count, struct share *shares) {
-    double speed = 0, all = (double)layers, ends[GANG_MAX_STAGES]; // ends: with one more
+    double speed = 0, all = (double)layers, ends[GANG_MAX_STAGES + BLOCK]; // ends: with one more
     for (int i = 0; i < count; i++) speed += 1 / shares[i].seconds[0];
     for (int i = 0; i < count; i++) {
         double fit = gang_smaller((all / speed - shares[i].load) / shares[i].seconds[0] * (1 - 1e-9), (double)shares[i].most[0]);
@@ -228,10 +242,9 @@ static bool hand_out(int64_t layers, int count, struct share *shares) {
         layers -= shares[i].layers;
     }
     for (int i = 0; i < count; i++) ends[i] = done_with(&shares[i], shares[i].layers + 1);
+    for (int i = 0; i < BLOCK; i++) ends[count + i] = INFINITY;
     for (; layers > 0; layers--) {
-        int best = 0;
-        for (int i = 1; i < count; i++)
-            if (ends[i] < ends[best]) best = i;
+        int best = least_of(ends, count);
         if (isinf(ends[best])) return false;
         shares[best].layers++;
         ends[best] = done_with(&shares[best], shares[best].layers + 1);
