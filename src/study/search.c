@@ -4,13 +4,14 @@
 // that divide the experts, pp over every number of stages, vpp, micro-batch, recomputation, and sharding 1 to 3; on a pool of
 // unlike groups both placements, with as many layers on a stage as its devices' speed and memory allow, and beside one width for all
 // every choice of one for each group, where the pipeline crosses whole groups. Recomputation is tried in
-// four ways alike on all stages, and as little on each as it has memory for: nobody can take less time by the closed form. Where nothing
-// fits, all is looked at again, with the optimizer in the nodes' memory on the stages that are short of their own. What the
+// four ways alike on all stages, and as little on each as it has memory for: nobody can take less time by the closed form. A stage that is
+// short of memory may instead lay its activations into its node's, where that takes less time. Where nothing fits without, all is looked at
+// again, with the optimizer too in the nodes' memory on the stages that are short of their own. What the
 // layout does not fix (order of work, micro-batches of each replica) follows by gang_layout_place and the list scheduler.
 //
 // The closed form (estimate.c) is not trusted: it only says whom to simulate. Where the space is small all of it is simulated, so the answer is
 // the best there is in it. The best found are then varied by what single stages make again, by simulation.
-#include "study/estimate.h"
+#include "study/layers.h"
 
 #include <math.h>
 #include <string.h>
@@ -32,7 +33,7 @@ enum { MAX_MIXTURES = 4096, MAX_MIXED = 250 * 1000 };
 // ---- The space -----------------------------------------------------------------------------------------------------
 
 // Micro-batch sizes are the powers of two.
-enum { SIZES = 4 };
+enum { SIZES = 4, SHARDINGS = 4 };
 
 struct shelf {
     int kept;
@@ -44,15 +45,22 @@ struct search {
     const struct gang_task *task;
     const struct gang_pool *pool;
     enum gang_objective objective;
-    struct gang_arena scratch;        // of one layout; emptied after each
-    bool unlike;                      // there are several kinds of devices
-    bool offload;                     // the optimizer may lie in the nodes' memory
-    int *zeros;                       // [GANG_MAX_STAGES] the only group, under every stage
-    struct gang_price *priced[SIZES]; // [WIDTHS, groups] at the cp and ep looked at
-    bool known[SIZES][WIDTHS];
-    struct gang_prices prices;       // of the layout looked at
-    int *width;                      // [groups] power of two of each group's own width
-    int *as;                         // [groups] the first group that has the same width
+    struct gang_arena scratch;           // of one layout; emptied after each
+    bool unlike;                         // there are several kinds of devices
+    int offload;                         // bits of enum gang_offload that a stage may take
+    int64_t plain;                       // layouts that fit without
+    int *zeros;                          // [GANG_MAX_STAGES] the only group, under every stage
+    struct gang_price *priced[SIZES][2]; // [WIDTHS, groups] at the cp and ep looked at, and with gradients sharded
+    bool known[SIZES][2][WIDTHS];
+    int *width;                       // [groups] power of two of each group's, for the layout looked at
+    int *as;                          // [groups] the first group that has the same width, where groups have widths of their own
+    int size[GANG_MAX_REPLICA_KINDS]; // power of two of each kind of replicas' micro-batch, for the layout looked at
+    // Of the widths, stages and replicas looked at: the grounds by place, and what chunks are made of by size, sharding and place.
+    struct gang_arena here;
+    struct gang_ground *ground[2]; // NULL: not looked at yet
+    bool lies[2];                  // it can be placed
+    struct gang_parts *parts;      // [SIZES, SHARDINGS, 2, groups]
+    struct gang_class classes[GANG_MAX_CLASSES];
     struct shelf alike, mixed, wide; // one micro-batch size, several; several widths
     double least;                    // score of all that fit
     struct gang_found hungry;        // the least hungry of those that do not fit
@@ -110,6 +118,12 @@ static bool is_kept(const struct shelf *shelf, const struct gang_layout *l, doub
     return false;
 }
 
+static bool offloads(const struct gang_layout *l) {
+    for (int s = 0; s < l->offload.count; s++)
+        if (l->offload.at[s]) return true;
+    return !l->offload.count && l->offload.at[0];
+}
+
 // Returns the score, INFINITY for a layout that does not fit.
 static double keep(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, double estimate, double memory_used) {
     struct shelf *shelf = l->width_count ? &s->wide : l->size_count ? &s->mixed : &s->alike;
@@ -120,6 +134,7 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
         return INFINITY;
     }
     s->out->fitting++;
+    s->plain += !offloads(l);
     shelf->fitting++;
     double score = score_of(s, l, placement, estimate, &s->scratch);
     s->least = gang_smaller(s->least, score);
@@ -132,7 +147,8 @@ static double keep(struct search *s, const struct gang_layout *l, const struct g
         else
             at = middle + 1;
     }
-    if (l->size_count && is_kept(shelf, l, score, at)) return score; // from another size
+    // From another size, or from the first look at all.
+    if ((l->size_count || s->offload & GANG_OFFLOAD_OPTIMIZER) && is_kept(shelf, l, score, at)) return score;
     if (shelf->kept < KEPT) shelf->kept++;
     struct gang_found *mine = shelf->best[shelf->kept - 1];
     memmove(&shelf->best[at + 1], &shelf->best[at], (size_t)(shelf->kept - 1 - at) * sizeof *shelf->best);
@@ -148,6 +164,22 @@ static bool is_uniform(const struct gang_by_stage *choices) {
     return true;
 }
 
+static int log2_of(int power) {
+    int log = 0;
+    while (1 << log < power) log++;
+    return log;
+}
+
+// At the width looked at.
+static const struct gang_price *price_at(struct search *s, const struct gang_layout *l, int size, int group) {
+    int groups = s->pool->group_count, width = s->width[group];
+    bool *known = &s->known[size][l->zero >= 2][width];
+    struct gang_price *prices = s->priced[size][l->zero >= 2] + width * groups;
+    for (int g = 0; g < groups && !*known; g++) gang_price_fill(s->task, l, 1 << width, 1 << size, s->pool->groups[g], &prices[g]);
+    *known = true;
+    return &prices[group];
+}
+
 // As little made again on each stage as it has memory for; false where some stage has too little for any.
 static bool pick_alike(struct gang_layout *l, const struct gang_stage_sum sums[][GANG_ENDS], double m) {
     l->recompute.count = l->pp;
@@ -160,6 +192,8 @@ static bool pick_alike(struct gang_layout *l, const struct gang_stage_sum sums[]
     return true;
 }
 
+static void consider_offloaded(struct search *s, const struct gang_layout *wanted);
+
 static void consider_alike(struct search *s, struct gang_layout *l) {
     int64_t batches = s->task->global_batch / l->micro_batch;
     struct gang_class class = {.replicas = l->dp, .micro_batches = batches / l->dp, .micro_batch = l->micro_batch, .groups = s->zeros};
@@ -167,124 +201,70 @@ static void consider_alike(struct search *s, struct gang_layout *l) {
     const struct gang_placement placement = {
         .kind_count = 1, .class_count = 1, .classes = &class, .devices_used = (int64_t)l->tp * l->cp * l->pp * l->dp};
     struct gang_stage_sum sums[GANG_RECOMPUTES][GANG_ENDS];
-    struct gang_exchanges exchanges = {.pool = s->pool, .placement = &placement, .stage = -1};
+    struct gang_exchanges exchanges = {.task = s->task, .pool = s->pool, .placement = &placement, .stage = -1};
     double memory_used = 0, least = 0, m = (double)class.micro_batches, delay = gang_hop_seconds(s->task, s->pool, l, &placement);
     for (int r = 0; r < GANG_RECOMPUTES; r++) {
-        gang_sum_alike(s->task, l, s->prices.at[0], (enum gang_recompute)r, &exchanges, sums[r]);
+        gang_sum_alike(s->task, l, price_at(s, l, s->size[0], 0), (enum gang_recompute)r, &exchanges, sums[r]);
         l->recompute.count = 0;
         l->recompute.at[0] = (uint8_t)r;
         double seconds = gang_combine_alike(l, sums, &class, delay, &memory_used);
         keep(s, l, &placement, seconds, memory_used);
         if (!r) least = memory_used;
     }
-    if (least <= 1 || !pick_alike(l, sums, m) || is_uniform(&l->recompute)) return;
-    keep(s, l, &placement, gang_combine_alike(l, sums, &class, delay, &memory_used), memory_used);
+    if (least <= 1) return;
+    if (pick_alike(l, sums, m) && !is_uniform(&l->recompute))
+        keep(s, l, &placement, gang_combine_alike(l, sums, &class, delay, &memory_used), memory_used);
+    if (s->offload) consider_offloaded(s, l);
 }
 
-// A stage that layers are handed to: for each choice of what is made again, how long one takes and how many have room.
-struct share {
-    int choices;
-    double load, seconds[GANG_RECOMPUTES]; // load: of what the stage has already
-    int64_t most[GANG_RECOMPUTES], layers;
-};
-
-// When a stage with this many layers is done; INFINITY where they have no room.
-static double done_with(const struct share *s, int64_t layers) {
-    for (int r = 0; r < s->choices; r++)
-        if (layers <= s->most[r]) return s->load + (double)layers * s->seconds[r];
-    return INFINITY;
+// NULL where the layout cannot be placed.
+static struct gang_ground *ground_of(struct search *s, const struct gang_layout *l) {
+    if (!s->ground[l->place]) {
+        struct gang_placement placement;
+        s->ground[l->place] = gang_arena_alloc(&s->here, sizeof *s->ground[0]);
+        s->lies[l->place] = !gang_layout_locate(s->task, s->pool, l, &s->here, &placement);
+        if (s->lies[l->place]) gang_ground_open(s->pool, l, &placement, &s->here, s->ground[l->place]);
+    }
+    return s->lies[l->place] && (l->zero < 2 || s->ground[l->place]->near) ? s->ground[l->place] : NULL;
 }
 
-// Layers one after another to the stage that would then be done first and has room. What each gets before the end that all
-// would have without what they have already is given at once: one after another gives the same.
-static bool hand_out(int64_t layers, int count, struct share *shares) {
-    double speed = 0, all = (double)layers;
-    for (int i = 0; i < count; i++) speed += 1 / shares[i].seconds[0];
-    for (int i = 0; i < count; i++) {
-        double fit = gang_smaller((all / speed - shares[i].load) / shares[i].seconds[0] * (1 - 1e-9), (double)shares[i].most[0]);
-        shares[i].layers = fit < 1 ? 0 : (int64_t)fit;
-        layers -= shares[i].layers;
-    }
-    for (; layers > 0; layers--) {
-        int best = -1;
-        double soonest = INFINITY;
-        for (int i = 0; i < count; i++) {
-            double end = done_with(&shares[i], shares[i].layers + 1);
-            if (end < soonest) soonest = end, best = i;
-        }
-        if (best < 0) return false;
-        shares[best].layers++;
-    }
-    return true;
+// [groups]
+static const struct gang_parts *parts_of(struct search *s, const struct gang_layout *l, int kind) {
+    struct gang_parts *parts = &s->parts[((s->size[kind] * SHARDINGS + l->zero) * 2 + l->place) * s->pool->group_count];
+    if (parts->group) return parts;
+    for (int g = 0; g < s->pool->group_count; g++) gang_parts_fill(s->task, l, price_at(s, l, s->size[kind], g), 1 << s->size[kind], &parts[g]);
+    return parts;
 }
 
-// `one`: a layer by choice; `ends`: what the stage has beside layers; `flight`: chunks under way on it.
-static void fill_share(const struct search *s, const struct gang_layout *l, int tp, int micro_batch, const struct gang_kind *kind,
-                       const enum gang_recompute *recompute, const struct gang_chunk_cost *one, const struct gang_chunk_cost *ends, double flight,
-                       struct share *out) {
-    double here = s->offload ? 0 : 1; // what of the optimizer's state is
-    double states = ends->parameter_bytes + ends->gradient_bytes + here * ends->optimizer_bytes + flight * ends->activation_bytes;
-    out->load = gang_time_sum(&ends->forward) + gang_time_sum(&ends->input) + gang_time_sum(&ends->weight);
-    for (int r = 0; r < out->choices; r++) {
-        double each = one[r].parameter_bytes + one[r].gradient_bytes + here * one[r].optimizer_bytes + flight * one[r].activation_bytes;
-        double room = kind->memory_bytes * (1 - gang_memory_margin) -
-                      gang_buffer_bytes(s->task, l, tp, micro_batch, recompute[r], one[r].parameters) - states;
-        out->seconds[r] = gang_time_sum(&one[r].forward) + gang_time_sum(&one[r].input) + gang_time_sum(&one[r].weight);
-        out->most[r] = room > 0 ? (int64_t)(room / each) : 0;
-    }
+static void leave_grounds(struct search *s) {
+    gang_arena_reset(&s->here);
+    s->ground[0] = s->ground[1] = NULL;
+    for (int i = 0; i < SIZES * SHARDINGS * 2; i++) s->parts[i * s->pool->group_count].group = NULL;
 }
 
-// With what the layout says is made again on each stage, or with any choice. The number of stages that have no room for one more than
-// they got; -1 where the layers do not fit.
-static int share_layers(const struct search *s, struct gang_layout *l, const struct gang_placement *placement, bool any) {
-    const int *groups = placement->classes[0].groups;
-    struct share shares[GANG_MAX_STAGES];
-    struct gang_chunk_cost one[GANG_RECOMPUTES], ends;
-    enum gang_recompute recompute[GANG_RECOMPUTES] = {GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL};
-    bool moe = s->task->shape.experts > 0;
-    for (int i = 0; i < l->pp; i++) {
-        const struct gang_price *price = gang_prices_of(&s->prices, l, placement->classes, i);
-        bool like = i && groups[i] == groups[i - 1] && gang_tp_of(l, i) == gang_tp_of(l, i - 1) &&
-                    (any || gang_of_stage(&l->recompute, i) == gang_of_stage(&l->recompute, i - 1));
-        if (!any) recompute[0] = (enum gang_recompute)gang_of_stage(&l->recompute, i);
-        shares[i].choices = any ? GANG_RECOMPUTES : 1;
-        for (int r = 0; r < shares[i].choices && !like; r++) gang_price_chunk(s->task, l, price, recompute[r], !moe, moe, false, false, &one[r]);
-        if (i < 2 || i == l->pp - 1) gang_price_chunk(s->task, l, price, GANG_RECOMPUTE_NONE, 0, 0, i == 0, i == l->pp - 1, &ends);
-        double flight = gang_in_flight(l, (double)placement->classes[0].micro_batches, l->pp - 1 - i);
-        fill_share(s, l, price->tp, placement->classes[0].micro_batch, price->group->kind, recompute, one, &ends, flight, &shares[i]);
-    }
-    if (!hand_out(s->task->shape.layers, l->pp, shares)) return -1;
-    int full = 0;
-    for (int i = 0; i < l->pp; i++) {
-        l->layers[i] = (uint16_t)shares[i].layers;
-        full += shares[i].layers >= shares[i].most[0];
-    }
-    l->layer_count = l->pp;
-    return full;
+// As gang_layout_place; NULL where the layout cannot be placed. The placement's classes are the search's only ones.
+static struct gang_ground *place(struct search *s, struct gang_layout *l, struct gang_placement *placement) {
+    const struct gang_parts *parts[GANG_MAX_REPLICA_KINDS];
+    double seconds[GANG_MAX_REPLICA_KINDS];
+    struct gang_ground *ground = ground_of(s, l);
+    if (!ground || gang_layout_settle(s->task, l)) return NULL;
+    *placement = ground->kinds;
+    placement->classes = s->classes;
+    memcpy(s->classes, ground->kinds.classes, (size_t)placement->kind_count * sizeof *s->classes);
+    for (int k = 0; k < placement->kind_count; k++) parts[k] = parts_of(s, l, l->size_count ? k : 0);
+    gang_ground_sum(ground, s->task, l, parts, seconds);
+    return gang_layout_share(s->task, s->pool, l, seconds, &s->scratch, placement) ? NULL : ground;
 }
 
-// False where the layout cannot be placed. `score` as keep returns it; `placement` lives until the scratch is reset.
+// False where the layout cannot be placed. `score` as keep returns it.
 static bool consider(struct search *s, struct gang_layout *l, struct gang_placement *placement, double *score) {
     double memory_used = 0;
     *score = INFINITY;
-    if (gang_layout_place_priced(s->task, s->pool, &s->prices, l, &s->scratch, placement)) return false;
-    double seconds = gang_estimate_priced(s->task, s->pool, l, placement, &s->prices, &memory_used);
+    const struct gang_ground *ground = place(s, l, placement);
+    if (!ground) return false;
+    double seconds = gang_ground_combine(ground, s->task, l, placement, &memory_used);
     *score = keep(s, l, placement, seconds, memory_used);
     return true;
-}
-
-static int log2_of(int power) {
-    int log = 0;
-    while (1 << log < power) log++;
-    return log;
-}
-
-static const struct gang_price *prices_at(struct search *s, const struct gang_layout *l, int width, int size) {
-    int groups = s->pool->group_count;
-    struct gang_price *prices = s->priced[size] + width * groups;
-    for (int g = 0; g < groups && !s->known[size][width]; g++) gang_price_fill(s->task, l, 1 << width, 1 << size, s->pool->groups[g], &prices[g]);
-    s->known[size][width] = true;
-    return prices;
 }
 
 static bool one_size(const struct gang_layout *l) {
@@ -297,30 +277,29 @@ static bool one_size(const struct gang_layout *l) {
 // kind takes the one that is best while the others keep theirs.
 static void vary_sizes(struct search *s, const struct gang_layout *start, double score, int kinds) {
     struct gang_layout best = *start;
-    struct gang_prices one = s->prices;
+    int one = s->size[0];
     best.size_count = kinds;
     for (int k = 0; k < kinds; k++) {
         best.sizes[k] = start->micro_batch;
-        s->prices.at[k] = one.at[0];
+        s->size[k] = one;
     }
     for (int k = 0; k < kinds; k++) {
         struct gang_layout l = best;
-        int was = best.sizes[k];
+        int was = s->size[k], kept = was;
         for (int size = 0; size < SIZES; size++) {
             struct gang_placement placement;
-            const struct gang_price *kept = s->prices.at[k];
             l.sizes[k] = 1 << size;
-            if (1 << size == was || one_size(&l)) continue;
+            if (size == was || one_size(&l)) continue;
             l.micro_batch = l.sizes[0];
-            s->prices.at[k] = prices_at(s, &l, log2_of(l.tp), size);
+            s->size[k] = size;
             double other;
             if (consider(s, &l, &placement, &other) && other < score)
-                score = other, best = l;
+                score = other, best = l, kept = size;
             else
-                s->prices.at[k] = kept;
+                s->size[k] = kept;
         }
     }
-    s->prices = one;
+    s->size[0] = one;
 }
 
 // What a stage holds in each class by what is made again; kept for the stages behind it that hold the same.
@@ -329,39 +308,68 @@ struct held {
     struct gang_stage_sum sums[GANG_OFFLOADS][GANG_RECOMPUTES][GANG_MAX_CLASSES];
 };
 
-static bool has_room(const struct search *s, const struct gang_layout *l, const struct gang_placement *placement, int stage, struct held *held) {
+// Seconds that the stage takes of a step with its choices, in the class that takes longest; INFINITY where one has no room.
+static double seconds_with(struct search *s, const struct gang_layout *l, const struct gang_placement *placement, int stage, struct held *held) {
     int offload = l->offload.at[stage], recompute = l->recompute.at[stage];
     struct gang_stage_sum *sums = held->sums[offload][recompute];
+    double most = 0;
     for (int c = 0; c < placement->class_count && !held->filled[offload][recompute]; c++) {
         const struct gang_class *class = &placement->classes[c];
-        const struct gang_price *price = gang_prices_of(&s->prices, l, class, stage);
-        sums[c] = (struct gang_stage_sum){.limit = price->group->kind->memory_bytes};
-        gang_sum_stage(s->task, l, class, price, stage, NULL, &sums[c]);
+        sums[c] = (struct gang_stage_sum){0};
+        gang_sum_stage(s->task, l, &parts_of(s, l, l->size_count ? class->kind : 0)[class->groups[stage]], stage, NULL, &sums[c]);
     }
     held->filled[offload][recompute] = true;
-    for (int c = 0; c < placement->class_count; c++)
-        if (gang_share_used(l, &sums[c], (double)placement->classes[c].micro_batches, l->pp - 1 - stage) > 1) return false;
-    return true;
+    for (int c = 0; c < placement->class_count; c++) {
+        double m = (double)placement->classes[c].micro_batches;
+        if (gang_share_used(l, &sums[c], m, l->pp - 1 - stage) > 1) return INFINITY;
+        most = gang_larger(most, m * sums[c].seconds + sums[c].update);
+    }
+    return most;
 }
 
-// As pick_alike, on devices of any kind: what every class has room for; if offloading is allowed, with it where nothing else is enough.
-static bool pick_unlike(const struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
+// The fastest choice that every class has room for. Nothing is faster than what neither makes again nor offloads; and of what keeps its
+// activations on the device, what makes less again.
+static bool pick_stage(struct search *s, struct gang_layout *l, const struct gang_placement *placement, int stage, struct held *held) {
+    double least = INFINITY;
+    int best = 0;
+    for (int choice = 0; choice < GANG_OFFLOADS * GANG_RECOMPUTES; choice++) {
+        int offload = choice / GANG_RECOMPUTES;
+        if (offload & ~s->offload) continue;
+        l->offload.at[stage] = (uint8_t)offload;
+        l->recompute.at[stage] = (uint8_t)(choice % GANG_RECOMPUTES);
+        double seconds = seconds_with(s, l, placement, stage, held);
+        if (seconds < least) least = seconds, best = choice;
+        if (isinf(seconds) || offload & GANG_OFFLOAD_ACTIVATIONS) continue;
+        if (!choice) break;
+        choice = (offload + 1) * GANG_RECOMPUTES - 1;
+    }
+    l->offload.at[stage] = (uint8_t)(best / GANG_RECOMPUTES);
+    l->recompute.at[stage] = (uint8_t)(best % GANG_RECOMPUTES);
+    return isfinite(least);
+}
+
+// As pick_alike, on devices of any kind, and with what may be offloaded.
+static bool pick_unlike(struct search *s, struct gang_layout *l, const struct gang_placement *placement) {
+    const struct gang_ground *ground = s->ground[l->place];
     struct held held;
-    int choices = (s->offload ? GANG_OFFLOADS : 1) * GANG_RECOMPUTES;
     l->recompute.count = l->offload.count = l->pp;
     for (int i = 0; i < l->pp; i++) {
         l->recompute.at[i] = l->recompute.at[i ? i - 1 : 0];
         l->offload.at[i] = l->offload.at[i ? i - 1 : 0];
-        if (!i || !gang_stages_alike(s->task, l, placement, i)) memset(held.filled, 0, sizeof held.filled);
-        int choice = 0;
-        for (bool room = false; choice < choices && !room; choice += !room) {
-            l->offload.at[i] = (uint8_t)(choice / GANG_RECOMPUTES);
-            l->recompute.at[i] = (uint8_t)(choice % GANG_RECOMPUTES);
-            room = has_room(s, l, placement, i, &held);
-        }
-        if (choice == choices) return false;
+        if (!i || !gang_ground_repeats(ground, s->task, l, i)) memset(held.filled, 0, sizeof held.filled);
+        if (!pick_stage(s, l, placement, i, &held)) return false;
     }
     return true;
+}
+
+// On like devices whose memory is too small for all that is kept.
+static void consider_offloaded(struct search *s, const struct gang_layout *wanted) {
+    struct gang_placement placement;
+    struct gang_layout l = *wanted;
+    double score;
+    l.recompute = l.offload = (struct gang_by_stage){0};
+    if (!place(s, &l, &placement)) return;
+    if (pick_unlike(s, &l, &placement) && offloads(&l)) consider(s, &l, &placement, &score);
 }
 
 static bool same_layers(const struct gang_layout *a, const struct gang_layout *b) {
@@ -371,7 +379,8 @@ static bool same_layers(const struct gang_layout *a, const struct gang_layout *b
 // With as little made again on each stage as it has room for, where that has not been looked at: the same on all.
 static double consider_picked(struct search *s, struct gang_layout *l, struct gang_placement *placement) {
     double score = INFINITY;
-    if (pick_unlike(s, l, placement) && (s->offload || !is_uniform(&l->recompute))) consider(s, l, placement, &score);
+    if (pick_unlike(s, l, placement) && (s->offload & GANG_OFFLOAD_OPTIMIZER || offloads(l) || !is_uniform(&l->recompute)))
+        consider(s, l, placement, &score);
     return score;
 }
 
@@ -382,40 +391,43 @@ static void vary_better(struct search *s, const struct gang_layout *even, double
 }
 
 // The same choice on all stages. False where the layout cannot be placed; `fits` and `full` as it is with no layer made again.
-static bool consider_uniform(struct search *s, const struct gang_layout *wanted, struct gang_layout *even, struct gang_placement *placement,
-                             bool *fits, int *full) {
+static bool consider_uniform(struct search *s, const struct gang_layout *wanted, bool *fits, int *full) {
+    struct gang_layout even = *wanted, uneven;
     for (int r = 0; r < GANG_RECOMPUTES; r++) {
+        struct gang_placement placement;
         double score, other = INFINITY;
-        *even = *wanted;
-        even->recompute.at[0] = (uint8_t)r;
+        even.recompute.at[0] = (uint8_t)r;
         gang_arena_reset(&s->scratch);
-        if (!consider(s, even, placement, &score)) return false;
-        struct gang_layout uneven = *even;
-        int kinds = placement->kind_count, stages = wanted->vpp > 1 ? -1 : share_layers(s, &uneven, placement, false);
+        if (!consider(s, &even, &placement, &score)) return false;
+        if (!r) uneven = even;
+        uneven.recompute.at[0] = (uint8_t)r;
+        int kinds = placement.kind_count,
+            stages = wanted->vpp > 1 ? -1 : gang_share_layers(s->task, s->classes, parts_of(s, &even, 0), s->offload, false, &uneven);
         if (!r) *fits = !isinf(score), *full = stages;
-        if (stages >= 0 && !same_layers(even, &uneven) && !consider(s, &uneven, placement, &other)) return false;
-        vary_better(s, even, score, &uneven, other, kinds);
+        if (stages >= 0 && !same_layers(&even, &uneven) && !consider(s, &uneven, &placement, &other)) return false;
+        vary_better(s, &even, score, &uneven, other, kinds);
     }
     return true;
 }
 
 static void consider_unlike(struct search *s, const struct gang_layout *wanted) {
     bool same = wanted->pp == 1 || wanted->dp == 1 || wanted->width_count; // both placements are one, or only one has whole groups
-    for (int place = 0; place < (same ? 1 : 2); place++) {
+    struct gang_layout placed = *wanted;
+    for (placed.place = 0; placed.place < (same ? 1 : 2); placed.place++) {
         struct gang_placement placement;
-        struct gang_layout placed = *wanted, even, uneven;
         double score = INFINITY, other = INFINITY;
         bool fits = false;
         int full = 1;
-        placed.place = place;
-        if (!s->offload && !consider_uniform(s, &placed, &even, &placement, &fits, &full)) continue;
+        if (!(s->offload & GANG_OFFLOAD_OPTIMIZER) && !consider_uniform(s, &placed, &fits, &full)) continue;
+        if (fits && (wanted->vpp > 1 || !full)) continue;
+        struct gang_layout even = placed, uneven;
         gang_arena_reset(&s->scratch);
-        even = placed;
-        if ((fits && (wanted->vpp > 1 || !full)) || gang_layout_place_priced(s->task, s->pool, &s->prices, &even, &s->scratch, &placement)) continue;
+        if (!place(s, &even, &placement)) continue;
         uneven = even;
         int kinds = placement.kind_count;
         if (!fits) score = consider_picked(s, &even, &placement);
-        if (wanted->vpp == 1 && full && share_layers(s, &uneven, &placement, true) >= 0 && !same_layers(&even, &uneven))
+        if (wanted->vpp == 1 && full && gang_share_layers(s->task, s->classes, parts_of(s, &placed, 0), s->offload, true, &uneven) >= 0 &&
+            !same_layers(&even, &uneven))
             other = consider_picked(s, &uneven, &placement);
         vary_better(s, &even, score, &uneven, other, kinds);
     }
@@ -426,10 +438,10 @@ static int64_t cells_of(const struct search *s, const struct gang_layout *l, int
 }
 
 // The least score that layers on all of the groups' cells can have, with as many on each stage or anyhow: nothing is made again or waited for.
-static double least_score(const struct search *s, const struct gang_layout *l, bool even) {
+static double least_score(struct search *s, const struct gang_layout *l, bool even) {
     double speed = 0, rate = 0, slowest = 0; // speed: layers of a micro-batch a second
     for (int g = 0; g < s->pool->group_count; g++) {
-        const struct gang_price *price = &s->prices.at[0][s->width[g] * s->pool->group_count + g];
+        const struct gang_price *price = price_at(s, l, s->size[0], g);
         double each = INFINITY;
         for (int moe = s->task->shape.experts && !s->task->shape.dense_layers; moe <= (s->task->shape.experts > 0); moe++) {
             const struct gang_chunk_cost *layer = &price->layer[GANG_RECOMPUTE_NONE][moe];
@@ -451,7 +463,7 @@ static void each_depth(struct search *s, struct gang_layout *l) {
         for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
             if (l->width_count && l->vpp > 1 && least_score(s, l, true) > worthwhile * s->least) continue;
             l->recompute = l->offload = (struct gang_by_stage){0};
-            if (s->pool->group_count == 1 && whole && !s->offload)
+            if (s->pool->group_count == 1 && whole && !(s->offload & GANG_OFFLOAD_OPTIMIZER))
                 consider_alike(s, l);
             else
                 consider_unlike(s, l);
@@ -461,8 +473,7 @@ static void each_depth(struct search *s, struct gang_layout *l) {
 static void each_stage_count(struct search *s, struct gang_layout *l) {
     int64_t cells = s->pool->devices / ((int64_t)l->tp * l->cp);
     bool alike = s->pool->group_count == 1;
-    s->prices = (struct gang_prices){.rows = 1, .groups = s->pool->group_count};
-    s->prices.at[0] = prices_at(s, l, log2_of(l->tp), log2_of(l->micro_batch));
+    s->size[0] = log2_of(l->micro_batch);
     int64_t batches = s->task->global_batch / l->micro_batch;
     for (int pp = 1; pp <= s->task->shape.layers && pp <= cells && pp <= GANG_MAX_STAGES; pp++) {
         if (alike && cells % pp) continue;
@@ -471,6 +482,7 @@ static void each_stage_count(struct search *s, struct gang_layout *l) {
         // Fewer devices never save time, but may save energy or money.
         for (bool more = true; more; l->dp /= 2) {
             more = s->objective != GANG_OBJECTIVE_TIME && l->dp % 2 == 0;
+            leave_grounds(s);
             if (l->dp % l->ep == 0) each_depth(s, l);
         }
     }
@@ -489,6 +501,7 @@ static void each_width(struct search *s) {
     gang_layout_init(&l);
     for (l.tp = 1; l.tp <= domain; l.tp *= 2) {
         if (!divides(shape, l.tp)) continue;
+        for (int g = 0; g < s->pool->group_count; g++) s->width[g] = log2_of(l.tp);
         for (l.cp = 1; l.cp <= s->task->sequence_length / 8192 || l.cp == 1; l.cp *= 2) {
             if (s->pool->devices < (int64_t)l.tp * l.cp || (s->pool->group_count == 1 && s->pool->devices % ((int64_t)l.tp * l.cp))) break;
             for (l.ep = 1; l.ep == 1 || (shape->experts && shape->experts % l.ep == 0 && l.ep <= 256); l.ep *= 2) {
@@ -520,6 +533,7 @@ static void each_replica_count(struct search *s, struct gang_layout *l) {
         if (!whole || stages > s->task->shape.layers) continue;
         l->pp = l->width_count = (int)stages;
         l->tp = l->widths[0];
+        leave_grounds(s);
         each_depth(s, l);
     }
 }
@@ -567,9 +581,8 @@ static void each_mixture_between(struct search *s, struct gang_layout *l, double
     for (int i = 0; i < MAX_MIXTURES && s->out->considered < most && next_mixture(s); i++)
         for (l->micro_batch = 1; l->micro_batch < 1 << SIZES && is_mixture(s, l); l->micro_batch *= 2) {
             if (s->task->global_batch % l->micro_batch) continue;
-            s->prices = (struct gang_prices){.rows = WIDTHS, .groups = s->pool->group_count};
-            for (int w = 0; w < WIDTHS; w++) prices_at(s, l, w, log2_of(l->micro_batch));
-            s->prices.at[0] = s->priced[log2_of(l->micro_batch)];
+            s->size[0] = log2_of(l->micro_batch);
+            l->zero = 3; // adds up gradients in the least time
             double least = least_score(s, l, false);
             if (least > from && least <= to && least <= worthwhile * s->least) each_replica_count(s, l);
         }
@@ -664,14 +677,18 @@ static void expand(struct gang_by_stage *choices, int stages) {
     choices->count = stages;
 }
 
+// Where no device uses more than this share of its memory, it does not limit what is under way.
+static const double roomy = 0.5;
+
 // On one stage after another another choice of what is made again and offloaded, as long as that is better: what the closed form does not
 // see is that a stage with room for more micro-batches under way may let others wait less.
 static void refine(struct search *s, struct gang_found *f, int64_t *instructions) {
-    int choices = (s->offload ? GANG_OFFLOADS : 1) * GANG_RECOMPUTES, moves = f->layout.pp * choices, idle = 0;
+    int choices = GANG_OFFLOADS * GANG_RECOMPUTES, moves = f->layout.pp * choices, idle = 0;
     for (int move = 0; idle < moves && *instructions < MAX_INSTRUCTIONS; move = (move + 1) % moves, idle++) {
         int stage = move / choices, offload = move % choices / GANG_RECOMPUTES, recompute = move % GANG_RECOMPUTES;
         struct gang_found other = *f;
         struct gang_layout *l = &other.layout;
+        if (offload & ~s->offload || (offload & GANG_OFFLOAD_ACTIVATIONS && f->memory_used < roomy)) continue;
         expand(&l->recompute, l->pp);
         expand(&l->offload, l->pp);
         if (l->recompute.at[stage] == recompute && l->offload.at[stage] == offload) continue;
@@ -705,26 +722,6 @@ static enum gang_status explain(struct search *s) {
     return gang_fail(GANG_ERR_MEMORY, "no layout of the %lld looked at fits the devices' memory", (long long)s->out->considered);
 }
 
-static bool alike(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class) {
-    for (int s = 1; s < l->pp && !l->width_count; s++)
-        if (pool->groups[class->groups[s]]->kind != pool->groups[class->groups[0]]->kind) return false;
-    return !l->width_count;
-}
-
-void gang_search_layers(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena) {
-    struct search s = {.task = task, .pool = pool};
-    struct gang_layout even = *layout, uneven;
-    struct gang_placement placement;
-    if (layout->vpp > 1 || gang_layout_place(task, pool, &even, arena, &placement) || alike(pool, &even, &placement.classes[0])) return;
-    gang_prices_fill(task, pool, &even, arena, &s.prices);
-    uneven = even;
-    if (share_layers(&s, &uneven, &placement, false) < 0) return;
-    for (int i = 0; i < uneven.pp; i++)
-        if (!uneven.layers[i]) return;
-    memcpy(layout->layers, uneven.layers, (size_t)uneven.pp * sizeof *uneven.layers);
-    layout->layer_count = uneven.pp;
-}
-
 static void open_shelf(struct shelf *shelf, struct gang_arena *arena) {
     struct gang_found *found = gang_arena_alloc(arena, KEPT * sizeof *found);
     shelf->best = gang_arena_alloc(arena, KEPT * sizeof *shelf->best);
@@ -747,17 +744,24 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     for (int g = 1; g < pool->group_count; g++) s.unlike |= pool->groups[g]->kind != pool->groups[0]->kind;
     *out = (struct gang_search){.bound_seconds = lower_bound(task, pool)};
     gang_arena_init(&s.scratch);
+    gang_arena_init(&s.here);
+    s.parts = gang_arena_alloc(arena, (size_t)(SIZES * SHARDINGS * 2 * pool->group_count) * sizeof *s.parts);
     s.zeros = gang_arena_alloc(arena, GANG_MAX_STAGES * sizeof *s.zeros);
     s.width = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.width);
     s.as = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *s.as);
-    for (int i = 0; i < SIZES; i++) s.priced[i] = gang_arena_alloc(arena, WIDTHS * (size_t)pool->group_count * sizeof(struct gang_price));
+    for (int i = 0; i < 2 * SIZES; i++)
+        s.priced[i / 2][i % 2] = gang_arena_alloc(arena, WIDTHS * (size_t)pool->group_count * sizeof(struct gang_price));
     open_shelf(&s.alike, arena);
     open_shelf(&s.mixed, arena);
     open_shelf(&s.wide, arena);
     double start = gang_seconds();
+    for (int g = 0; g < pool->group_count; g++)
+        if (gang_group_offloads(pool->groups[g])) s.offload = GANG_OFFLOAD_ACTIVATIONS;
     each_layout(&s);
-    for (int g = 0; g < pool->group_count && !out->fitting; g++) s.offload |= gang_group_offloads(pool->groups[g]);
-    if (s.offload) each_layout(&s);
+    if (s.offload && !s.plain) {
+        s.offload = GANG_OFFLOAD_BOTH;
+        each_layout(&s);
+    }
     out->estimate_seconds = gang_seconds() - start;
     top = top < 1 ? 1 : top > GANG_MAX_FOUND ? GANG_MAX_FOUND : top;
     simulate_best(&s, &s.alike, top);
@@ -766,6 +770,7 @@ enum gang_status gang_search_run(const struct gang_task *task, const struct gang
     refine_best(&s, top);
     if (!out->count) status = explain(&s);
     gang_arena_release(&s.scratch);
+    gang_arena_release(&s.here);
     return status;
 }
 

@@ -66,7 +66,7 @@ GANG_CHECK_RESULT enum gang_status gang_plan_check(const struct gang_plan *plan,
 GANG_CHECK_RESULT enum gang_status gang_evaluate_plan(const struct gang_task *task, const struct gang_pool *pool, const struct gang_plan *plan,
                                                       int flags, struct gang_arena *arena, struct gang_answer *out);
 
-// ---- The best layout: study/search.c -------------------------------------------------------------------------------
+// ---- The best layout: study/search.c, study/layers.c ---------------------------------------------------------------
 
 enum gang_objective { GANG_OBJECTIVE_TIME, GANG_OBJECTIVE_ENERGY, GANG_OBJECTIVE_PRICE };
 extern const char *const gang_objective_names[]; // ends with NULL
