@@ -222,9 +222,21 @@ static enum gang_status swap(const struct sites *s, uint8_t *data, double *took)
     return ways[0].status ? ways[0].status : ways[1].status;
 }
 
+// Seconds of the same sum where the line has no rate: what the cores need for it.
+static enum gang_status sum_unlimited(struct gang_bench *b, int ranks, double *each_s) {
+    double each[FAR_ROUNDS];
+    struct sites sites;
+    enum gang_status status = sites_open(&sites, ranks, 0);
+    if (!status) status = gang_bench_all_reduce(sites.groups, ranks, b->data, gang_bench_large, 1, each);
+    for (int i = 0; i < FAR_ROUNDS && !status; i++) status = gang_bench_all_reduce(sites.groups, ranks, b->data, gang_bench_large, 1, &each[i]);
+    sites_close(&sites);
+    if (!status) *each_s = gang_bench_median(each, FAR_ROUNDS);
+    return status;
+}
+
 static enum gang_status bench_sites(struct gang_bench *b, int ranks, double goal) {
     static const double rate = 250e6;
-    double each = 0, swapped = 0, shares[FAR_ROUNDS], plain[FAR_ROUNDS], buffer_s = (double)gang_bench_large / rate;
+    double each = 0, swapped = 0, unlimited = 0, shares[FAR_ROUNDS], plain[FAR_ROUNDS], buffer_s = (double)gang_bench_large / rate;
     struct sites sites;
     char name[64];
     enum gang_status status = sites_open(&sites, ranks, rate);
@@ -236,11 +248,15 @@ static enum gang_status bench_sites(struct gang_bench *b, int ranks, double goal
         plain[i] = buffer_s / swapped;
     }
     sites_close(&sites);
+    if (!status) status = sum_unlimited(b, ranks, &unlimited);
     if (status) return status;
     double share = gang_bench_median(shares, FAR_ROUNDS), plain_share = gang_bench_median(plain, FAR_ROUNDS);
     if (!b->json)
         printf("  all-reduce of 64 MiB by %d ranks on two sites, 2 Gbit/s, 5 ms round trip: %.3f of the link's bound; plain TCP both ways %.3f\n",
                ranks, share, plain_share);
+    if (!b->json) printf("    with no limit on the rate it takes %.2f of the time that the link needs\n", unlimited / buffer_s);
+    snprintf(name, sizeof name, "wire.sites.all_reduce.%dranks.unlimited", ranks);
+    gang_bench_add(b, name, unlimited / buffer_s, "ratio", false, 1, "the time where the relay has no rate, of what the link needs");
     snprintf(name, sizeof name, "wire.sites.all_reduce.%dranks.share", ranks);
     gang_bench_add(b, name, share, "ratio", true, goal,
                    "64 MiB f32, relay of 2 Gbit/s and 5 ms, shared memory in a site; the bound: the buffer crosses once each way");
