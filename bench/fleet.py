@@ -16,7 +16,7 @@ SHARES = [dict(compute="f32", share=0.70), dict(compute="f32", share=0.58)]
 EVEN = [dict(compute="f32", share=0.90), dict(compute="f32", share=0.90)]
 # 25 Gbit/s of loopback, and a thirty-second of it 500 km away. Both go through the relay, so that distance is all that differs.
 NEAR, FAR = dict(rtt="0.2ms", bandwidth="25Gbps"), dict(rtt="5ms", bandwidth="780Mbps")
-DEEP = dict(hidden=256, layers=24, heads=4, ffn=704, vocab=256)  # layers enough to share out 2:1
+DEEP = dict(hidden=256, layers=40, heads=4, ffn=704, vocab=256)  # layers enough to share out finely
 WIDE = dict(hidden=256, layers=8, heads=4, ffn=704, vocab=256)
 
 
@@ -180,8 +180,8 @@ def measure(build, work, record):
         value, note, job = together_and_apart(build, work, f"{name}-dp", "wide", devices, "pp=1,dp=2,mb=2", 2, 384, 4)
         record(f"run.{name}.data.efficiency", value, "of the sum", ">= 0.97", value >= 0.97, note)
         jobs.append(job)
-    for name, layout, goal, sequences in (("pipeline", "pp=2,mb=1", 0.01, 256), ("data", "pp=1,dp=2,mb=2", 0.02, 256)):
-        value, note, job = near_and_far(build, work, f"far-{name}", "wide", layout, sequences, 5)
+    for name, layout, goal, sequences in (("pipeline", "pp=2,mb=1", 0.01, 256), ("data", "pp=1,dp=2,mb=2", 0.02, 512)):
+        value, note, job = near_and_far(build, work, f"far-{name}", "wide", layout, sequences, 4)
         record(f"run.far.{name}.loss", value, "of near", f"<= {goal}", value <= goal, note)
         jobs.append(job)
     for sites, layout in ((2, "pp=4,dp=8,mb=1"), (2, "pp=4,dp=8,mb=1,place=replicas"), (3, "pp=3,dp=11,mb=1")):

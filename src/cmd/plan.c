@@ -11,9 +11,9 @@ static const char *limit_of(const struct gang_summary *s) {
         const char *name;
         double seconds;
     } parts[] = {{"tensor exchange", s->tensor},   {"expert exchange", s->expert}, {"context exchange", s->context}, {"weights gathered", s->gather},
-                 {"gradients reduced", s->reduce}, {"pipeline idle", s->pipeline}, {"vector work", s->vector}};
+                 {"gradients reduced", s->reduce}, {"pipeline idle", s->pipeline}, {"vector work", s->vector},       {"copies to host", s->copies}};
     int most = 0;
-    for (int i = 1; i < 7; i++)
+    for (int i = 1; i < 8; i++)
         if (parts[i].seconds > parts[most].seconds) most = i;
     return parts[most].name;
 }

@@ -34,27 +34,30 @@ struct part {
     const char *name;
     double seconds;
 };
-enum { PARTS = 10 };
+enum { PARTS = 11 };
 
 static void parts_of(const struct gang_summary *s, struct part out[PARTS]) {
     const struct part parts[PARTS] = {{"products", s->matmul},         {"attention", s->attention},      {"vector work", s->vector},
                                       {"tensor exchange", s->tensor},  {"expert exchange", s->expert},   {"context exchange", s->context},
                                       {"weights gathered", s->gather}, {"gradients reduced", s->reduce}, {"pipeline idle", s->pipeline},
-                                      {"optimizer", s->optimizer}};
+                                      {"optimizer", s->optimizer},     {"copies to host", s->copies}};
     memcpy(out, parts, sizeof parts);
 }
 
 static void show_memory(const struct gang_answer *a) {
-    char text[7][GANG_HUMAN_BYTES];
+    char text[9][GANG_HUMAN_BYTES];
     int stages = a->layout.pp, most = stages <= 8 ? stages : 8;
     printf("  memory  on one device, by stage (%.0f %% of a device is left alone)\n", 100 * gang_memory_margin);
     for (int c = 0; c < a->costs.classes; c++)
         for (int s = 0; s < most; s++) {
             const struct gang_memory_use *u = &a->memory[c * stages + (s < most - 1 ? s : stages - 1)];
-            printf("    %3d   %9s of %s: weights %s, gradients %s, optimizer %s, activations %s%s%s\n", s < most - 1 ? s : stages - 1,
+            printf("    %3d   %9s of %s: weights %s, gradients %s, optimizer %s, activations %s", s < most - 1 ? s : stages - 1,
                    gang_human_bytes(u->total, text[0]), gang_human_bytes(u->limit, text[1]), gang_human_bytes(u->weights, text[2]),
-                   gang_human_bytes(u->gradients, text[3]), gang_human_bytes(u->optimizer, text[4]), gang_human_bytes(u->activations, text[5]),
-                   u->host > 0 ? "; in the node's memory " : "", u->host > 0 ? gang_human_bytes(u->host, text[6]) : "");
+                   gang_human_bytes(u->gradients, text[3]), gang_human_bytes(u->optimizer, text[4]), gang_human_bytes(u->activations, text[5]));
+            if (u->host > 0)
+                printf("; in the node's memory optimizer %s, activations %s of %s", gang_human_bytes(u->host_optimizer, text[6]),
+                       gang_human_bytes(u->host_activations, text[7]), gang_human_bytes(u->host_limit, text[8]));
+            printf("\n");
         }
 }
 
@@ -94,10 +97,14 @@ void gang_show_json(const struct gang_answer *a, const struct gang_fault_result 
            s->tokens_per_second_per_device, s->mfu, s->bubble_fraction, s->tokens_per_joule, s->tokens_per_price);
     printf("\"compute_seconds\": {\"matmul\": %.9g, \"attention\": %.9g, \"vector\": %.9g, \"optimizer\": %.9g}, ", s->matmul, s->attention,
            s->vector, s->optimizer);
-    printf("\"exposed_seconds\": {\"tensor\": %.9g, \"expert\": %.9g, \"context\": %.9g, \"gather\": %.9g, \"reduce\": %.9g, \"pipeline\": %.9g}, ",
-           s->tensor, s->expert, s->context, s->gather, s->reduce, s->pipeline);
+    printf("\"exposed_seconds\": {\"tensor\": %.9g, \"expert\": %.9g, \"context\": %.9g, \"gather\": %.9g, \"reduce\": %.9g, \"copies\": %.9g, "
+           "\"pipeline\": "
+           "%.9g}, ",
+           s->tensor, s->expert, s->context, s->gather, s->reduce, s->copies, s->pipeline);
     printf("\"peak_bytes\": [");
     for (int i = 0; i < a->costs.classes * a->layout.pp; i++) printf("%s%.0f", i ? ", " : "", a->memory[i].total);
+    printf("], \"host_bytes\": [");
+    for (int i = 0; i < a->costs.classes * a->layout.pp; i++) printf("%s%.0f", i ? ", " : "", a->memory[i].host);
     printf("], \"fits\": %s, \"long_link_bytes\": %.0f, \"long_link_peak_bps\": %.9g", a->memory_used <= 1 ? "true" : "false", s->long_link_bytes,
            s->long_link_peak_bps);
     if (f)

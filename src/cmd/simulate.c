@@ -106,7 +106,7 @@ const struct gang_command gang_command_simulate = {
             "                   (4/2: one for each kind of replicas), zero (0 to 3), sp, tp_overlap, dp_overlap, fused (0 or 1),\n"
             "                   gradients (f32, bf16), attention (fused, fused1, unfused), scaling (tensor, rows), recompute\n"
             "                   (none, selective, alternate, full; for all stages or, as in full/none, for each), offload (none,\n"
-            "                   optimizer; as recompute), place (stages, replicas: what lies outermost over the pool), schedule\n"
+            "                   optimizer, activations, both; as recompute), place (stages, replicas: what lies outermost over the pool), schedule\n"
             "                   (auto, 1f1b, interleaved, zero-bubble, list), layers (of each chunk, 10/11/11)\n"
             "  --cluster FILE   instead of the job's cluster, or the plan's\n"
             "  --unfolded       simulate every replica by itself instead of one for each kind of replica; the figures are the same\n"

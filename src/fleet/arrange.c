@@ -26,6 +26,7 @@ static void copy_pool(struct gang_lead *l) {
         l->pool->groups[g] = gang_arena_alloc(l->arena, sizeof *l->pool->groups[g]);
         *l->pool->groups[g] = *from->groups[g];
         l->pool->groups[g]->kind = kind;
+        l->pool->groups[g]->host_memory = 0; // nothing is offloaded yet: the search shall not choose it
     }
 }
 
@@ -151,8 +152,11 @@ static const char *cannot_run(const struct gang_layout *l) {
     if (l->ep > 1) return "ep above 1 does not run yet: choose ep=1";
     if (l->zero > 1) return "zero above 1 does not run yet: choose zero=1";
     if (l->gradients != GANG_GRADIENTS_F32) return "gradients other than f32 do not run yet: choose gradients=f32";
+    static const char *const offloads[GANG_OFFLOADS] = {NULL, "offload=optimizer does not run yet: choose offload=none",
+                                                        "offload=activations does not run yet: choose offload=none",
+                                                        "offload=both does not run yet: choose offload=none"};
     for (int s = 0; s < l->pp; s++)
-        if (gang_of_stage(&l->offload, s)) return "offload does not run yet: choose offload=none";
+        if (gang_of_stage(&l->offload, s)) return offloads[gang_of_stage(&l->offload, s)];
     for (int s = 0; s < l->pp; s++)
         if (gang_of_stage(&l->recompute, s) == GANG_RECOMPUTE_ALTERNATE) return "recompute=alternate does not run yet: choose recompute=full or none";
     for (int c = 0; c < l->layer_count; c++)

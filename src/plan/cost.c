@@ -38,6 +38,10 @@ static const double host_reach = 0.80;
 // (core/distributed/distributed_data_parallel.py). Buckets go one after another, and each pays the way's latency.
 static const double bucket_least = 40e6, bucket_per_member = 1e6;
 
+// Passes whose activations are on the device where they are offloaded: the one that is computed, and one that leaves or comes back. Both may
+// go on at once, in opposite directions of the link: what comes back follows, layer by layer, into the room that what leaves gives up.
+const double gang_passes_here = 2;
+
 enum { ELEMENT = 2 }; // bytes of an activation or a weight in use; f32: see element_of
 
 static double gradient_element(const struct gang_layout *l) { return l->gradients == GANG_GRADIENTS_BF16 ? 2 : 4; }
@@ -404,7 +408,7 @@ void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l,
     double *sums = (double *)out;
     const double *all = (const double *)&layer[0];
     for (int i = 0; i < ADDED; i++) sums[i] = (double)dense * all[i];
-    out->copied_parameters = out->host_bytes = 0;
+    out->copied_parameters = out->host_bytes = out->copy_seconds = 0;
     out->layers = (int)(dense + moe);
     if (moe) add_cost(out, &layer[1], (double)moe);
     if (dense) add_sharding(l, price->group, &layer[0], (double)dense, out);
@@ -419,8 +423,15 @@ void gang_price_chunk(const struct gang_task *task, const struct gang_layout *l,
     weigh(task, l, out);
 }
 
+// A device's part of what its node's memory reads and writes a second.
+static double host_bandwidth(const struct gang_group *group) { return group->host_bandwidth / (double)group->devices * host_reach; }
+
+double gang_copy_seconds(const struct gang_group *group, double bytes) {
+    return bytes / gang_smaller(group->kind->host_link * host_reach, host_bandwidth(group));
+}
+
 // Dense layers of a chunk: all of them, or those of the first that are dense although others have experts.
-static int64_t dense_of(const struct gang_task *task, const struct gang_layout *l, int chunk) {
+int64_t gang_chunk_dense(const struct gang_task *task, const struct gang_layout *l, int chunk) {
     int64_t n = l->layers[chunk], left = task->shape.dense_layers;
     if (!task->shape.experts) return n;
     for (int c = 0; c < chunk && left > 0; c++) left -= l->layers[c];
@@ -432,20 +443,23 @@ bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *
         gang_of_stage(&l->offload, stage) != gang_of_stage(&l->offload, stage - 1))
         return false;
     for (int c = stage; c < l->layer_count; c += l->pp)
-        if (l->layers[c] != l->layers[c - 1] || dense_of(task, l, c) != dense_of(task, l, c - 1)) return false;
+        if (l->layers[c] != l->layers[c - 1] || gang_chunk_dense(task, l, c) != gang_chunk_dense(task, l, c - 1)) return false;
     return true;
 }
 
 bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *l, int chunk) {
     int before = chunk - l->pp;
-    return before > 0 && chunk < l->layer_count - 1 && l->layers[chunk] == l->layers[before] && dense_of(task, l, chunk) == dense_of(task, l, before);
+    return before > 0 && chunk < l->layer_count - 1 && l->layers[chunk] == l->layers[before] &&
+           gang_chunk_dense(task, l, chunk) == gang_chunk_dense(task, l, before);
 }
 
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out) {
-    int64_t n = l->layers[chunk], dense = dense_of(task, l, chunk);
+    int64_t n = l->layers[chunk], dense = gang_chunk_dense(task, l, chunk);
     gang_price_chunk(task, l, price, gang_of_stage(&l->recompute, chunk % l->pp), dense, n - dense, chunk == 0, chunk == l->layer_count - 1, out);
-    if (gang_of_stage(&l->offload, chunk % l->pp) == GANG_OFFLOAD_NONE) return;
+    int offload = gang_of_stage(&l->offload, chunk % l->pp);
+    if (offload & GANG_OFFLOAD_ACTIVATIONS) out->copy_seconds = gang_copy_seconds(price->group, out->activation_bytes);
+    if (!(offload & GANG_OFFLOAD_OPTIMIZER)) return;
     out->host_bytes = out->optimizer_bytes;
     out->optimizer_bytes = 0;
 }
@@ -516,7 +530,9 @@ void gang_chunk_exchange(const struct gang_pool *pool, const struct gang_layout 
     *reduce = *gather = (struct gang_exchange){0};
     if (l->zero >= 3) return;
     if (l->zero < 2) exchange_price(pool, l, ways, cost->parameters, gradient_element(l), l->zero ? 1 : 2, reduce);
-    if (l->zero) exchange_price(pool, l, ways, cost->parameters, ELEMENT, 1, gather);
+    // Weights go round in the type in which each keeps them.
+    double held = cost->parameters + cost->copied_parameters;
+    if (l->zero && held > 0) exchange_price(pool, l, ways, cost->parameters, cost->parameter_bytes / held, 1, gather);
 }
 
 void gang_hop_between(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, int class_index,
@@ -554,14 +570,14 @@ double gang_optimizer_seconds(const struct gang_task *task, const struct gang_la
     if (kind->times) seconds = here * kind->times->optimizer;
     if (!(there > 0)) return seconds;
     // One after another: gradients to the host, the update by this device's part of the node, weights back.
-    double link = kind->host_link * host_reach, host = group->host_bandwidth / (double)group->devices * host_reach;
-    return seconds + there * (gradient_element(l) + element_of(task)) / link + there * moved / host;
+    double link = kind->host_link * host_reach;
+    return seconds + there * (gradient_element(l) + element_of(task)) / link + there * moved / host_bandwidth(group);
 }
 
 static void fill_stage(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_class *class,
                        const struct gang_price *price, int c, int s, struct gang_costs *out) {
     const struct gang_group *group = pool->groups[class->groups[s]];
-    double fixed = 0, state = 0, host = 0;
+    double fixed = 0, state = 0, host = 0, largest = 0;
     int cell = c * out->stages + s;
     for (int chunk = s; chunk < out->chunks; chunk += l->pp) {
         struct gang_chunk_cost *cost = &out->chunk[c * out->chunks + chunk];
@@ -569,7 +585,9 @@ static void fill_stage(const struct gang_task *task, const struct gang_pool *poo
         fixed += cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes;
         state += cost->optimizer_bytes;
         host += cost->host_bytes;
+        largest = gang_larger(largest, cost->activation_bytes);
     }
+    out->stays[cell] = gang_of_stage(&l->offload, s) & GANG_OFFLOAD_ACTIVATIONS ? gang_passes_here * largest : INFINITY;
     out->optimizer_seconds[cell] = gang_optimizer_seconds(task, l, group, state, host);
     out->fixed_bytes[cell] = fixed;
     out->device_bytes[cell] = group->kind->memory_bytes;
@@ -587,6 +605,7 @@ void gang_costs_fill(const struct gang_task *task, const struct gang_pool *pool,
     out->fixed_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->device_bytes = gang_arena_alloc(arena, cells * sizeof(double));
     out->host_limit = gang_arena_alloc(arena, cells * sizeof(double));
+    out->stays = gang_arena_alloc(arena, cells * sizeof(double));
     out->copy_bytes = task->shape.tied && l->pp > 1 ? 4 * (double)task->shape.vocab * (double)task->shape.hidden : 0;
     out->message_bytes = gang_arena_alloc(arena, (size_t)out->classes * sizeof *out->message_bytes);
     struct gang_prices prices;
@@ -624,19 +643,21 @@ double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout 
 }
 
 void gang_memory_of(const struct gang_task *task, const struct gang_layout *l, const struct gang_costs *costs, int class_index, int stage,
-                    double activation_bytes, struct gang_memory_use *out) {
+                    const struct gang_held *held, struct gang_memory_use *out) {
     int cell = class_index * costs->stages + stage;
-    *out = (struct gang_memory_use){.activations = activation_bytes, .limit = costs->device_bytes[cell], .host_limit = costs->host_limit[cell]};
+    *out = (struct gang_memory_use){
+        .activations = held->device, .host_activations = held->host, .limit = costs->device_bytes[cell], .host_limit = costs->host_limit[cell]};
     double largest = 0;
     for (int chunk = stage; chunk < costs->chunks; chunk += costs->stages) {
         const struct gang_chunk_cost *cost = gang_costs_chunk(costs, class_index, chunk);
         out->weights += cost->parameter_bytes;
         out->gradients += cost->gradient_bytes;
         out->optimizer += cost->optimizer_bytes;
-        out->host += cost->host_bytes;
+        out->host_optimizer += cost->host_bytes;
         if (cost->layers) largest = gang_larger(largest, cost->parameters / cost->layers);
     }
     enum gang_recompute recompute = (enum gang_recompute)gang_of_stage(&l->recompute, stage);
     out->buffers = gang_buffer_bytes(task, l, costs->class[class_index].micro_batch, recompute, largest);
     out->total = out->weights + out->gradients + out->optimizer + out->activations + out->buffers;
+    out->host = out->host_optimizer + out->host_activations;
 }

@@ -12,7 +12,7 @@
 #include <string.h>
 
 const char *const gang_recompute_names[] = {"none", "selective", "alternate", "full", NULL};
-const char *const gang_offload_names[] = {"none", "optimizer", NULL};
+const char *const gang_offload_names[] = {"none", "optimizer", "activations", "both", NULL};
 const char *const gang_place_names[] = {"stages", "replicas", NULL};
 const char *const gang_gradient_names[] = {"f32", "bf16", NULL};
 const char *const gang_attention_names[] = {"fused", "fused1", "unfused", NULL};
@@ -45,7 +45,7 @@ static const struct layout_field layout_fields[] = {
     {"gradients", FIELD(gradients), 0, 0, 0, gang_gradient_names, "f32 or bf16"},
     {"scaling", FIELD(scaling), 0, 0, 0, gang_scaling_names, "tensor or rows"},
     {"recompute", FIELD(recompute), 0, 1, 0, gang_recompute_names, "none, selective, alternate, full"},
-    {"offload", FIELD(offload), 0, 1, 0, gang_offload_names, "none or optimizer"},
+    {"offload", FIELD(offload), 0, 1, 0, gang_offload_names, "none, optimizer, activations, both"},
     {"place", FIELD(place), 0, 0, 0, gang_place_names, "stages or replicas outermost"},
     {"schedule", FIELD(schedule), 0, 0, 0, gang_schedule_names, "auto, 1f1b, interleaved, zero-bubble, list"},
 };
@@ -367,16 +367,20 @@ static enum gang_status find_classes(const struct gang_pool *pool, const struct 
         while (c < out->class_count && memcmp(out->classes[c].groups, groups, (size_t)l->pp * sizeof *groups) != 0) c++;
         if (c == GANG_MAX_REPLICA_KINDS) return REFUSE("more than %d kinds of replicas: choose place=replicas, or widths that divide the groups", c);
         if (c == out->class_count) {
-            out->classes[out->class_count++] = (struct gang_class){.kind = c, .micro_batch = gang_layout_size(l, c), .groups = groups};
+            out->classes[out->class_count++] = (struct gang_class){.kind = c, .groups = groups};
             groups = gang_arena_alloc(arena, (size_t)l->pp * sizeof *groups);
         }
         out->classes[c].replicas += alike;
     }
     out->kind_count = out->class_count;
-    if (l->size_count && l->size_count != out->kind_count)
+    return GANG_OK;
+}
+
+static enum gang_status check_size_count(const struct gang_layout *l, const struct gang_placement *placement) {
+    if (l->size_count && l->size_count != placement->kind_count)
         return REFUSE("mb= names %d sizes: expected one for all, or one for each of the %d kinds of replicas (those that lie on the same groups), "
                       "in the cluster's order",
-                      l->size_count, out->kind_count);
+                      l->size_count, placement->kind_count);
     return GANG_OK;
 }
 
@@ -391,7 +395,8 @@ static double class_seconds(const struct gang_task *task, const struct gang_pric
             struct gang_chunk_cost cost;
             if (!gang_chunk_repeats(task, l, c)) {
                 gang_chunk_of(task, l, gang_prices_of(prices, l, class, s), c, &cost);
-                chunk = gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight);
+                chunk = gang_time_sum(&cost.forward) + gang_time_sum(&cost.input) + gang_time_sum(&cost.weight) +
+                        gang_copy_shown(&cost, GANG_OP_FORWARD) + gang_copy_shown(&cost, GANG_OP_BACKWARD);
             }
             sum += chunk;
         }
@@ -526,20 +531,26 @@ static void settle_classes(const struct sharing *s, struct gang_placement *out) 
     }
 }
 
+static bool is_alike(const struct gang_pool *pool) {
+    for (int g = 1; g < pool->group_count; g++)
+        if (pool->groups[g]->kind != pool->groups[0]->kind) return false;
+    return true;
+}
+
 // Whole micro-batches for every replica so that they end together as nearly as whole numbers allow, and add up exactly: from the
 // shares by speed, rounded down, whoever would end first may take one more, until the batch can be made up.
-static enum gang_status share_batch(const struct gang_task *task, const struct gang_pool *pool, const struct gang_prices *prices,
-                                    const struct gang_layout *l, struct gang_arena *arena, struct gang_placement *out) {
+enum gang_status gang_layout_share(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                                   const double seconds[GANG_MAX_REPLICA_KINDS], struct gang_arena *arena, struct gang_placement *out) {
     struct sharing s = {.kinds = out->classes, .count = out->kind_count};
     double speed = 0, batch = (double)task->global_batch;
-    bool alike = !l->size_count;
+    bool alike = !l->size_count && is_alike(pool);
+    for (int k = 0; k < s.count; k++) s.kinds[k].micro_batch = gang_layout_size(l, k);
     sort_kinds(&s);
     find_sums(&s, arena);
     enum gang_status status = check_sizes(l, &s, task->global_batch);
     if (status) return status;
-    for (int g = 1; g < pool->group_count; g++) alike &= pool->groups[g]->kind == pool->groups[0]->kind;
     for (int k = 0; k < s.count; k++) {
-        s.seconds[k] = alike ? 1 : class_seconds(task, prices, l, &s.kinds[k]);
+        s.seconds[k] = alike ? 1 : seconds[k];
         speed += (double)(s.kinds[k].replicas * s.kinds[k].micro_batch) / s.seconds[k];
     }
     for (int k = 0; k < s.count; k++) {
@@ -565,38 +576,58 @@ static enum gang_status check_devices(const struct gang_task *task, const struct
             if (!(kind->peak[task->math] > 0)) return REFUSE("device '%s' does not compute in %s", kind->name, gang_math_names[task->math]);
             if (task->math == GANG_MATH_F8 && !(kind->peak[GANG_MATH_F16] > 0))
                 return REFUSE("device '%s' has no f16 for what f8 leaves", kind->name);
+        }
+    return GANG_OK;
+}
+
+static enum gang_status check_offload(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement) {
+    for (int c = 0; c < placement->class_count; c++)
+        for (int s = 0; s < l->pp; s++) {
+            const struct gang_group *group = pool->groups[placement->classes[c].groups[s]];
             if (gang_of_stage(&l->offload, s) && !gang_group_offloads(group))
                 return REFUSE("offload on stage %d: give group '%s' host_memory and host_bandwidth, and its kind host_link", s, group->name);
         }
     return GANG_OK;
 }
 
-enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena,
-                                   struct gang_placement *out) {
-    struct gang_prices prices;
-    gang_prices_fill(task, pool, layout, arena, &prices);
-    return gang_layout_place_priced(task, pool, &prices, layout, arena, out);
+bool gang_layout_is_near(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement) {
+    for (int s = 0; s < layout->pp; s++)
+        for (int c = 1; c < placement->class_count; c++)
+            if (pool->groups[placement->classes[c].groups[s]]->site != pool->groups[placement->classes[0].groups[s]]->site) return false;
+    return true;
 }
 
-enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool, const struct gang_prices *prices,
-                                          struct gang_layout *layout, struct gang_arena *arena, struct gang_placement *out) {
+enum gang_status gang_layout_locate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                    struct gang_arena *arena, struct gang_placement *out) {
     *out = (struct gang_placement){.cell_devices = (int64_t)layout->tp * layout->cp};
-    enum gang_status status = check_widths(task, layout);
-    if (!status) status = settle_layers(task, layout);
-    if (!status) status = settle_stages(layout, "recompute", &layout->recompute);
-    if (!status) status = settle_stages(layout, "offload", &layout->offload);
-    if (!status) status = settle_width(task, pool, layout);
-    if (status) return status;
     out->classes = gang_arena_alloc(arena, GANG_MAX_CLASSES * sizeof *out->classes);
     out->devices_used = out->cell_devices * layout->pp * layout->dp;
-    status = find_classes(pool, layout, arena, out);
-    if (!status) status = check_devices(task, pool, layout, out);
+    enum gang_status status = find_classes(pool, layout, arena, out);
+    return status ? status : check_devices(task, pool, layout, out);
+}
+
+enum gang_status gang_layout_settle(const struct gang_task *task, struct gang_layout *layout) {
+    enum gang_status status = settle_layers(task, layout);
+    if (!status) status = settle_stages(layout, "recompute", &layout->recompute);
+    return status ? status : settle_stages(layout, "offload", &layout->offload);
+}
+
+enum gang_status gang_layout_place(const struct gang_task *task, const struct gang_pool *pool, struct gang_layout *layout, struct gang_arena *arena,
+                                   struct gang_placement *out) {
+    enum gang_status status = check_widths(task, layout);
+    if (!status) status = gang_layout_settle(task, layout);
+    if (!status) status = settle_width(task, pool, layout);
+    if (!status) status = gang_layout_locate(task, pool, layout, arena, out);
+    if (!status) status = check_size_count(layout, out);
+    if (!status) status = check_offload(pool, layout, out);
     if (status) return status;
-    for (int s = 0; s < layout->pp && layout->zero >= 2; s++)
-        for (int c = 1; c < out->class_count; c++)
-            if (pool->groups[out->classes[c].groups[s]]->site != pool->groups[out->classes[0].groups[s]]->site)
-                return REFUSE("zero=%d would exchange over a long link in every micro-batch: choose zero=1, or place=%s so that a stage's replicas "
-                              "share a site",
-                              layout->zero, layout->place == GANG_PLACE_STAGES ? "replicas with fewer stages" : "stages");
-    return share_batch(task, pool, prices, layout, arena, out);
+    if (layout->zero >= 2 && !gang_layout_is_near(pool, layout, out))
+        return REFUSE("zero=%d would exchange over a long link in every micro-batch: choose zero=1, or place=%s so that a stage's replicas "
+                      "share a site",
+                      layout->zero, layout->place == GANG_PLACE_STAGES ? "replicas with fewer stages" : "stages");
+    struct gang_prices prices;
+    double seconds[GANG_MAX_REPLICA_KINDS] = {0};
+    gang_prices_fill(task, pool, layout, arena, &prices);
+    for (int k = 0; k < out->kind_count; k++) seconds[k] = class_seconds(task, &prices, layout, &out->classes[k]);
+    return gang_layout_share(task, pool, layout, seconds, arena, out);
 }

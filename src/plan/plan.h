@@ -71,7 +71,8 @@ GANG_CHECK_RESULT enum gang_status gang_task_read(const char *path, const char *
 // Made again on the way back: nothing; norms and activations; those and every second product (torchtitan's selective); all of a layer.
 // Each costs more time than the one before it, and of many layers it keeps less.
 enum gang_recompute { GANG_RECOMPUTE_NONE, GANG_RECOMPUTE_SELECTIVE, GANG_RECOMPUTE_ALTERNATE, GANG_RECOMPUTE_FULL, GANG_RECOMPUTES };
-enum gang_offload { GANG_OFFLOAD_NONE, GANG_OFFLOAD_OPTIMIZER, GANG_OFFLOADS }; // what lies in the node's memory and is updated there
+// What lies in the node's memory, as bits: the optimizer, which is updated there; what is kept from forward to backward.
+enum gang_offload { GANG_OFFLOAD_NONE, GANG_OFFLOAD_OPTIMIZER, GANG_OFFLOAD_ACTIVATIONS, GANG_OFFLOAD_BOTH, GANG_OFFLOADS };
 enum gang_attention_kernel { GANG_ATTENTION_FUSED, GANG_ATTENTION_FIRST, GANG_ATTENTION_UNFUSED }; // second generation, first, T x T in memory
 enum gang_gradients { GANG_GRADIENTS_F32, GANG_GRADIENTS_BF16 };
 enum gang_scaling { GANG_SCALING_TENSOR, GANG_SCALING_ROWS };  // what of an f8 operand shares one scale
@@ -152,10 +153,17 @@ void gang_prices_fill(const struct gang_task *task, const struct gang_pool *pool
                       struct gang_prices *out);
 const struct gang_price *gang_prices_of(const struct gang_prices *prices, const struct gang_layout *layout, const struct gang_class *class,
                                         int stage);
-// gang_layout_place with the prices at hand.
-GANG_CHECK_RESULT enum gang_status gang_layout_place_priced(const struct gang_task *task, const struct gang_pool *pool,
-                                                            const struct gang_prices *prices, struct gang_layout *layout, struct gang_arena *arena,
-                                                            struct gang_placement *out);
+// The steps of gang_layout_place, for whoever looks at many layouts of the same widths, stages, replicas and place: where these lie, which
+// nothing else of the layout changes; its layers and what is chosen for each stage, settled; and the batch shared out by what a micro-batch
+// takes each kind of replicas, which makes classes of what gang_layout_locate left.
+GANG_CHECK_RESULT enum gang_status gang_layout_locate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                      struct gang_arena *arena, struct gang_placement *out);
+GANG_CHECK_RESULT enum gang_status gang_layout_settle(const struct gang_task *task, struct gang_layout *layout);
+GANG_CHECK_RESULT enum gang_status gang_layout_share(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout,
+                                                     const double seconds[GANG_MAX_REPLICA_KINDS], struct gang_arena *arena,
+                                                     struct gang_placement *out);
+// Whether the replicas of every stage share a site.
+bool gang_layout_is_near(const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_placement *placement);
 
 // ---- Costs: plan/cost.c --------------------------------------------------------------------------------------------
 
@@ -174,7 +182,8 @@ struct gang_chunk_cost {
     double parameters, expert_parameters;    // of one device, after tensor and expert parallelism; experts' are part of all
     double copied_parameters;                // beside those, a tied head's copy of the embedding: weights and gradients, no optimizer
     double parameter_bytes, gradient_bytes, optimizer_bytes;
-    double host_bytes; // of one device in its node's memory
+    double host_bytes;   // of one device's state in its node's memory
+    double copy_seconds; // of the activations to the node's memory, and as long back; 0: they stay
     int layers;
 };
 
@@ -210,6 +219,10 @@ void gang_price_chunk(const struct gang_task *task, const struct gang_layout *la
 bool gang_stage_repeats(const struct gang_task *task, const struct gang_layout *layout, int stage);
 // Whether a chunk, not its stage's first, costs what its stage's chunk before it costs.
 bool gang_chunk_repeats(const struct gang_task *task, const struct gang_layout *layout, int chunk);
+// Seconds of so many bytes between a device of the group and its node's memory: by its link, or its part of what that memory does.
+double gang_copy_seconds(const struct gang_group *group, double bytes);
+// Of a chunk's layers, those without experts.
+int64_t gang_chunk_dense(const struct gang_task *task, const struct gang_layout *layout, int chunk);
 // The layout's chunk of this number, with its stage's recompute and offload.
 void gang_chunk_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_price *price, int chunk,
                    struct gang_chunk_cost *out);
@@ -251,6 +264,7 @@ struct gang_costs {
     double *fixed_bytes;                   // [classes, stages] weights, gradients, optimizer, temporary: all but activations in flight
     double *device_bytes;                  // [classes, stages] what the device has
     double *host_limit;                    // [classes, stages] a device's part of its node's memory
+    double *stays;                         // [classes, stages] the most of the activations that stays on the device; INFINITY: all
 };
 static inline const struct gang_chunk_cost *gang_costs_chunk(const struct gang_costs *costs, int class_index, int chunk) {
     return &costs->chunk[class_index * costs->chunks + chunk];
@@ -273,13 +287,18 @@ double gang_message_bytes(const struct gang_task *task, int micro_batch);
 // Bytes of working space on a device: one layer's tensors at their widest, messages under way, two layers' weights where they are gathered.
 double gang_buffer_bytes(const struct gang_task *task, const struct gang_layout *layout, int micro_batch, enum gang_recompute recompute,
                          double layer_parameters);
-// Bytes by kind on one device of (class, stage) with `in_flight` bytes of activations, and beside them in its node's memory.
+extern const double gang_passes_here;
+// Activations of the passes under way on a device: bytes now, and the most there were on it and in its node's memory.
+struct gang_held {
+    double now, device, host;
+};
+// Bytes by kind on one device of (class, stage), and beside them in its node's memory.
 struct gang_memory_use {
     double weights, gradients, optimizer, activations, buffers, total, limit;
-    double host, host_limit;
+    double host_optimizer, host_activations, host, host_limit;
 };
 void gang_memory_of(const struct gang_task *task, const struct gang_layout *layout, const struct gang_costs *costs, int class_index, int stage,
-                    double activation_bytes, struct gang_memory_use *out);
+                    const struct gang_held *held, struct gang_memory_use *out);
 
 // ---- Programs: plan/program.c, plan/verify.c -----------------------------------------------------------------------
 
@@ -344,11 +363,18 @@ void gang_program_print(const struct gang_program *program, struct gang_buffer *
 GANG_CHECK_RESULT enum gang_status gang_program_parse(const char *name, int64_t line, const char *text, size_t bytes, struct gang_arena *arena,
                                                       struct gang_program *out);
 
+// Seconds that a pass takes beyond its work because the copies that go on beside it take longer; `op`: one that computes a chunk.
+double gang_copy_shown(const struct gang_chunk_cost *cost, enum gang_op op);
+// What the activations take when a pass of a chunk begins, and when it is over: held from forward until the backward, or its weights'
+// half, is through.
+void gang_held_begin(struct gang_held *held, const struct gang_costs *costs, int class_index, int chunk, enum gang_op op);
+void gang_held_end(struct gang_held *held, const struct gang_costs *costs, int class_index, int chunk, enum gang_op op);
+
 // What the verifier finds out about a correct program.
 struct gang_program_facts {
     int64_t instructions, messages;
-    int buffers_needed;       // least `buffers` under which it runs through
-    double *activation_bytes; // [replicas * stages] peak in flight on one device; only with costs
+    int buffers_needed;     // least `buffers` under which it runs through
+    struct gang_held *held; // [replicas * stages] of one device; only with costs
 };
 // Proves: every send has its receive and the other way round; no deadlock under the program's buffers; every chunk and
 // micro-batch forward once, then backward once (whole or in two halves); every chunk reduced once, with its last backward; the
@@ -359,12 +385,14 @@ GANG_CHECK_RESULT enum gang_status gang_program_verify(const struct gang_program
 // ---- Schedules: plan/schedule.c ------------------------------------------------------------------------------------
 
 // Stage times for ordering. `forward`, `input`, `weight` are [chunks]; delay[s] from stage s to the next (and back), the last
-// entry from the last stage to the first; limit[s]: micro-batches x chunks whose activations stage s can hold.
+// entry from the last stage to the first; limit[s]: micro-batches x chunks whose activations stage s can hold. copy ([chunks], may be
+// NULL): of the activations, beside each pass.
 struct gang_timing {
     int stages, chunks;
     int64_t micro_batches;
     const double *forward, *input, *weight, *delay;
     const int64_t *limit;
+    const double *copy;
 };
 
 struct gang_order {

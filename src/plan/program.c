@@ -32,6 +32,30 @@ const struct gang_op_info gang_ops[GANG_OPS] = {
     [GANG_OP_OPTIMIZER] = {"optimizer", GANG_TAKES_NOTHING, true},
 };
 
+// ---- Passes --------------------------------------------------------------------------------------------------------
+
+// Every pass waits for copies of its own: a half of a backward pass that is run by itself brings back what both need.
+double gang_copy_shown(const struct gang_chunk_cost *cost, enum gang_op op) {
+    double work = op == GANG_OP_FORWARD ? gang_time_sum(&cost->forward) : 0;
+    if (!(cost->copy_seconds > 0)) return 0;
+    if (op == GANG_OP_BACKWARD || op == GANG_OP_BACKWARD_INPUT) work += gang_time_sum(&cost->input);
+    if (op == GANG_OP_BACKWARD || op == GANG_OP_BACKWARD_WEIGHT) work += gang_time_sum(&cost->weight);
+    return gang_larger(0, cost->copy_seconds - work);
+}
+
+// The host has room for all but what is being computed: what leaves is there already, what comes back is there still.
+void gang_held_begin(struct gang_held *held, const struct gang_costs *costs, int class_index, int chunk, enum gang_op op) {
+    double bytes = gang_costs_chunk(costs, class_index, chunk)->activation_bytes;
+    double stays = costs->stays[class_index * costs->stages + chunk % costs->stages];
+    if (op == GANG_OP_FORWARD) held->now += bytes;
+    held->device = gang_larger(held->device, gang_smaller(held->now, stays));
+    if (isfinite(stays)) held->host = gang_larger(held->host, held->now - bytes);
+}
+
+void gang_held_end(struct gang_held *held, const struct gang_costs *costs, int class_index, int chunk, enum gang_op op) {
+    if (op == GANG_OP_BACKWARD || op == GANG_OP_BACKWARD_WEIGHT) held->now -= gang_costs_chunk(costs, class_index, chunk)->activation_bytes;
+}
+
 // ---- Building ------------------------------------------------------------------------------------------------------
 
 // Part of the device that is left alone: allocator's waste, the runtime's own context.
@@ -40,10 +64,11 @@ static const double usable = 0.95;
 static void fill_limits(const struct gang_task *task, const struct gang_layout *l, const struct gang_costs *costs, int c, int64_t *limit) {
     for (int s = 0; s < l->pp; s++) {
         struct gang_memory_use use;
-        gang_memory_of(task, l, costs, c, s, 0, &use);
+        gang_memory_of(task, l, costs, c, s, &(struct gang_held){0}, &use);
         double largest = 1;
         for (int chunk = s; chunk < costs->chunks; chunk += l->pp) largest = fmax(largest, gang_costs_chunk(costs, c, chunk)->activation_bytes);
-        double room = (use.limit * usable - use.total) / largest;
+        double room = (use.limit * usable - use.total) / largest, stays = costs->stays[c * costs->stages + s] / largest;
+        if (room >= stays) room = 1 + (use.host_limit * usable - use.host) / largest;
         // One micro-batch always: whether it fits is for the caller to say, with figures.
         limit[s] = room < l->vpp ? l->vpp : room > 1e9 ? 1000000000 : (int64_t)room;
     }
@@ -55,12 +80,14 @@ static enum gang_status order_class(const struct gang_task *task, const struct g
     size_t C = (size_t)costs->chunks, S = (size_t)l->pp;
     double *forward = gang_arena_alloc(arena, C * sizeof(double)), *input = gang_arena_alloc(arena, C * sizeof(double));
     double *weight = gang_arena_alloc(arena, C * sizeof(double)), *delay = gang_arena_alloc(arena, S * sizeof(double));
+    double *copy = gang_arena_alloc(arena, C * sizeof(double));
     int64_t *limit = gang_arena_alloc(arena, S * sizeof(int64_t));
     for (int chunk = 0; chunk < costs->chunks; chunk++) {
         const struct gang_chunk_cost *cost = gang_costs_chunk(costs, c, chunk);
         forward[chunk] = gang_time_sum(&cost->forward);
         input[chunk] = gang_time_sum(&cost->input);
         weight[chunk] = gang_time_sum(&cost->weight);
+        copy[chunk] = cost->copy_seconds;
     }
     for (int s = 0; s < l->pp; s++) {
         struct gang_hop hop;
@@ -77,7 +104,8 @@ static enum gang_status order_class(const struct gang_task *task, const struct g
                                        .input = input,
                                        .weight = weight,
                                        .delay = delay,
-                                       .limit = limit};
+                                       .limit = limit,
+                                       .copy = copy};
     return gang_schedule_make(&timing, (enum gang_schedule)l->schedule, arena, out, used);
 }
 

@@ -56,16 +56,12 @@ static double ready_at(const struct gang_timing *t, const double *forward, const
 }
 
 static double seconds_of(const struct gang_timing *t, const struct gang_instruction *i) {
-    switch (i->op) {
-    case GANG_OP_FORWARD:
-        return t->forward[i->chunk];
-    case GANG_OP_BACKWARD:
-        return t->input[i->chunk] + t->weight[i->chunk];
-    case GANG_OP_BACKWARD_INPUT:
-        return t->input[i->chunk];
-    default:
-        return t->weight[i->chunk];
-    }
+    double input = t->input[i->chunk], weight = t->weight[i->chunk];
+    double work = i->op == GANG_OP_FORWARD          ? t->forward[i->chunk]
+                  : i->op == GANG_OP_BACKWARD       ? input + weight
+                  : i->op == GANG_OP_BACKWARD_INPUT ? input
+                                                    : weight;
+    return t->copy ? gang_larger(work, t->copy[i->chunk]) : work;
 }
 
 double gang_schedule_seconds(const struct gang_timing *t, const struct gang_order *orders) {

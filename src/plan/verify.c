@@ -21,7 +21,6 @@ struct run {
     uint8_t **exchanged; // [replicas][chunks]
     int *next;           // [ranks]
     int *under_way;      // [ranks, 2, 2]: messages from a rank, to the stage behind or before, activation or gradient
-    double *held;        // [ranks] bytes of activations
     bool any_reduce;
     struct gang_program_facts *facts;
 };
@@ -45,8 +44,11 @@ static enum gang_status wrong(const struct run *run, int rank, const char *what)
 // The counter of messages from `from` to a neighbouring rank of its replica.
 static int *channel(const struct run *run, int from, const struct gang_instruction *i) { return &run->under_way[2 * from + i->gradient]; }
 
-static double activation_bytes(const struct run *run, int rank, int chunk) {
-    return gang_costs_chunk(run->costs, run->class_of[rank / run->program->stages], chunk)->activation_bytes;
+static void hold(const struct run *run, int rank, const struct gang_instruction *i) {
+    if (!run->costs) return;
+    int class = run->class_of[rank / run->program->stages];
+    gang_held_begin(&run->facts->held[rank], run->costs, class, i->chunk, (enum gang_op)i->op);
+    gang_held_end(&run->facts->held[rank], run->costs, class, i->chunk, (enum gang_op)i->op);
 }
 
 static enum gang_status run_compute(struct run *run, int rank, const struct gang_instruction *i, uint8_t *did) {
@@ -59,9 +61,7 @@ static enum gang_status run_compute(struct run *run, int rank, const struct gang
         const uint8_t *before = i->chunk ? did - p->micro_batches[rank / p->stages] : NULL;
         if (before && !(one ? *before & DID_FORWARD : *before & GOT_ACTIVATION)) return wrong(run, rank, "its activation has not been received");
         *did |= DID_FORWARD;
-        if (run->costs) run->held[rank] += activation_bytes(run, rank, i->chunk);
-        if (run->facts->activation_bytes && run->held[rank] > run->facts->activation_bytes[rank])
-            run->facts->activation_bytes[rank] = run->held[rank];
+        hold(run, rank, i);
         return GANG_OK;
     }
     if (!(*did & DID_FORWARD)) return wrong(run, rank, "backward before forward");
@@ -72,7 +72,7 @@ static enum gang_status run_compute(struct run *run, int rank, const struct gang
     if (!input && !(*did & DID_INPUT)) return wrong(run, rank, "weight half before the input half");
     if (weight && (*did & DID_WEIGHT)) return wrong(run, rank, "a second backward of the weights");
     *did |= (uint8_t)((input ? DID_INPUT : 0) | (weight ? DID_WEIGHT : 0));
-    if (weight && run->costs) run->held[rank] -= activation_bytes(run, rank, i->chunk);
+    hold(run, rank, i);
     return GANG_OK;
 }
 
@@ -216,7 +216,7 @@ enum gang_status gang_program_verify(const struct gang_program *program, const s
     *out = (struct gang_program_facts){0};
     struct run run = {.program = program, .costs = costs, .facts = out};
     if (costs) {
-        out->activation_bytes = gang_arena_alloc(arena, ranks * sizeof(double));
+        out->held = gang_arena_alloc(arena, ranks * sizeof *out->held);
         run.class_of = gang_arena_alloc(&own, replicas * sizeof *run.class_of);
         gang_program_classes(program, costs->class, costs->classes, run.class_of);
     }
@@ -228,7 +228,6 @@ enum gang_status gang_program_verify(const struct gang_program *program, const s
     }
     run.next = gang_arena_alloc(&own, ranks * sizeof *run.next);
     run.under_way = gang_arena_alloc(&own, ranks * 2 * sizeof *run.under_way);
-    run.held = gang_arena_alloc(&own, ranks * sizeof *run.held);
     enum gang_status status = play(&run);
     if (!status) status = check_end(&run);
     gang_arena_release(&own);

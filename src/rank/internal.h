@@ -12,7 +12,8 @@ enum gang_rank_tag {
     TAG_SAVE,
     TAG_STAGE_GROUP = 16,
     TAG_REPLICA_GROUP = 32,
-    TAG_CELL_GROUP = 48
+    TAG_CELL_GROUP = 48,
+    TAG_LANE_GROUPS = 64 // the stage's others
 };
 
 // ---- Messages: channel.c -------------------------------------------------------------------------------------------
@@ -52,11 +53,14 @@ GANG_CHECK_RESULT enum gang_status gang_channel_post(struct gang_channel *channe
 
 // Buckets exchanged with the replicas of the stage: in every step each bucket's gradients once they are ready; after the update,
 // if sharded, each bucket's weights. They are started in the order of the buckets, weights in the opposite one: the same on all
-// members whatever their programs look like, since collectives match by order.
+// members whatever their programs look like, since collectives match by order. A group works on one exchange at a time, and over a long
+// way each begins and ends with a wait for it: there the buckets take turns over several groups, so that the way is never idle.
 enum gang_lane_phase { LANE_REDUCE, LANE_GATHER, LANE_PHASES };
+enum { LANE_WAYS = 4 };
 
 struct gang_lane {
-    struct gang_comm *group; // NULL: no other replica
+    int ways; // groups; 0: no other replica
+    struct gang_comm *groups[LANE_WAYS];
     const struct gang_cell *cell;
     bool sharded;
     int next[LANE_PHASES];                    // how many are started, in the phase's order
@@ -64,7 +68,8 @@ struct gang_lane {
     struct gang_collective *ops[LANE_PHASES]; // [buckets]
 };
 
-void gang_lane_init(struct gang_lane *lane, struct gang_comm *group, const struct gang_cell *cell, bool sharded, struct gang_arena *arena);
+// The lane's groups are there already.
+void gang_lane_init(struct gang_lane *lane, const struct gang_cell *cell, bool sharded, struct gang_arena *arena);
 void gang_lane_begin(struct gang_lane *lane, enum gang_lane_phase phase); // none is ready
 // The bucket is ready: starts it, unless one before it is not, and those behind that waited for it.
 GANG_CHECK_RESULT enum gang_status gang_lane_post(struct gang_lane *lane, enum gang_lane_phase phase, int bucket);
@@ -129,7 +134,7 @@ struct gang_rank {
     void *messages; // all channels' memory
     size_t message_memory;
     int32_t *tokens;                                            // [B, T + 1]
-    struct gang_comm *stage_group, *replica_group, *cell_group; // NULL: alone
+    struct gang_comm *stage_group, *replica_group, *cell_group; // NULL: alone; the first is also the lane's first
     struct gang_net_cell exchange;                              // inside the cell
     enum gang_status exchange_status;
     double exchange_seconds; // of the pass that runs

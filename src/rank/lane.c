@@ -1,12 +1,13 @@
-// The lane: gradients and weights to and from the other replicas, beside the computing, on the thread of the stage's group.
+// The lane: gradients and weights to and from the other replicas, beside the computing, on the threads of the stage's groups.
 #include "rank/internal.h"
 
 #include <assert.h>
 #include <string.h>
 
-void gang_lane_init(struct gang_lane *lane, struct gang_comm *group, const struct gang_cell *cell, bool sharded, struct gang_arena *arena) {
-    *lane = (struct gang_lane){.group = group, .cell = cell, .sharded = sharded};
-    for (int p = 0; p < LANE_PHASES && group; p++) {
+void gang_lane_init(struct gang_lane *lane, const struct gang_cell *cell, bool sharded, struct gang_arena *arena) {
+    lane->cell = cell;
+    lane->sharded = sharded;
+    for (int p = 0; p < LANE_PHASES && lane->ways; p++) {
         lane->ready[p] = gang_arena_alloc(arena, (size_t)cell->bucket_count * sizeof **lane->ready);
         lane->ops[p] = gang_arena_alloc(arena, (size_t)cell->bucket_count * sizeof **lane->ops);
     }
@@ -14,17 +15,17 @@ void gang_lane_init(struct gang_lane *lane, struct gang_comm *group, const struc
 
 void gang_lane_begin(struct gang_lane *lane, enum gang_lane_phase phase) {
     lane->next[phase] = 0;
-    if (lane->group) memset(lane->ready[phase], 0, (size_t)lane->cell->bucket_count * sizeof **lane->ready);
+    if (lane->ways) memset(lane->ready[phase], 0, (size_t)lane->cell->bucket_count * sizeof **lane->ready);
 }
 
 static enum gang_status start(struct gang_lane *lane, enum gang_lane_phase phase, int bucket) {
     const struct gang_net_bucket *b = &lane->cell->buckets[bucket];
     struct gang_collective *op = &lane->ops[phase][bucket];
-    if (phase == LANE_GATHER)
-        return gang_all_gather_start(lane->group, lane->cell->parameters + b->offset, (size_t)b->elements, GANG_ELEMENT_F32, op);
+    struct gang_comm *group = lane->groups[bucket % lane->ways];
+    if (phase == LANE_GATHER) return gang_all_gather_start(group, lane->cell->parameters + b->offset, (size_t)b->elements, GANG_ELEMENT_F32, op);
     float *gradients = lane->cell->gradients + b->offset;
-    return lane->sharded ? gang_reduce_scatter_start(lane->group, gradients, (size_t)b->elements, GANG_ELEMENT_F32, op)
-                         : gang_all_reduce_start(lane->group, gradients, (size_t)b->elements, GANG_ELEMENT_F32, op);
+    return lane->sharded ? gang_reduce_scatter_start(group, gradients, (size_t)b->elements, GANG_ELEMENT_F32, op)
+                         : gang_all_reduce_start(group, gradients, (size_t)b->elements, GANG_ELEMENT_F32, op);
 }
 
 enum gang_status gang_lane_post(struct gang_lane *lane, enum gang_lane_phase phase, int bucket) {

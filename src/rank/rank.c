@@ -197,14 +197,23 @@ void gang_rank_memory(const struct gang_rank_options *options, struct gang_rank_
     gang_arena_release(&r.arena);
 }
 
-// Replicas at several sites exchange inside each first.
-static enum gang_status tell_sites(struct gang_rank *r, int replicas) {
+// The stage's group, and over several sites, where replicas exchange inside each first, the lane's others.
+static enum gang_status open_lane(struct gang_rank *r, struct gang_wire_link *const *links, int replicas) {
     int sites[GANG_COMM_MEMBERS], unlike = 0;
+    enum gang_status status = GANG_OK;
     for (int i = 0; i < replicas && r->options.sites; i++) {
         sites[i] = r->options.sites[(i * r->stages + r->stage) * r->options.tp];
         unlike += sites[i] != sites[0];
     }
-    return unlike ? gang_comm_sites(r->stage_group, sites) : GANG_OK;
+    for (int w = 0; w < (unlike ? LANE_WAYS : 1) && !status; w++) {
+        uint32_t tag = w ? TAG_LANE_GROUPS + (uint32_t)(w * GANG_COMM_TAGS) : TAG_STAGE_GROUP;
+        status = gang_comm_new(r->options.wire, links, replicas, r->replica, tag, &r->lane.groups[w]);
+        if (status) break;
+        r->lane.ways++;
+        if (unlike) status = gang_comm_sites(r->lane.groups[w], sites);
+    }
+    r->stage_group = r->lane.groups[0];
+    return status;
 }
 
 // The groups of the replicas of this stage, of the stages of this replica, and of the cell.
@@ -216,8 +225,7 @@ static enum gang_status open_groups(struct gang_rank *r) {
                          GANG_COMM_MEMBERS);
     for (int i = 0; i < replicas; i++) links[i] = gang_rank_link(r, i, r->stage);
     enum gang_status status = GANG_OK;
-    if (replicas > 1) status = gang_comm_new(r->options.wire, links, replicas, r->replica, TAG_STAGE_GROUP, &r->stage_group);
-    if (!status && replicas > 1) status = tell_sites(r, replicas);
+    if (replicas > 1) status = open_lane(r, links, replicas);
     for (int s = 0; s < r->stages; s++) links[s] = gang_rank_link(r, r->replica, s);
     if (!status && r->stages > 1) status = gang_comm_new(r->options.wire, links, r->stages, r->stage, TAG_REPLICA_GROUP, &r->replica_group);
     for (int i = 0; i < tp; i++) links[i] = gang_rank_cell_link(r, i);
@@ -271,7 +279,7 @@ enum gang_status gang_rank_new(const struct gang_rank_options *options, struct g
     status = options->device ? gang_net_cell_open(&r->cell, &r->shape) : gang_stand_in_open(&r->cell, &r->arena);
     if (!status) status = open_groups(r);
     if (!status) status = open_channels(r);
-    if (!status) gang_lane_init(&r->lane, r->stage_group, &r->cell, options->sharded, &r->arena);
+    if (!status) gang_lane_init(&r->lane, &r->cell, options->sharded, &r->arena);
     if (r->tied_first) r->tied_sum = gang_arena_alloc(&r->arena, r->tied_elements * sizeof *r->tied_sum);
     if (status) {
         gang_rank_stop(r);
@@ -283,7 +291,8 @@ enum gang_status gang_rank_new(const struct gang_rank_options *options, struct g
 }
 
 void gang_rank_stop(struct gang_rank *r) {
-    gang_comm_free(r->stage_group);
+    for (int w = 0; w < r->lane.ways; w++) gang_comm_free(r->lane.groups[w]);
+    r->lane.ways = 0;
     gang_comm_free(r->replica_group);
     gang_comm_free(r->cell_group);
     r->stage_group = r->replica_group = r->cell_group = NULL;

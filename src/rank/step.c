@@ -150,8 +150,8 @@ static enum gang_status run_backward(struct gang_rank *r, const struct gang_inst
 // Every bucket is summed over the replicas and, where it is tied, over the two stages.
 static enum gang_status await_gradients(struct gang_rank *r) {
     enum gang_status status = GANG_OK;
-    for (int b = 0; b < r->cell.bucket_count && r->lane.group && !status; b++) status = gang_lane_wait(&r->lane, LANE_REDUCE, b);
-    if (!status && r->tied_first && !r->lane.group) status = add_tied(r);
+    for (int b = 0; b < r->cell.bucket_count && r->lane.ways && !status; b++) status = gang_lane_wait(&r->lane, LANE_REDUCE, b);
+    if (!status && r->tied_first && !r->lane.ways) status = add_tied(r);
     if (!status && r->tied_last) status = gang_wire_wait(&r->tied_gradient);
     // What went out in the step before must be gone before the weights change.
     if (!status && r->tied_first && r->tied_weights.link) status = gang_wire_wait(&r->tied_weights);
@@ -249,7 +249,7 @@ static enum gang_status run_one(struct gang_rank *r, int i, const struct gang_up
     case GANG_OP_SEND:
         return gang_channel_send(channel_of(r, true, in), r->step, in->chunk, in->micro);
     case GANG_OP_REDUCE:
-        r->streaming = r->lane.group != NULL;
+        r->streaming = r->lane.ways > 0;
         return GANG_OK;
     case GANG_OP_GATHER:
         return gather(r, in->chunk / r->stages);
@@ -264,7 +264,7 @@ static enum gang_status run_one(struct gang_rank *r, int i, const struct gang_up
 
 // Exchanges that began in this step.
 static void add_lane_spans(struct gang_rank *r) {
-    for (int p = 0; p < LANE_PHASES && r->lane.group; p++)
+    for (int p = 0; p < LANE_PHASES && r->lane.ways; p++)
         for (int b = 0; b < r->cell.bucket_count; b++) {
             const struct gang_collective *op = &r->lane.ops[p][b];
             int chunk = r->cell.buckets[b].chunk * r->stages + r->stage;

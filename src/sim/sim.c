@@ -54,7 +54,6 @@ struct rank_state {
     bool computing, ending; // ending: an event that ends the computing is under way
     double started;         // of the computing
     int reducing;           // exchange that the computing under way streams out, -1
-    double held;
     double done_at;
 };
 
@@ -143,10 +142,11 @@ static double seconds_of(const struct sim *s, int rank, const struct gang_instru
         return s->in->costs->optimizer_seconds[s->class_of[replica_of(s, rank)] * s->in->costs->stages + stage_of(s, rank)];
     const struct gang_chunk_cost *cost = cost_of(s, rank, i->chunk);
     double input = gang_time_sum(&cost->input), weight = gang_time_sum(&cost->weight);
-    return i->op == GANG_OP_FORWARD          ? gang_time_sum(&cost->forward)
-           : i->op == GANG_OP_BACKWARD       ? input + weight
-           : i->op == GANG_OP_BACKWARD_INPUT ? input
-                                             : weight;
+    double work = i->op == GANG_OP_FORWARD          ? gang_time_sum(&cost->forward)
+                  : i->op == GANG_OP_BACKWARD       ? input + weight
+                  : i->op == GANG_OP_BACKWARD_INPUT ? input
+                                                    : weight;
+    return work + gang_copy_shown(cost, (enum gang_op)i->op);
 }
 
 static void book_time(struct gang_time *to, const struct gang_time *from) {
@@ -162,12 +162,9 @@ static void book_compute(struct sim *s, int rank, const struct gang_instruction 
         return;
     }
     const struct gang_chunk_cost *cost = cost_of(s, rank, i->chunk);
-    struct rank_state *r = &s->ranks[rank];
-    if (i->op == GANG_OP_FORWARD) {
-        book_time(&time->compute, &cost->forward);
-        r->held += cost->activation_bytes;
-        time->peak_activation_bytes = fmax(time->peak_activation_bytes, r->held);
-    }
+    time->copies += gang_copy_shown(cost, (enum gang_op)i->op);
+    gang_held_begin(&time->held, s->in->costs, s->class_of[replica_of(s, rank)], i->chunk, (enum gang_op)i->op);
+    if (i->op == GANG_OP_FORWARD) book_time(&time->compute, &cost->forward);
     if (i->op == GANG_OP_BACKWARD || i->op == GANG_OP_BACKWARD_INPUT) book_time(&time->compute, &cost->input);
     if (i->op == GANG_OP_BACKWARD || i->op == GANG_OP_BACKWARD_WEIGHT) book_time(&time->compute, &cost->weight);
 }
@@ -373,7 +370,8 @@ static void end_compute(struct sim *s, int rank) {
     }
     stop_waiting(s, rank);
     r->computing = false;
-    if (i->op == GANG_OP_BACKWARD || i->op == GANG_OP_BACKWARD_WEIGHT) r->held -= cost_of(s, rank, i->chunk)->activation_bytes;
+    if (i->op != GANG_OP_OPTIMIZER)
+        gang_held_end(&booked(s, rank)->held, s->in->costs, s->class_of[replica_of(s, rank)], i->chunk, (enum gang_op)i->op);
     add_span(s, rank, i->op, i->chunk, i->micro, r->started, s->now);
     release_reduce(s, rank);
     post_gradient(s, rank, i);
@@ -656,10 +654,10 @@ void gang_sim_summarise(const struct gang_sim_input *in, const struct gang_task 
         out->matmul += n * t->compute.matmul, out->attention += n * t->compute.attention, out->vector += n * t->compute.vector;
         out->tensor += n * t->compute.tensor, out->expert += n * t->compute.expert, out->context += n * t->compute.context;
         out->gather += n * (t->compute.gather + t->gather), out->reduce += n * t->reduce;
-        out->pipeline += n * (t->pipeline + t->end), out->optimizer += n * t->optimizer;
+        out->pipeline += n * (t->pipeline + t->end), out->optimizer += n * t->optimizer, out->copies += n * t->copies;
     }
-    double *kinds[] = {&out->matmul,  &out->attention, &out->vector, &out->tensor,   &out->expert,
-                       &out->context, &out->gather,    &out->reduce, &out->pipeline, &out->optimizer};
+    double *kinds[] = {&out->matmul, &out->attention, &out->vector,   &out->tensor,    &out->expert, &out->context,
+                       &out->gather, &out->reduce,    &out->pipeline, &out->optimizer, &out->copies};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) *kinds[i] /= weight;
     out->tokens_per_second = tokens / sim->step_seconds;
     out->tokens_per_second_per_device = out->tokens_per_second / (double)out->devices;

@@ -19,10 +19,11 @@ struct gang_span {
 struct gang_rank_time {
     struct gang_time compute; // its own work, exposed exchanges inside layers included
     double optimizer;
-    double pipeline;              // waiting for a message or a free buffer
-    double gather, reduce;        // waiting for the data-parallel exchange
-    double end;                   // idle behind its last instruction
-    double peak_activation_bytes; // on one device
+    double copies;         // of activations to and from the node's memory, behind which no work goes on
+    double pipeline;       // waiting for a message or a free buffer
+    double gather, reduce; // waiting for the data-parallel exchange
+    double end;            // idle behind its last instruction
+    struct gang_held held; // on one device
 };
 
 struct gang_sim {
@@ -121,7 +122,7 @@ double gang_daly_seconds(double work, double interval, double cost, double down,
 struct gang_summary {
     double step_seconds, tokens_per_second, tokens_per_second_per_device, mfu, bubble_fraction;
     // Seconds of the mean device by what is not hidden behind computing.
-    double matmul, attention, vector, tensor, expert, context, gather, reduce, pipeline, optimizer;
+    double matmul, attention, vector, tensor, expert, context, gather, reduce, copies, pipeline, optimizer;
     double long_link_bytes, long_link_peak_bps; // of the busiest long link
     double tokens_per_joule;                    // 0 where a kind's power is not known
     double price_of_step, tokens_per_price;     // devices and what links carry; 0 where a group's price is not stated

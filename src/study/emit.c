@@ -17,10 +17,10 @@ static enum gang_recompute most_again(const struct gang_layout *l) {
     return (enum gang_recompute)most;
 }
 
-// Whether the optimizer lies in the nodes' memory; on any stage: what fits everywhere.
-static bool offloads(const struct gang_layout *l) {
+// Whether this lies in the nodes' memory; on any stage: what fits everywhere.
+static bool offloads(const struct gang_layout *l, enum gang_offload what) {
     for (int s = 0; s < l->pp; s++)
-        if (gang_of_stage(&l->offload, s)) return true;
+        if (gang_of_stage(&l->offload, s) & (int)what) return true;
     return false;
 }
 
@@ -31,7 +31,9 @@ static void common_limits(const struct gang_answer *a, struct gang_buffer *out) 
     if (again->count) gang_buffer_printf(out, "# not expressed: recompute of each stage ");
     for (int s = 0; s < again->count; s++) gang_buffer_printf(out, "%s%s", s ? "/" : "", gang_recompute_names[again->at[s]]);
     if (again->count) gang_buffer_printf(out, "; on all of them %s fits, and is slower\n", gang_recompute_names[most_again(l)]);
-    if (l->offload.count) gang_buffer_printf(out, "# not expressed: offload of single stages; on all of them it fits, and is slower\n");
+    if (l->offload.count) gang_buffer_printf(out, "# not expressed: offload of single stages ");
+    for (int s = 0; s < l->offload.count; s++) gang_buffer_printf(out, "%s%s", s ? "/" : "", gang_offload_names[l->offload.at[s]]);
+    if (l->offload.count) gang_buffer_printf(out, "; on all of them what any stage offloads fits, and is slower\n");
     for (int k = 0; k < l->size_count; k++)
         gang_buffer_printf(out, "%s%d%s", k ? ", " : "# not expressed: replicas whose micro-batches are of ", l->sizes[k],
                            k == l->size_count - 1 ? " sequences\n" : "");
@@ -43,6 +45,20 @@ static void common_limits(const struct gang_answer *a, struct gang_buffer *out) 
         }
     if (a->schedule == GANG_SCHEDULE_LIST)
         gang_buffer_printf(out, "# not expressed: the order of work found by the list scheduler; the trainer's own will be somewhat slower\n");
+}
+
+// Fine-grained offloading names modules whose inputs leave; what is made again whole has none.
+static void emit_megatron_offload(const struct gang_shape *shape, const struct gang_layout *l, struct gang_buffer *out) {
+    if (offloads(l, GANG_OFFLOAD_OPTIMIZER))
+        gang_buffer_printf(out, "--optimizer-cpu-offload --optimizer-offload-fraction 1.0 --use-precision-aware-optimizer\n");
+    if (!offloads(l, GANG_OFFLOAD_ACTIVATIONS)) return;
+    if (most_again(l) == GANG_RECOMPUTE_FULL) {
+        gang_buffer_printf(out, "# not expressed: offload of activations together with recompute=full\n");
+        return;
+    }
+    gang_buffer_printf(out, "--fine-grained-activation-offloading --offload-modules attn_norm qkv_linear core_attn attn_proj mlp_norm%s\n",
+                       shape->experts ? " expert_fc1 moe_act" : "");
+    if (!shape->experts || shape->dense_layers) gang_buffer_printf(out, "# not expressed: offload of what a dense feed-forward keeps\n");
 }
 
 static void emit_megatron(const struct gang_task *task, const struct gang_answer *a, struct gang_buffer *out) {
@@ -66,7 +82,7 @@ static void emit_megatron(const struct gang_task *task, const struct gang_answer
         gang_buffer_printf(out, "--use-distributed-optimizer%s\n", l->dp_overlap ? " --overlap-grad-reduce --overlap-param-gather" : "");
     if (l->zero > 1) gang_buffer_printf(out, "--use-torch-fsdp2 # zero=%d; takes pp=1 only\n", l->zero);
     if (l->tp_overlap && l->tp > 1) gang_buffer_printf(out, "--tp-comm-overlap\n");
-    if (offloads(l)) gang_buffer_printf(out, "--optimizer-cpu-offload --optimizer-offload-fraction 1.0 --use-precision-aware-optimizer\n");
+    emit_megatron_offload(&task->shape, l, out);
     enum gang_recompute again = most_again(l);
     if (again == GANG_RECOMPUTE_FULL) gang_buffer_printf(out, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1\n");
     if (again == GANG_RECOMPUTE_SELECTIVE)
@@ -99,19 +115,23 @@ static void emit_torchtitan(const struct gang_task *task, const struct gang_answ
     if (again == GANG_RECOMPUTE_SELECTIVE)
         gang_buffer_printf(out, "# not expressed: norms and activations only; selective here makes every second product again too\n");
     if (l->zero == 1 && l->dp > 1) gang_buffer_printf(out, "# not expressed: zero=1, optimizer sharded but weights and gradients whole\n");
-    if (offloads(l)) gang_buffer_printf(out, "# not expressed: offload=optimizer alone; enable_cpu_offload moves weights and gradients too\n");
+    if (offloads(l, GANG_OFFLOAD_OPTIMIZER))
+        gang_buffer_printf(out, "# not expressed: the optimizer's offload alone; enable_cpu_offload moves weights and gradients too\n");
+    if (offloads(l, GANG_OFFLOAD_ACTIVATIONS)) gang_buffer_printf(out, "# not expressed: offload of activations\n");
     if (uneven(l)) gang_buffer_printf(out, "# uneven layers: give the module names of every stage in module_fqns_per_model_part\n");
     if (task->math == GANG_MATH_F8) gang_buffer_printf(out, "[model]\nconverters = [\"float8\"]\n");
 }
 
 static void emit_deepspeed(const struct gang_task *task, const struct gang_answer *a, struct gang_buffer *out) {
     const struct gang_layout *l = &a->layout;
+    bool full = !l->recompute.count && l->recompute.at[0] == GANG_RECOMPUTE_FULL, away = full && offloads(l, GANG_OFFLOAD_ACTIVATIONS);
     gang_buffer_printf(out,
                        "# DeepSpeed: ds_config.json\n{\n  \"train_batch_size\": %lld,\n  \"train_micro_batch_size_per_gpu\": %d,\n  "
                        "\"gradient_accumulation_steps\": %lld,\n",
                        (long long)task->global_batch, l->micro_batch, (long long)a->placement.classes[0].micro_batches);
-    gang_buffer_printf(out, "  \"zero_optimization\": {\"stage\": %d, \"overlap_comm\": %s%s},\n  \"bf16\": {\"enabled\": %s}\n}\n", l->zero,
-                       l->dp_overlap ? "true" : "false", offloads(l) ? ", \"offload_optimizer\": {\"device\": \"cpu\"}" : "",
+    gang_buffer_printf(out, "  \"zero_optimization\": {\"stage\": %d, \"overlap_comm\": %s%s},\n%s  \"bf16\": {\"enabled\": %s}\n}\n", l->zero,
+                       l->dp_overlap ? "true" : "false", offloads(l, GANG_OFFLOAD_OPTIMIZER) ? ", \"offload_optimizer\": {\"device\": \"cpu\"}" : "",
+                       away ? "  \"activation_checkpointing\": {\"partition_activations\": true, \"cpu_checkpointing\": true},\n" : "",
                        task->math == GANG_MATH_F32 ? "false" : "true");
     if (l->tp > 1 || l->pp > 1)
         gang_buffer_printf(out, "# in the model's code (Megatron-DeepSpeed): --tensor-model-parallel-size %d --pipeline-model-parallel-size %d\n",
@@ -122,6 +142,8 @@ static void emit_deepspeed(const struct gang_task *task, const struct gang_answe
     if (a->schedule == GANG_SCHEDULE_ZERO_BUBBLE) gang_buffer_printf(out, "# not expressed: zero-bubble schedule\n");
     if (most_again(l))
         gang_buffer_printf(out, "# recompute=%s: activation checkpointing is switched on in the model's code\n", gang_recompute_names[most_again(l)]);
+    if (!full && offloads(l, GANG_OFFLOAD_ACTIVATIONS))
+        gang_buffer_printf(out, "# not expressed: offload of activations; cpu_checkpointing moves those that recompute=full keeps\n");
     if (uneven(l)) gang_buffer_printf(out, "# uneven layers: PipelineModule(partition_method=[...]) in the model's code\n");
     if (task->math == GANG_MATH_F8) gang_buffer_printf(out, "# not expressed: products in f8\n");
 }

@@ -1,9 +1,14 @@
 // The closed form of a pipeline: the slowest stage works through all micro-batches; before and behind it the others fill and
 // drain, one part in vpp of their work, less where the weights' halves fill the gap; exchanges add what one backward or forward
 // pass cannot hide.
+//
+// The search asks for millions: what layouts of the same widths, stages, replicas and place have in common (a ground) is worked out once,
+// and chunks are sums of parts that are already summed over what time is spent on. Nothing is allocated for a layout.
 #include "study/estimate.h"
 
+#include <assert.h>
 #include <math.h>
+#include <string.h>
 
 static double seconds_of(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {
     double seconds = x->fast_seconds;
@@ -37,8 +42,8 @@ static void add_exchange(struct gang_exchanges *x, const struct gang_layout *l, 
 }
 
 static void add_work(const struct gang_chunk_cost *cost, double times, struct gang_stage_sum *sum) {
-    sum->forward += times * gang_time_sum(&cost->forward);
-    sum->input += times * gang_time_sum(&cost->input);
+    sum->forward += times * (gang_time_sum(&cost->forward) + gang_copy_shown(cost, GANG_OP_FORWARD));
+    sum->input += times * (gang_time_sum(&cost->input) + gang_copy_shown(cost, GANG_OP_BACKWARD));
     sum->weight += times * gang_time_sum(&cost->weight);
     sum->fixed += times * (cost->parameter_bytes + cost->gradient_bytes + cost->optimizer_bytes);
     sum->activation = gang_larger(sum->activation, cost->activation_bytes);
@@ -59,8 +64,10 @@ double gang_in_flight(const struct gang_layout *l, double m, int from_end) {
 }
 
 double gang_share_used(const struct gang_layout *l, const struct gang_stage_sum *s, double m, int from_end) {
-    double share = (s->fixed + gang_in_flight(l, m, from_end) * s->activation) / (s->limit * (1 - gang_memory_margin));
-    return s->host > 0 ? gang_larger(share, s->host / (s->host_limit * (1 - gang_memory_margin))) : share;
+    double chunks = gang_in_flight(l, m, from_end), host = s->host + (s->away ? (chunks - 1) * s->activation : 0);
+    if (s->away) chunks = gang_smaller(chunks, gang_passes_here);
+    double share = (s->fixed + chunks * s->activation) / (s->limit * (1 - gang_memory_margin));
+    return host > 0 ? gang_larger(share, host / (s->host_limit * (1 - gang_memory_margin))) : share;
 }
 
 // Of a replica of the class.
@@ -89,18 +96,11 @@ static double combine(const struct gang_layout *l, const struct gang_class *clas
 double gang_hop_seconds(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
                         const struct gang_placement *placement) {
     const struct gang_class *class = &placement->classes[0];
-    const int *groups = class->groups;
-    double sum = 0, one = 0, bytes = gang_message_bytes(task, class->micro_batch);
-    for (int s = 0; s + 1 < l->pp; s++) {
-        if (!s || groups[s] != groups[s - 1] || groups[s + 1] != groups[s]) {
-            struct gang_hop hop;
-            gang_hop_between(pool, l, placement, 0, s, s + 1, &hop);
-            one = hop.delay + bytes / gang_smaller(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)class->replicas);
-        }
-        if (pool->group_count == 1) return one;
-        sum += one;
-    }
-    return sum / gang_larger(l->pp - 1, 1);
+    struct gang_hop hop;
+    if (l->pp == 1) return 0;
+    gang_hop_between(pool, l, placement, 0, 0, 1, &hop);
+    return hop.delay + gang_message_bytes(task, class->micro_batch) /
+                           gang_smaller(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)class->replicas);
 }
 
 // One group: only the first stage, the last, and those between are unlike.
@@ -143,61 +143,247 @@ double gang_combine_alike(const struct gang_layout *l, const struct gang_stage_s
     return combine(l, class, runs, count, delay, memory_used);
 }
 
-bool gang_stages_alike(const struct gang_task *task, const struct gang_layout *l, const struct gang_placement *placement, int s) {
-    return gang_stage_repeats(task, l, s) && lie_alike(placement, s, s - 1);
+// ---- On any ground -------------------------------------------------------------------------------------------------
+
+// A run of like hops between stages: bytes/s of a cell, and of the route that all replicas share.
+struct gang_ground_hop {
+    int count;
+    double delay, bandwidth, route;
+};
+
+// By way, sharding and parameters of the chunk.
+enum { EXCHANGES = 128 };
+struct gang_ground_exchange {
+    int way, zero; // way 0: none
+    double parameters, reduce, gather;
+};
+
+static void take_part(const struct gang_chunk_cost *cost, struct gang_part *out) {
+    *out = (struct gang_part){.forward = gang_time_sum(&cost->forward),
+                              .input = gang_time_sum(&cost->input),
+                              .weight = gang_time_sum(&cost->weight),
+                              .state = cost->parameter_bytes + cost->gradient_bytes,
+                              .optimizer = cost->optimizer_bytes,
+                              .activation = cost->activation_bytes,
+                              .parameters = cost->parameters};
 }
 
-void gang_sum_stage(const struct gang_task *task, const struct gang_layout *l, const struct gang_class *class, const struct gang_price *price,
-                    int stage, struct gang_exchanges *x, struct gang_stage_sum *sum) {
-    struct gang_chunk_cost cost = {0}; // of the chunk before
-    for (int chunk = stage; chunk < l->layer_count; chunk += l->pp) {
-        if (!gang_chunk_repeats(task, l, chunk)) gang_chunk_of(task, l, price, chunk, &cost);
-        add_chunk(x, l, chunk, &cost, 1, sum);
+void gang_parts_fill(const struct gang_task *task, const struct gang_layout *l, const struct gang_price *price, int micro_batch,
+                     struct gang_parts *out) {
+    struct gang_part *const ends[] = {&out->first, &out->last, &out->both};
+    struct gang_chunk_cost cost;
+    out->group = price->group;
+    out->micro_batch = micro_batch;
+    for (int r = 0; r < GANG_RECOMPUTES; r++) {
+        for (int moe = 0; moe < 2; moe++) {
+            gang_price_chunk(task, l, price, (enum gang_recompute)r, !moe, moe, false, false, &cost);
+            take_part(&cost, &out->layer[r][moe]);
+        }
+        out->buffers[r] = gang_buffer_bytes(task, l, micro_batch, (enum gang_recompute)r, 0);
     }
-    sum->fixed += gang_buffer_bytes(task, l, class->micro_batch, (enum gang_recompute)gang_of_stage(&l->recompute, stage), sum->layer_parameters);
-    sum->host_limit = price->group->host_memory / (double)price->group->devices;
-    if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, price->group, 0, sum->host);
+    for (int i = 0; i < 3; i++) {
+        gang_price_chunk(task, l, price, GANG_RECOMPUTE_NONE, 0, 0, i != 1, i != 0, &cost);
+        take_part(&cost, ends[i]);
+    }
 }
 
-static double estimate_unlike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                              const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
-    double slowest = 0, delay = gang_hop_seconds(task, pool, l, placement);
-    struct gang_stage_sum stages[GANG_MAX_STAGES];
-    struct gang_exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
-    int starts[GANG_MAX_STAGES + 1], count = 0;
+static void open_hops(const struct gang_layout *l, const struct gang_placement *placement, struct gang_ground *out) {
+    const int *groups = placement->classes[0].groups;
+    for (int s = 0; s + 1 < l->pp; s++) {
+        struct gang_hop hop;
+        if (!s || groups[s] != groups[s - 1] || groups[s + 1] != groups[s]) {
+            gang_hop_between(out->pool, l, placement, 0, s, s + 1, &hop);
+            out->hops[out->hop_count++] = (struct gang_ground_hop){
+                .delay = hop.delay, .bandwidth = hop.bandwidth, .route = gang_route_bandwidth(out->pool, hop.route)};
+        }
+        out->hops[out->hop_count - 1].count++;
+    }
+}
+
+void gang_ground_open(const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement, struct gang_arena *arena,
+                      struct gang_ground *out) {
+    size_t stages = (size_t)l->pp;
+    *out = (struct gang_ground){.pool = pool, .kinds = *placement, .near = gang_layout_is_near(pool, l, placement)};
+    out->moved = gang_arena_alloc(arena, stages * sizeof *out->moved);
+    out->way = gang_arena_alloc(arena, stages * sizeof *out->way);
+    for (int s = 1; s < l->pp; s++) {
+        out->moved[s] = !lie_alike(placement, s, s - 1);
+        out->way[s] = out->way[s - 1] + out->moved[s];
+    }
+    size_t ways = (size_t)out->way[l->pp - 1] + 1;
+    out->ways = gang_arena_alloc(arena, ways * sizeof *out->ways);
+    out->known = gang_arena_alloc(arena, ways * sizeof *out->known);
+    out->hops = gang_arena_alloc(arena, stages * sizeof *out->hops);
+    out->memo = gang_arena_alloc(arena, EXCHANGES * sizeof *out->memo);
+    out->runs = gang_arena_alloc(arena, (stages + 1) * sizeof *out->runs);
+    out->sums = gang_arena_alloc(arena, (size_t)placement->kind_count * stages * sizeof *out->sums);
+    open_hops(l, placement, out);
+}
+
+static double ground_hop_seconds(const struct gang_ground *ground, const struct gang_task *task, const struct gang_layout *l,
+                                 const struct gang_class *class) {
+    double sum = 0, bytes = gang_message_bytes(task, class->micro_batch);
+    for (int i = 0; i < ground->hop_count; i++) {
+        const struct gang_ground_hop *hop = &ground->hops[i];
+        sum += hop->count * (hop->delay + bytes / gang_smaller(hop->bandwidth, hop->route / (double)class->replicas));
+    }
+    return sum / gang_larger(l->pp - 1, 1);
+}
+
+static const struct gang_ground_exchange *ground_exchange(struct gang_ground *ground, const struct gang_layout *l, int stage, double parameters) {
+    int way = ground->way[stage] + 1;
+    uint64_t bits;
+    memcpy(&bits, &parameters, sizeof bits);
+    uint64_t key = (bits + (uint64_t)(way * 4 + l->zero)) * 0x9e3779b97f4a7c15u;
+    struct gang_ground_exchange *x = &ground->memo[key >> 57];
+    if (x->way == way && x->zero == l->zero && x->parameters == parameters) return x;
+    struct gang_exchange reduce, gather;
+    if (!ground->known[way - 1]) gang_ways_of(ground->pool, l, &ground->kinds, stage, &ground->ways[way - 1]);
+    ground->known[way - 1] = true;
+    gang_chunk_exchange(ground->pool, l, &ground->ways[way - 1], &(struct gang_chunk_cost){.parameters = parameters}, &reduce, &gather);
+    *x = (struct gang_ground_exchange){way, l->zero, parameters, seconds_of(ground->pool, &reduce, l->pp), seconds_of(ground->pool, &gather, l->pp)};
+    return x;
+}
+
+static void add_part(struct gang_part *to, const struct gang_part *from, double n) {
+    to->forward += n * from->forward;
+    to->input += n * from->input;
+    to->weight += n * from->weight;
+    to->state += n * from->state;
+    to->optimizer += n * from->optimizer;
+    to->activation += n * from->activation;
+    to->parameters += n * from->parameters;
+}
+
+// A chunk by its parts. Each pass takes as long as its copies where these take longer (`copy`: of a byte).
+static void sum_parts(const struct gang_task *task, const struct gang_layout *l, const struct gang_parts *parts, int chunk, double copy,
+                      struct gang_part *out) {
+    const struct gang_part *layer = parts->layer[gang_of_stage(&l->recompute, chunk % l->pp)];
+    bool first = chunk == 0, last = chunk == l->layer_count - 1;
+    double dense = (double)gang_chunk_dense(task, l, chunk), moe = (double)l->layers[chunk] - dense;
+    *out = (struct gang_part){0};
+    add_part(out, &layer[0], dense);
+    if (moe > 0) add_part(out, &layer[1], moe);
+    if (first || last) add_part(out, first && last ? &parts->both : first ? &parts->first : &parts->last, 1);
+    if (!(copy > 0)) return;
+    double seconds = out->activation * copy;
+    out->input += gang_larger(0, seconds - out->input - out->weight);
+    out->forward = gang_larger(out->forward, seconds);
+}
+
+void gang_sum_stage(const struct gang_task *task, const struct gang_layout *l, const struct gang_parts *parts, int stage, struct gang_ground *ground,
+                    struct gang_stage_sum *sum) {
+    int recompute = gang_of_stage(&l->recompute, stage), offload = gang_of_stage(&l->offload, stage);
+    double copy = offload & GANG_OFFLOAD_ACTIVATIONS ? gang_copy_seconds(parts->group, 1) : 0;
+    bool here = !(offload & GANG_OFFLOAD_OPTIMIZER);
+    struct gang_part chunk = {0}; // the chunk before
+    for (int c = stage; c < l->layer_count; c += l->pp) {
+        if (c == stage || !gang_chunk_repeats(task, l, c)) sum_parts(task, l, parts, c, copy, &chunk);
+        sum->forward += chunk.forward;
+        sum->input += chunk.input;
+        sum->weight += chunk.weight;
+        sum->fixed += chunk.state + (here ? chunk.optimizer : 0);
+        sum->host += here ? 0 : chunk.optimizer;
+        sum->activation = gang_larger(sum->activation, chunk.activation);
+        sum->layers += l->layers[c];
+        if (l->zero >= 3 && l->layers[c]) sum->layer_parameters = gang_larger(sum->layer_parameters, chunk.parameters / l->layers[c]);
+        if (!ground || l->zero >= 3) continue; // inside the passes
+        const struct gang_ground_exchange *x = ground_exchange(ground, l, stage, chunk.parameters);
+        sum->reduce += x->reduce;
+        sum->gather += x->gather;
+    }
+    sum->seconds = sum->forward + sum->input + sum->weight;
+    sum->fixed += l->zero < 3 ? parts->buffers[recompute]
+                              : gang_buffer_bytes(task, l, parts->micro_batch, (enum gang_recompute)recompute, sum->layer_parameters);
+    sum->limit = parts->group->kind->memory_bytes;
+    sum->host_limit = parts->group->host_memory / (double)parts->group->devices;
+    sum->away = copy > 0;
+    if (sum->host > 0) sum->update = gang_optimizer_seconds(task, l, parts->group, 0, sum->host);
+}
+
+// Of two stages without an end, the first before the second, of a model without experts.
+static bool hold_alike(const struct gang_layout *l, int a, int b) {
+    if (a < 1 || b > l->pp - 2 || gang_of_stage(&l->recompute, a) != gang_of_stage(&l->recompute, b) ||
+        gang_of_stage(&l->offload, a) != gang_of_stage(&l->offload, b))
+        return false;
+    for (; b < l->layer_count; a += l->pp, b += l->pp)
+        if (l->layers[a] != l->layers[b]) return false;
+    return true;
+}
+
+bool gang_ground_repeats(const struct gang_ground *ground, const struct gang_task *task, const struct gang_layout *l, int s) {
+    if (ground->moved[s]) return false;
+    return task->shape.experts ? gang_stage_repeats(task, l, s) : hold_alike(l, s - 1, s);
+}
+
+// One of the last runs before the i-th that lies where it lies and holds the same: layers that do not divide lie on every other stage.
+static int run_like(const struct gang_ground *ground, const struct gang_task *task, const struct gang_layout *l, int i) {
+    int stage = ground->runs[i];
+    for (int j = i - 1; j >= 0 && j > i - 4 && !task->shape.experts; j--)
+        if (ground->way[ground->runs[j]] == ground->way[stage] && hold_alike(l, ground->runs[j], stage)) return j;
+    return -1;
+}
+
+void gang_ground_sum(struct gang_ground *ground, const struct gang_task *task, const struct gang_layout *l, const struct gang_parts *const *parts,
+                     double *seconds) {
+    ground->run_count = 0;
     for (int s = 0; s < l->pp; s++)
-        if (!gang_stages_alike(task, l, placement, s)) starts[count++] = s;
-    starts[count] = l->pp;
+        if (!gang_ground_repeats(ground, task, l, s)) ground->runs[ground->run_count++] = s;
+    ground->runs[ground->run_count] = l->pp;
+    for (int k = 0; k < ground->kinds.kind_count; k++) {
+        const int *groups = ground->kinds.classes[k].groups;
+        seconds[k] = 0;
+        assert(parts[k]);
+        for (int i = 0; i < ground->run_count; i++) {
+            int stage = ground->runs[i];
+            struct gang_stage_sum *sum = &ground->sums[k * l->pp + i];
+            int like = run_like(ground, task, l, i);
+            *sum = like < 0 ? (struct gang_stage_sum){0} : ground->sums[k * l->pp + like];
+            sum->count = ground->runs[i + 1] - stage;
+            if (like < 0) gang_sum_stage(task, l, &parts[k][groups[stage]], stage, k ? NULL : ground, sum);
+            if (k) sum->reduce = ground->sums[i].reduce, sum->gather = ground->sums[i].gather; // of every replica
+            seconds[k] = gang_larger(seconds[k], sum->seconds);
+        }
+    }
+}
+
+double gang_ground_combine(const struct gang_ground *ground, const struct gang_task *task, const struct gang_layout *l,
+                           const struct gang_placement *placement, double *memory_used) {
+    double slowest = 0, delay = ground_hop_seconds(ground, task, l, &placement->classes[0]);
+    *memory_used = 0;
     for (int c = 0; c < placement->class_count; c++) {
         const struct gang_class *class = &placement->classes[c];
-        // Classes that differ in the number of micro-batches alone.
-        bool repeated = c && class->groups == class[-1].groups && class->micro_batch == class[-1].micro_batch;
-        for (int i = 0; i < count && !repeated; i++) {
-            const struct gang_price *price = gang_prices_of(prices, l, class, starts[i]);
-            const struct gang_stage_sum all = stages[i]; // of every class: the exchanges
-            stages[i] = (struct gang_stage_sum){.count = starts[i + 1] - starts[i], .limit = price->group->kind->memory_bytes};
-            gang_sum_stage(task, l, class, price, starts[i], c ? NULL : &exchanges, &stages[i]);
-            if (c) stages[i].reduce = all.reduce, stages[i].gather = all.gather;
-        }
-        slowest = gang_larger(slowest, combine(l, class, stages, count, delay, memory_used));
+        slowest = gang_larger(slowest, combine(l, class, &ground->sums[class->kind * l->pp], ground->run_count, delay, memory_used));
     }
     return slowest;
 }
 
-double gang_estimate_priced(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
-                            const struct gang_placement *placement, const struct gang_prices *prices, double *memory_used) {
-    *memory_used = 0;
-    if (pool->group_count > 1 || placement->class_count > 1 || l->offload.count || l->offload.at[0])
-        return estimate_unlike(task, pool, l, placement, prices, memory_used);
-    struct gang_stage_sum sums[GANG_RECOMPUTES][GANG_ENDS];
-    struct gang_exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
-    for (int r = 0; r < GANG_RECOMPUTES; r++) gang_sum_alike(task, l, prices->at[0], (enum gang_recompute)r, &exchanges, sums[r]);
-    return gang_combine_alike(l, sums, placement->classes, gang_hop_seconds(task, pool, l, placement), memory_used);
+static double estimate_unlike(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l,
+                              const struct gang_placement *placement, const struct gang_prices *prices, struct gang_arena *arena,
+                              double *memory_used) {
+    struct gang_ground ground;
+    const struct gang_parts *parts[GANG_MAX_REPLICA_KINDS] = {0};
+    double seconds[GANG_MAX_REPLICA_KINDS];
+    gang_ground_open(pool, l, placement, arena, &ground);
+    for (int k = 0; k < placement->kind_count; k++) {
+        struct gang_parts *of_kind = gang_arena_alloc(arena, (size_t)pool->group_count * sizeof *of_kind);
+        const struct gang_price *price = prices->at[l->size_count ? k : 0];
+        for (int g = 0; g < pool->group_count; g++) gang_parts_fill(task, l, &price[g], gang_layout_size(l, k), &of_kind[g]);
+        parts[k] = of_kind;
+    }
+    gang_ground_sum(&ground, task, l, parts, seconds);
+    return gang_ground_combine(&ground, task, l, placement, memory_used);
 }
 
 double gang_estimate(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *l, const struct gang_placement *placement,
                      struct gang_arena *arena, double *memory_used) {
     struct gang_prices prices;
     gang_prices_fill(task, pool, l, arena, &prices);
-    return gang_estimate_priced(task, pool, l, placement, &prices, memory_used);
+    if (pool->group_count > 1 || placement->class_count > 1 || l->offload.count || l->offload.at[0])
+        return estimate_unlike(task, pool, l, placement, &prices, arena, memory_used);
+    struct gang_stage_sum sums[GANG_RECOMPUTES][GANG_ENDS];
+    struct gang_exchanges exchanges = {.pool = pool, .placement = placement, .stage = -1};
+    *memory_used = 0;
+    for (int r = 0; r < GANG_RECOMPUTES; r++) gang_sum_alike(task, l, prices.at[0], (enum gang_recompute)r, &exchanges, sums[r]);
+    return gang_combine_alike(l, sums, placement->classes, gang_hop_seconds(task, pool, l, placement), memory_used);
 }

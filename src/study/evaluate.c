@@ -11,7 +11,7 @@ static void measure_memory(const struct gang_task *task, struct gang_arena *aren
     for (int c = 0, first = 0; c < out->costs.classes; c++) {
         for (int s = 0; s < stages; s++) {
             struct gang_memory_use *use = &out->memory[c * stages + s];
-            gang_memory_of(task, &out->layout, &out->costs, c, s, out->sim.rank[first * stages + s].peak_activation_bytes, use);
+            gang_memory_of(task, &out->layout, &out->costs, c, s, &out->sim.rank[first * stages + s].held, use);
             double share = use->total / (use->limit * (1 - gang_memory_margin));
             if (use->host > 0) share = fmax(share, use->host / (use->host_limit * (1 - gang_memory_margin)));
             if (share > out->memory_used) out->memory_used = share, out->tightest_class = c, out->tightest_stage = s;
@@ -27,12 +27,12 @@ static enum gang_status check_memory(const struct gang_answer *out) {
     if (use->host > use->host_limit * (1 - gang_memory_margin))
         return gang_fail(GANG_ERR_MEMORY,
                          "layout: offload on stage %d: needs %s of its node's memory for each device, whose part is %s and %.0f %% of it stays free: "
-                         "a higher zero or more stages need less",
+                         "a higher zero, more stages, recompute or a smaller mb need less",
                          out->tightest_stage, gang_human_bytes(use->host, need), gang_human_bytes(use->host_limit, has), 100 * gang_memory_margin);
     return gang_fail(
         GANG_ERR_MEMORY,
         "layout: needs %s on stage %d (weights, gradients and optimizer %s, activations %s), device has %s and %.0f %% of it stays free: "
-        "more stages or tensor parallelism, recompute=full, a smaller mb, a higher zero or offload=optimizer need less",
+        "more stages or tensor parallelism, recompute=full, a smaller mb, a higher zero or offload=both need less",
         gang_human_bytes(use->total, need), out->tightest_stage, gang_human_bytes(use->weights + use->gradients + use->optimizer, weights),
         gang_human_bytes(use->activations, kept), gang_human_bytes(use->limit, has), 100 * gang_memory_margin);
 }

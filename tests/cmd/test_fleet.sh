@@ -200,7 +200,9 @@ dp=2,mb=3|mb
 tp=nine|tp
 dp=2,zero=3,mb=1|zero
 pp=2,recompute=none/alternate,mb=1|recompute=alternate does not run yet
-pp=2,offload=none/optimizer,mb=1|offload does not run yet
+pp=2,offload=none/optimizer,mb=1|offload=optimizer does not run yet
+pp=2,offload=activations,mb=1|offload=activations does not run yet
+pp=2,offload=both/none,mb=1|offload=both does not run yet
 LAYOUTS
     cluster unlike 1ms ", compute: f32" ", compute: bf16"
     sed -i "s/^layout: .*/layout: 'dp=2,mb=1,zero=0'/; s/near/unlike/" refusal.yaml

@@ -83,6 +83,21 @@ for trainer in megatron torchtitan deepspeed; do
     "$GANGLINE" plan $e/node8.yaml --layout pp=2,recompute=full/none --emit $trainer | grep -q "not expressed: recompute of each stage full/none; on all of them full fits" && ok emit_stages_$trainer || failed emit_stages_$trainer
 done
 refuse offload_unstated "give group '" simulate $e/node8.yaml --layout pp=2,offload=optimizer
+host=$(mktemp)
+sed 's/device: H100-80GB/&, host_memory: 2TB, host_bandwidth: 600GB\/s/' $e/clusters/node8.yaml >"$host"
+run simulate_offload simulate $e/node8.yaml --cluster "$host" --layout pp=4,dp=2,offload=activations/both/optimizer/none
+"$GANGLINE" simulate $e/node8.yaml --cluster "$host" --layout pp=4,dp=2,offload=activations/both/optimizer/none |
+    grep -q "0 .*in the node's memory optimizer 0 B, activations [0-9.]* GiB of" && ok show_offload || failed show_offload
+emits() { # emits NAME TRAINER LAYOUT WORDS
+    "$GANGLINE" plan $e/node8.yaml --cluster "$host" --layout "$3" --emit "$2" | grep -qF -e "$4" && ok "$1" || failed "$1"
+}
+emits emit_offload_megatron megatron pp=4,offload=activations "--fine-grained-activation-offloading --offload-modules attn_norm qkv_linear core_attn attn_proj mlp_norm"
+emits emit_offload_megatron_full megatron pp=4,offload=activations,recompute=full "# not expressed: offload of activations together with recompute=full"
+emits emit_offload_torchtitan torchtitan pp=4,offload=activations "# not expressed: offload of activations"
+emits emit_offload_deepspeed deepspeed pp=4,offload=activations "# not expressed: offload of activations; cpu_checkpointing"
+emits emit_offload_deepspeed_full deepspeed pp=4,offload=both,recompute=full '"partition_activations": true, "cpu_checkpointing": true'
+emits emit_offload_stages megatron pp=4,offload=activations/none/none/none "# not expressed: offload of single stages activations/none/none/none"
+rm "$host"
 refuse emit_unknown "expected megatron, torchtitan or deepspeed" plan $e/node8.yaml --layout dp=8 --emit jax
 folded=$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --json | cut -d, -f1-6)
 [ "$folded" = "$("$GANGLINE" simulate $e/cities300.yaml --layout tp=8,pp=8 --unfolded --json | cut -d, -f1-6)" ] && ok unfolded || failed unfolded

@@ -18,7 +18,7 @@ static void make(const char *layout_text, int64_t devices, struct made *out) {
     *out = (struct made){0};
     gang_arena_init(&out->arena);
     gang_kinds_builtin(&out->arena, &kinds);
-    gang_pool_uniform(gang_kind_find(&kinds, "H100-80GB"), devices, 8, &out->arena, &out->pool);
+    gang_pool_uniform(gang_kind_find(&kinds, "H100-80GB"), devices, devices < 8 ? devices : 8, &out->arena, &out->pool);
     out->task = (struct gang_task){
         .shape = {.layers = 16, .hidden = 1024, .heads = 16, .kv_heads = 16, .qk_dim = 64, .v_dim = 64, .ffn = 4096, .vocab = 32000, .gated = true},
         .sequence_length = 1024,
@@ -282,6 +282,80 @@ static void test_offload_by_stage(void **state) {
     gang_arena_release(&moved.arena);
 }
 
+// What is kept leaves while the next pass computes and comes back before its own: two passes' are on the device, the rest in its node's
+// memory, and a pass takes as long as its copies where these take longer.
+static void test_offload_of_activations(void **state) {
+    (void)state;
+    struct made plain, moved;
+    struct gang_layout layout;
+    struct gang_answer answer;
+    make("pp=4,dp=2,mb=2,schedule=1f1b", 8, &plain);
+    make("pp=4,dp=2,mb=2,schedule=1f1b", 8, &moved);
+    struct gang_group *group = moved.pool.groups[0];
+    group->host_memory = 1e12, group->host_bandwidth = 100e12;
+    assert_ok(gang_layout_parse("pp=4,dp=2,mb=2,schedule=1f1b,offload=activations/both/optimizer/none", &layout));
+    assert_ok(gang_evaluate(&moved.task, &moved.pool, &layout, 0, &moved.arena, &answer));
+    assert_string_equal(gang_layout_print(&answer.layout, &moved.arena), "tp=1,pp=4,dp=2,mb=2,offload=activations/both/optimizer/none,schedule=1f1b");
+    const struct gang_memory_use *before = plain.answer.memory, *after = answer.memory;
+    double one = gang_costs_chunk(&answer.costs, 0, 0)->activation_bytes, state_bytes = before[1].optimizer;
+    assert_float_equal(before[0].activations, 4 * one, 1); // 4, 3, 2 and 1 under way
+    assert_float_equal(after[0].activations, 2 * one, 1);
+    assert_float_equal(after[0].host_activations, 3 * one, 1);
+    assert_float_equal(after[0].optimizer, before[0].optimizer, 1);
+    assert_float_equal(after[1].activations, 2 * one, 1);
+    assert_float_equal(after[1].host, 2 * one + state_bytes, 1);
+    assert_true(after[1].optimizer == 0 && after[2].host_activations == 0 && after[3].host == 0);
+    assert_float_equal(after[2].activations, before[2].activations, 1);
+    assert_float_equal(gang_costs_chunk(&answer.costs, 0, 0)->copy_seconds, one / (64e9 * 0.8), 1e-12);
+    assert_true(gang_costs_chunk(&answer.costs, 0, 2)->copy_seconds == 0);
+    group->host_bandwidth = 8 * 10e9; // each device's part of it is less than its link
+    assert_ok(gang_evaluate(&moved.task, &moved.pool, &layout, 0, &moved.arena, &answer));
+    assert_float_equal(gang_costs_chunk(&answer.costs, 0, 1)->copy_seconds, one / (10e9 * 0.8), 1e-12);
+    group->host_memory = 8 * 3 * one;
+    assert_fails(GANG_ERR_MEMORY, "offload on stage 1: needs", gang_evaluate(&moved.task, &moved.pool, &layout, 0, &moved.arena, &answer));
+    gang_arena_release(&plain.arena);
+    gang_arena_release(&moved.arena);
+}
+
+// One device does nothing but its passes: forward and backward take their work or their copies, whichever are longer.
+static void test_copies_beside_passes(void **state) {
+    (void)state;
+    struct made plain;
+    struct gang_layout layout;
+    make("dp=1,mb=4", 1, &plain);
+    const struct gang_chunk_cost *cost = gang_costs_chunk(&plain.answer.costs, 0, 0);
+    double forward = gang_time_sum(&cost->forward), input = gang_time_sum(&cost->input), weight = gang_time_sum(&cost->weight);
+    double m = 64 / 4, hidden = 0.9 * forward, half = 1.5 * forward, shown = 3 * (input + weight);
+    const struct { double copy, more; } cases[] = {{hidden, 0}, {half, 0.5 * forward}, {shown, shown - forward + shown - input - weight}};
+    assert_true(half < input + weight);
+    assert_ok(gang_layout_parse("dp=1,mb=4,offload=activations", &layout));
+    for (int i = 0; i < 3; i++) {
+        struct made moved;
+        struct gang_answer answer;
+        double memory_used = 0;
+        make("dp=1,mb=4", 1, &moved);
+        struct gang_kind kind = *moved.pool.groups[0]->kind;
+        kind.host_link = cost->activation_bytes / cases[i].copy / 0.8;
+        moved.pool.groups[0]->kind = &kind;
+        moved.pool.groups[0]->host_memory = 1e12, moved.pool.groups[0]->host_bandwidth = 100e12;
+        assert_ok(gang_evaluate(&moved.task, &moved.pool, &layout, 0, &moved.arena, &answer));
+        double step = plain.answer.sim.step_seconds + m * cases[i].more;
+        assert_float_equal(answer.sim.step_seconds, step, 1e-9 * step);
+        assert_float_equal(answer.summary.copies, m * cases[i].more, 1e-9 * step);
+        double before = gang_estimate(&plain.task, &plain.pool, &plain.answer.layout, &plain.answer.placement, &plain.arena, &memory_used);
+        double after = gang_estimate(&moved.task, &moved.pool, &answer.layout, &answer.placement, &moved.arena, &memory_used);
+        assert_float_equal(after, before + m * cases[i].more, 1e-9 * step);
+        gang_arena_release(&moved.arena);
+    }
+    // Halves that are run apart bring back their own.
+    struct gang_chunk_cost apart = *cost;
+    apart.copy_seconds = input + weight;
+    assert_true(gang_copy_shown(&apart, GANG_OP_BACKWARD) == 0);
+    assert_float_equal(gang_copy_shown(&apart, GANG_OP_BACKWARD_INPUT), weight, 1e-12);
+    assert_float_equal(gang_copy_shown(&apart, GANG_OP_BACKWARD_WEIGHT), input, 1e-12);
+    gang_arena_release(&plain.arena);
+}
+
 // Two kinds of replicas, of 1 to 4 each, with micro-batches of 1 to 12 sequences, and a batch of 1 to 90.
 struct shared {
     struct made made;
@@ -386,9 +460,16 @@ static void test_shares(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),         cmocka_unit_test(test_refuses),          cmocka_unit_test(test_buffers),
-        cmocka_unit_test(test_mutations),          cmocka_unit_test(test_layouts),          cmocka_unit_test(test_shares),
-        cmocka_unit_test(test_recompute_by_stage), cmocka_unit_test(test_offload_by_stage), cmocka_unit_test(test_thousand_ranks)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip),
+                                       cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_buffers),
+                                       cmocka_unit_test(test_mutations),
+                                       cmocka_unit_test(test_layouts),
+                                       cmocka_unit_test(test_shares),
+                                       cmocka_unit_test(test_recompute_by_stage),
+                                       cmocka_unit_test(test_offload_by_stage),
+                                       cmocka_unit_test(test_thousand_ranks),
+                                       cmocka_unit_test(test_offload_of_activations),
+                                       cmocka_unit_test(test_copies_beside_passes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,7 +21,7 @@ static void open_setting(struct setting *s, int p, int v, int64_t m, double f, d
     gang_arena_init(&s->arena);
     for (int c = 0; c < p * v; c++) s->forward[c] = f, s->input[c] = b, s->weight[c] = w;
     for (int i = 0; i < p; i++) s->delay[i] = delay, s->limit[i] = 1000000;
-    s->timing = (struct gang_timing){p, p * v, m, s->forward, s->input, s->weight, s->delay, s->limit};
+    s->timing = (struct gang_timing){p, p * v, m, s->forward, s->input, s->weight, s->delay, s->limit, NULL};
 }
 
 static double seconds(struct setting *s, enum gang_schedule schedule) {

@@ -54,6 +54,8 @@ static struct gang_group *new_group(struct gang_arena *arena, const struct gang_
                                  .fast_bandwidth = kind->fast_bandwidth,
                                  .nic_bandwidth = kind->nic_bandwidth,
                                  .nic_latency = 5e-6,
+                                 .host_memory = 2e12,
+                                 .host_bandwidth = 4e11,
                                  .oversubscription = 1};
     return group;
 }
@@ -97,6 +99,7 @@ static void draw_layout(uint64_t seed, struct gang_layout *out) {
     out->micro_batch = 1 << DRAW(2);
     out->recompute.at[0] = (uint8_t)DRAW(4);
     for (int s = 0; s < out->pp && DRAW(3); s++) out->recompute.at[s] = (uint8_t)DRAW(4), out->recompute.count = out->pp;
+    for (int s = 0; s < out->pp && DRAW(2); s++) out->offload.at[s] = (uint8_t)DRAW(GANG_OFFLOADS), out->offload.count = out->pp;
     out->zero = DRAW(4);
     out->place = DRAW(2);
     out->dp_overlap = DRAW(2);
@@ -111,7 +114,7 @@ static double simulate(const struct made *m, const struct gang_answer *a, const 
     double longest = 0;
     for (int r = 0; r < sim->ranks; r++) {
         const struct gang_rank_time *t = &sim->rank[r];
-        double sum = gang_time_sum(&t->compute) + t->optimizer + t->pipeline + t->gather + t->reduce + t->end;
+        double sum = gang_time_sum(&t->compute) + t->optimizer + t->pipeline + t->gather + t->reduce + t->copies + t->end;
         assert_float_equal(sum / sim->step_seconds, 1, 1e-6);
         longest = fmax(longest, gang_time_sum(&t->compute) + t->optimizer);
     }
@@ -124,7 +127,7 @@ static double simulate(const struct made *m, const struct gang_answer *a, const 
 static void test_random(void **state) {
     (void)state;
     uint64_t seed = test_seed();
-    int ran = 0;
+    int ran = 0, copied = 0;
     for (uint64_t i = 0; i < 400; i++) {
         struct made m;
         struct gang_layout layout;
@@ -157,12 +160,15 @@ static void test_random(void **state) {
         if (fabs(folded_seconds / seconds - 1) > 1e-6)
             fail_msg("case %llu: folded %.9g, unfolded %.9g", (unsigned long long)i, folded_seconds, seconds);
         assert_float_equal(one.link_bytes[0], all.link_bytes[0], 1e-6 * (1 + all.link_bytes[0]));
-        for (int r = 0; r < all.ranks; r++)
-            assert_float_equal(all.rank[r].peak_activation_bytes, facts.activation_bytes[r], 1 + 1e-9 * facts.activation_bytes[r]);
+        for (int r = 0; r < all.ranks; r++) {
+            assert_float_equal(all.rank[r].held.device, facts.held[r].device, 1 + 1e-9 * facts.held[r].device);
+            assert_float_equal(all.rank[r].held.host, facts.held[r].host, 1 + 1e-9 * facts.held[r].host);
+            copied += all.rank[r].copies > 0;
+        }
         gang_arena_release(&m.arena);
     }
-    print_message("%d of 400 ran\n", ran);
-    assert_true(ran > 100);
+    print_message("%d of 400 ran; %d ranks waited for copies\n", ran, copied);
+    assert_true(ran > 100 && copied > 100);
 }
 
 // Without links, delays and exchanges a pipeline's step is the closed form.
