@@ -123,6 +123,7 @@ int gang_socket_error(int fd);                         // an errno, 0 when conne
 int gang_socket_accept(int listener);                  // -1 and errno
 void gang_socket_no_delay(int fd);                     // small frames leave at once
 void gang_socket_unsent(int fd, size_t bytes);         // takes no more while so much waits to be sent; 0: the system says
+void gang_socket_wake_at(int fd, size_t bytes);        // readable from so many bytes on, or at the end
 void gang_socket_buffers(int fd, size_t bytes);        // both ways, beyond the system's limit where we may
 bool gang_socket_congestion(int fd, const char *name); // false: the kernel has it not, or we may not
 

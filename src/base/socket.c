@@ -134,6 +134,8 @@ void gang_socket_no_delay(int fd) { set(fd, IPPROTO_TCP, TCP_NODELAY, 1); }
 
 void gang_socket_unsent(int fd, size_t bytes) { set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, (int)bytes); }
 
+void gang_socket_wake_at(int fd, size_t bytes) { set(fd, SOL_SOCKET, SO_RCVLOWAT, (int)bytes); }
+
 void gang_socket_buffers(int fd, size_t bytes) {
     // Loopback's segments are of 64 KiB: with room for less than a few, TCP waits for timers between them.
     enum { LEAST = 256 << 10 };

@@ -17,22 +17,25 @@ enum {
 
 enum gang_source { SOURCE_STREAM, SOURCE_STRANGER, SOURCE_LISTENER, SOURCE_LOCAL_LISTENER, SOURCE_KICK }; // first member of what epoll points to
 
-struct ssl_st;
 struct gang_secure; // secure.c: the cluster's secret
+struct gang_tls;    // and a connection's state
 
 struct gang_pipe {
     const struct gang_carrier *carrier;
-    int fd;       // -1: closed
-    bool pending; // bytes that `write` took still wait for the socket; call it again, with none if there are no more
-    struct ssl_st *ssl;
-    struct tls_out *out;
+    int fd;              // -1: closed
+    bool pending;        // bytes that `write` took still wait for the socket; call it again, with none if there are no more
+    size_t held;         // bytes that were read and not given out yet, at most
+    int through[2];      // of plain.c: a pipe, if it refers
+    size_t inside;       // bytes in it
+    bool refers, copies; // copies: it may not have one
+    struct gang_tls *tls;
     struct gang_shm *shm;
 };
 
 // How bytes move over a connection: plain, under TLS, or beside it, in shared memory.
 struct gang_carrier {
     const char *name;
-    bool trusted;                                                                 // needs no checksum over what it carries
+    bool trusted;                                                                 // needs no checksum over payload: nothing alters it unnoticed
     bool (*open)(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts);   // the connection stands
     int (*handshake)(struct gang_pipe *pipe);                                     // 1 done, 0 not yet, -1 failed
     ssize_t (*read)(struct gang_pipe *pipe, const struct iovec *iov, int count);  // as readv
@@ -43,6 +46,16 @@ extern const struct gang_carrier gang_carrier_tcp, gang_carrier_tls, gang_carrie
 
 GANG_CHECK_RESULT enum gang_status gang_secure_new(const char *path, struct gang_secure **out);
 void gang_secure_free(struct gang_secure *secure);
+
+// record.c: what passes over a connection once TLS's handshake is done, as readv and writev; `pending` as of a pipe.
+enum { GANG_SECRET_BYTES = 32 };
+extern uint64_t gang_records_per_key; // until the key is renewed; tests set it
+struct gang_records;
+struct gang_records *gang_records_new(int fd, const uint8_t out[GANG_SECRET_BYTES], const uint8_t in[GANG_SECRET_BYTES]); // NULL: OpenSSL fails
+void gang_records_free(struct gang_records *records);
+ssize_t gang_records_read(struct gang_records *records, const struct iovec *iov, int count);
+size_t gang_records_held(const struct gang_records *records); // bytes, sealed or not, that are here and were not given out
+ssize_t gang_records_write(struct gang_records *records, const struct iovec *iov, int count, bool *pending);
 
 // A greeting that is being received: one HELLO, or a BYE.
 struct gang_greeting {
@@ -73,6 +86,8 @@ struct gang_conn {
     bool left;    // the peer closed what it shares with us
     uint32_t epoch;
     int64_t deadline_ns, retry_ns, pause_ns;
+    size_t wake_at;  // bytes that must have come to wake us
+    int64_t read_ns; // last looked
     struct gang_greeting greeting;
 };
 

@@ -7,7 +7,7 @@
 
 enum {
     WIRE_HEADER_BYTES = 64,
-    WIRE_VERSION = 1,
+    WIRE_VERSION = 2,
     WIRE_EAGER_MAX_BYTES = 8192, // the largest payload that may arrive without a buffer of its own
     WIRE_CHUNK_LOG2_MIN = 10,
     WIRE_CHUNK_LOG2_MAX = 24,

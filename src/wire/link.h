@@ -71,6 +71,7 @@ struct gang_send {
     void *user;
     const uint8_t *data; // the user's buffer, or an eager slot
     uint64_t bytes, message;
+    uint64_t age; // number of the send on the link
     struct gang_channel *channel;
     uint32_t generation, chunks, fresh, acked; // chunks: all, first never sent, acknowledged
     struct gang_chunk_set lost;                // sent, but to be sent again
@@ -169,6 +170,7 @@ struct gang_plane {
     int64_t progress_ns; // the peer showed life
     int64_t advance_ns;  // the peer reported that something arrived
     int64_t denied_ns;   // since then it is known to be heard elsewhere while it owes an answer here; 0: it is not
+    int64_t chunk_ns;    // a chunk came whole
     bool stuck;          // it reports, but nothing arrives: what it sends is no proof of life
     unsigned flight_count;
     uint64_t flight_bytes;
@@ -203,6 +205,7 @@ struct gang_link {
     struct gang_send *credit_waiting;         // small ones without credit
     double polite_share;                      // of the rate, for what is of priority WIRE_POLITE; 0: no limit
     int64_t polite_ns;                        // when the next frame of it may leave
+    uint64_t sends_started;                   // ever
     uint64_t backlog;                         // bytes of ready ops not yet in flight
     int long_ops;                             // sends and receives of more than eager_bytes that are under way
     uint8_t *slots_out, *slots_in;            // WIRE_EAGER_SLOTS each
@@ -252,6 +255,8 @@ void gang_stream_gone(struct gang_stream *stream, size_t bytes, int64_t now_ns);
 // sound peer sends; take the stream down.
 int gang_stream_space(struct gang_stream *stream, struct iovec iov[2]);
 GANG_CHECK_RESULT bool gang_stream_came(struct gang_stream *stream, size_t bytes, int64_t now_ns);
+// So many bytes at least must still come before anything can be done.
+size_t gang_stream_awaits(const struct gang_stream *stream);
 
 // Does what the time asks for and returns when to be called again.
 int64_t gang_link_tick(struct gang_link *link, int64_t now_ns);

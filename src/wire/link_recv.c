@@ -320,6 +320,7 @@ bool gang_recv_payload(struct gang_stream *stream, const uint8_t *payload, int64
     if (f->number) mark_good(stream, f->number);
     if (landing->mode == LANDING_SINK) return true;
     if (type == WIRE_CHUNK) {
+        link->planes[stream->plane].chunk_ns = now_ns;
         take_chunk(stream);
     } else if (type == WIRE_EAGER) {
         take_eager(link, f, payload);

@@ -72,9 +72,13 @@ static void list_append(struct gang_send **head, struct gang_send *op) {
     op->prev->next = op->next->prev = op;
 }
 
-static void list_prepend(struct gang_send **head, struct gang_send *op) {
-    list_append(head, op);
-    *head = op;
+// By age: what was lost goes first, and of it what the peer has waited for longest.
+static void list_insert(struct gang_send **head, struct gang_send *op) {
+    struct gang_send *at = *head;
+    bool first = !at || op->age < at->age;
+    while (at && !first && at->age < op->age && (at = at->next) != *head) {}
+    list_append(at ? &at : head, op);
+    if (first) *head = op;
 }
 
 static void list_remove(struct gang_send **head, struct gang_send *op) {
@@ -138,6 +142,7 @@ enum gang_status gang_link_send(struct gang_link *link, int64_t now_ns, uint32_t
                              .data = data,
                              .bytes = bytes,
                              .message = channel->send_next++,
+                             .age = link->sends_started++,
                              .channel = channel,
                              .generation = generation,
                              .priority = (uint8_t)priority,
@@ -190,10 +195,14 @@ void gang_send_credit(struct gang_link *link, uint64_t limit) {
 // Twice what fills the path.
 double gang_plane_span_s(const struct gang_plane *plane) { return 2 * ((double)plane->min_rtt_ns * 1e-9 + flight_slack_s); }
 
-// What a stream of this plane may have in flight.
-static double flight_limit(const struct gang_link *link, const struct gang_plane *plane) {
-    double path = plane->rate * gang_plane_span_s(plane) / (plane->ups ? plane->ups : 1);
-    double least = (double)((uint64_t)(plane->rate > 0 ? FLIGHT_CHUNKS_MIN : FLIGHT_CHUNKS_FIRST) << link->config.chunk_log2);
+// What a stream of this plane may have in flight. Where data comes back on the same plane, reports stand behind it.
+static double flight_limit(const struct gang_link *link, const struct gang_plane *plane, const struct gang_send *op, int64_t now_ns) {
+    uint64_t chunk = (uint64_t)1 << link->config.chunk_log2;
+    double span_s = gang_plane_span_s(plane);
+    if ((double)(now_ns - plane->chunk_ns) * 1e-9 < span_s) span_s *= 2;
+    double path = plane->rate * span_s / (plane->ups ? plane->ups : 1);
+    if (!op->eager && op->bytes < chunk) chunk = op->bytes;
+    double least = (double)((uint64_t)(plane->rate > 0 ? FLIGHT_CHUNKS_MIN : FLIGHT_CHUNKS_FIRST) * chunk);
     return path > least ? path : least;
 }
 
@@ -254,7 +263,8 @@ bool gang_send_next(struct gang_stream *stream, int64_t now_ns) {
     uint32_t chunk = op->lost.count ? gang_chunks_first(&op->lost) : op->fresh;
     uint64_t bytes = chunk_bytes(op, chunk);
     // One may always be in flight: a very long message's chunks may each be more than the limit.
-    if (stream->flight_bytes && (double)stream->flight_bytes + (double)bytes > flight_limit(link, &link->planes[stream->plane])) return false;
+    if (stream->flight_bytes && (double)stream->flight_bytes + (double)bytes > flight_limit(link, &link->planes[stream->plane], op, now_ns))
+        return false;
     if (others_are_sooner(link, stream->plane, bytes)) return false;
     if (op->lost.count) {
         gang_chunks_remove(&op->lost, chunk);
@@ -322,7 +332,7 @@ void gang_send_lost(struct gang_link *link, const struct gang_flight *flight) {
     link->backlog += flight->bytes;
     if (op->ready) return;
     op->ready = true;
-    list_prepend(&link->ready[op->priority], op);
+    list_insert(&link->ready[op->priority], op);
 }
 
 // Frames of the operation that stand in a stream's queue keep bytes of their own: they may be half sent.

@@ -237,7 +237,8 @@ static enum gang_status run(struct reduction *r) {
     r->pace = far ? several_sites : one_site;
     r->size = element_bytes(r->type);
     size_t bytes = scratch_about / (r->pace.finish * (size_t)g->members);
-    r->segment = (bytes < segment_most ? bytes : segment_most) / r->size;
+    size_t most = g->members > 2 ? segment_most / 2 : segment_most; // the more members, the sooner each is to have its share of the work
+    r->segment = (bytes < most ? bytes : most) / r->size;
     gang_comm_part(g, r->count, 0, &first, &longest);
     r->segments = (longest + r->segment - 1) / r->segment;
     if (r->segments == 1) r->segment = longest;

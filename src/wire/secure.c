@@ -12,15 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum {
-    SECRET_LEAST_BYTES = 16,
-    SECRET_MOST_BYTES = 4096,
-    KEY_BYTES = 32,
-    RECORD_BYTES = 16 << 10,
-    DIRECT_BYTES = 4 << 10,
-    READ_BYTES = 128 << 10,
-    OUT_BYTES = 256 << 10
-};
+enum { SECRET_LEAST_BYTES = 16, SECRET_MOST_BYTES = 4096, KEY_BYTES = 32, OUT_BYTES = 16 << 10 };
 static const char identity[] = "gangline-wire-1";
 static const unsigned char suite[2] = {0x13, 0x01}; // TLS_AES_128_GCM_SHA256
 
@@ -30,46 +22,46 @@ struct gang_secure {
     unsigned char key[KEY_BYTES];
 };
 
-// ---- The socket below ----------------------------------------------------------------------------------------------
+// ---- The handshake ---------------------------------------------------------------------------------------------------
 //
-// OpenSSL's own would raise SIGPIPE and make one call per record. This one gathers records and sends many at once.
+// OpenSSL's own socket would raise SIGPIPE. It is given no byte beyond the handshake: what follows belongs to the records.
 
-struct tls_out {
+struct gang_tls {
+    SSL *ssl; // until the handshake is done
     int fd;
+    bool accepts;
     size_t start, end;
-    uint8_t bytes[OUT_BYTES];
+    uint8_t bytes[OUT_BYTES];              // of the handshake, to be sent
+    uint8_t secrets[2][GANG_SECRET_BYTES]; // of what the connecting side sends, and of what the accepting one does
+    bool known[2];
+    struct gang_records *records; // from then on
 };
 
 static bool must_wait(ssize_t n) { return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR); }
 
-// False, with errno, when not all could be sent.
-static bool flush(struct tls_out *out) {
-    while (out->start < out->end) {
-        ssize_t n = send(out->fd, out->bytes + out->start, out->end - out->start, MSG_NOSIGNAL);
+// What does not fit the socket's buffer at once is of no sound handshake.
+static void flush(struct gang_tls *tls) {
+    while (tls->start < tls->end) {
+        ssize_t n = send(tls->fd, tls->bytes + tls->start, tls->end - tls->start, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return false;
-        out->start += (size_t)n;
+        if (n < 0) return;
+        tls->start += (size_t)n;
     }
-    out->start = out->end = 0;
-    return true;
+    tls->start = tls->end = 0;
 }
 
 static int bio_write(BIO *bio, const char *data, int bytes) {
-    struct tls_out *out = BIO_get_data(bio);
+    struct gang_tls *tls = BIO_get_data(bio);
     BIO_clear_retry_flags(bio);
-    if (out->end == OUT_BYTES && !flush(out)) {
-        if (must_wait(-1)) BIO_set_retry_write(bio);
-        return -1;
-    }
-    size_t n = (size_t)bytes < OUT_BYTES - out->end ? (size_t)bytes : OUT_BYTES - out->end;
-    memcpy(out->bytes + out->end, data, n);
-    out->end += n;
-    return (int)n;
+    if ((size_t)bytes > OUT_BYTES - tls->end) return -1;
+    memcpy(tls->bytes + tls->end, data, (size_t)bytes);
+    tls->end += (size_t)bytes;
+    return bytes;
 }
 
 static int bio_read(BIO *bio, char *data, int bytes) {
-    struct tls_out *out = BIO_get_data(bio);
-    ssize_t n = recv(out->fd, data, (size_t)bytes, 0);
+    struct gang_tls *tls = BIO_get_data(bio);
+    ssize_t n = recv(tls->fd, data, (size_t)bytes, 0);
     BIO_clear_retry_flags(bio);
     if (must_wait(n)) BIO_set_retry_read(bio);
     return (int)n;
@@ -78,6 +70,17 @@ static int bio_read(BIO *bio, char *data, int bytes) {
 static long bio_control(BIO *bio, int command, long number, void *pointer) {
     (void)bio, (void)number, (void)pointer;
     return command == BIO_CTRL_FLUSH;
+}
+
+// "LABEL client-random secret", in hexadecimal digits.
+static void keep_secret(const SSL *ssl, const char *line) {
+    static const char *const labels[] = {"CLIENT_TRAFFIC_SECRET_0 ", "SERVER_TRAFFIC_SECRET_0 "};
+    struct gang_tls *tls = SSL_get_app_data(ssl);
+    const char *digits = strrchr(line, ' ');
+    size_t bytes;
+    for (int i = 0; i < 2; i++)
+        if (strncmp(line, labels[i], strlen(labels[i])) == 0 && digits)
+            tls->known[i] = OPENSSL_hexstr2buf_ex(tls->secrets[i], GANG_SECRET_BYTES, &bytes, digits + 1, '\0') && bytes == GANG_SECRET_BYTES;
 }
 
 // ---- The secret ----------------------------------------------------------------------------------------------------
@@ -147,9 +150,7 @@ enum gang_status gang_secure_new(const char *path, struct gang_secure **out) {
     BIO_meth_set_read(secure->method, bio_read);
     BIO_meth_set_ctrl(secure->method, bio_control);
     SSL_CTX_set_app_data(secure->context, secure);
-    SSL_CTX_set_mode(secure->context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    SSL_CTX_set_read_ahead(secure->context, 1);
-    SSL_CTX_set_default_read_buffer_len(secure->context, READ_BYTES);
+    SSL_CTX_set_keylog_callback(secure->context, keep_secret);
     SSL_CTX_set_psk_use_session_callback(secure->context, use_session);
     SSL_CTX_set_psk_find_session_callback(secure->context, find_session);
     return GANG_OK;
@@ -166,103 +167,67 @@ void gang_secure_free(struct gang_secure *secure) {
 // ---- The carrier ---------------------------------------------------------------------------------------------------
 
 static bool tls_open(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts) {
+    struct gang_tls *tls = pipe->tls = calloc(1, sizeof *tls);
     BIO *bio = BIO_new(wire->secure->method);
-    pipe->ssl = SSL_new(wire->secure->context);
-    pipe->out = calloc(1, sizeof *pipe->out);
-    if (!pipe->ssl || !bio || !pipe->out) {
+    if (tls) tls->ssl = SSL_new(wire->secure->context);
+    if (!tls || !tls->ssl || !bio) {
         BIO_free(bio);
         return false;
     }
-    pipe->out->fd = pipe->fd;
-    BIO_set_data(bio, pipe->out);
+    tls->fd = pipe->fd;
+    tls->accepts = accepts;
+    BIO_set_data(bio, tls);
     BIO_set_init(bio, 1);
-    SSL_set_bio(pipe->ssl, bio, bio);
+    SSL_set_bio(tls->ssl, bio, bio);
+    SSL_set_app_data(tls->ssl, tls);
     if (accepts) {
-        SSL_set_accept_state(pipe->ssl);
+        SSL_set_accept_state(tls->ssl);
     } else {
-        SSL_set_connect_state(pipe->ssl);
+        SSL_set_connect_state(tls->ssl);
     }
     return true;
 }
 
-// As a system call would report it: -1 and EAGAIN when it must wait, 0 when the peer has gone.
-static ssize_t tls_error(const struct gang_pipe *pipe, int n) {
-    int code = SSL_get_error(pipe->ssl, n);
+static bool start_records(struct gang_tls *tls) {
+    SSL_free(tls->ssl);
+    tls->ssl = NULL;
+    if (tls->known[0] && tls->known[1]) tls->records = gang_records_new(tls->fd, tls->secrets[tls->accepts], tls->secrets[!tls->accepts]);
+    OPENSSL_cleanse(tls->secrets, sizeof tls->secrets);
+    return tls->records != NULL;
+}
+
+// 1 done, 0 not yet, -1 and errno failed.
+static int tls_handshake(struct gang_pipe *pipe) {
+    struct gang_tls *tls = pipe->tls;
+    int n = SSL_do_handshake(tls->ssl), code = n == 1 ? SSL_ERROR_NONE : SSL_get_error(tls->ssl, n);
     ERR_clear_error();
-    if (code == SSL_ERROR_ZERO_RETURN) return 0;
-    errno = code == SSL_ERROR_WANT_READ || code == SSL_ERROR_WANT_WRITE ? EAGAIN : code == SSL_ERROR_SSL ? EPROTO : ECONNRESET;
+    flush(tls); // its last word, an alert perhaps, goes out whatever it was
+    if (n == 1 && tls->start == tls->end && start_records(tls)) return 1;
+    if (code == SSL_ERROR_WANT_READ || code == SSL_ERROR_WANT_WRITE) return 0;
+    errno = code == SSL_ERROR_SSL ? EPROTO : ECONNRESET;
     return -1;
 }
 
-static int tls_handshake(struct gang_pipe *pipe) {
-    int n = SSL_do_handshake(pipe->ssl);
-    int code = n == 1 || tls_error(pipe, n) < 0 ? errno : ECONNRESET;
-    // Its last word, an alert perhaps, goes out whatever it was.
-    (void)flush(pipe->out);
-    errno = code;
-    return n == 1 ? 1 : code == EAGAIN ? 0 : -1;
-}
-
 static ssize_t tls_read(struct gang_pipe *pipe, const struct iovec *iov, int count) {
-    size_t done = 0;
-    for (int i = 0; i < count; i++)
-        for (size_t at = 0; at < iov[i].iov_len;) {
-            size_t left = iov[i].iov_len - at;
-            int n = SSL_read(pipe->ssl, (uint8_t *)iov[i].iov_base + at, left < INT32_MAX ? (int)left : INT32_MAX);
-            if (n <= 0) {
-                ssize_t error = tls_error(pipe, n);
-                return done ? (ssize_t)done : error; // an end is met again at the next call
-            }
-            at += (size_t)n;
-            done += (size_t)n;
-        }
-    return (ssize_t)done;
+    ssize_t n = gang_records_read(pipe->tls->records, iov, count);
+    pipe->held = gang_records_held(pipe->tls->records);
+    return n;
 }
 
-// Sends what lies ready; `done` if it can, or has something to show already.
-static ssize_t send_ready(struct gang_pipe *pipe, ssize_t done) {
-    pipe->pending = !flush(pipe->out);
-    if (pipe->pending && !must_wait(-1)) return -1;
-    return done;
-}
-
-// Small pieces share a record. After EAGAIN the next call must begin with the same bytes: it does, since the head of a
-// stream's queue stays until it has gone.
 static ssize_t tls_write(struct gang_pipe *pipe, const struct iovec *iov, int count) {
-    uint8_t record[RECORD_BYTES];
-    size_t done = 0, skip = 0;
-    for (int i = 0; i < count;) {
-        const uint8_t *data = (const uint8_t *)iov[i].iov_base + skip;
-        size_t bytes = iov[i].iov_len - skip;
-        if (bytes < DIRECT_BYTES) {
-            bytes = 0;
-            for (int k = i; k < count && bytes < RECORD_BYTES; k++) {
-                size_t from = k == i ? skip : 0, part = iov[k].iov_len - from;
-                part = part < RECORD_BYTES - bytes ? part : RECORD_BYTES - bytes;
-                memcpy(record + bytes, (const uint8_t *)iov[k].iov_base + from, part);
-                bytes += part;
-            }
-            data = record;
-        }
-        int n = SSL_write(pipe->ssl, data, bytes < INT32_MAX ? (int)bytes : INT32_MAX);
-        if (n <= 0) {
-            ssize_t error = tls_error(pipe, n);
-            return done ? send_ready(pipe, (ssize_t)done) : error;
-        }
-        done += (size_t)n;
-        skip += (size_t)n;
-        while (i < count && skip >= iov[i].iov_len) skip -= iov[i++].iov_len;
-    }
-    return send_ready(pipe, (ssize_t)done);
+    return gang_records_write(pipe->tls->records, iov, count, &pipe->pending);
 }
 
 static void tls_close(struct gang_pipe *pipe) {
-    SSL_free(pipe->ssl);
-    free(pipe->out);
-    pipe->ssl = NULL;
-    pipe->out = NULL;
+    if (pipe->tls) {
+        SSL_free(pipe->tls->ssl);
+        gang_records_free(pipe->tls->records);
+        OPENSSL_cleanse(pipe->tls, sizeof *pipe->tls);
+    }
+    free(pipe->tls);
+    pipe->tls = NULL;
     ERR_clear_error();
     close(pipe->fd);
 }
 
-const struct gang_carrier gang_carrier_tls = {"tls", false, tls_open, tls_handshake, tls_read, tls_write, tls_close};
+const struct gang_carrier gang_carrier_tls = {"tls", true, tls_open, tls_handshake, tls_read, tls_write, tls_close};

@@ -33,6 +33,11 @@ int gang_stream_space(struct gang_stream *stream, struct iovec iov[2]) {
     return 1;
 }
 
+size_t gang_stream_awaits(const struct gang_stream *stream) {
+    const struct gang_landing *landing = &stream->landing;
+    return landing->mode == LANDING_DIRECT || landing->mode == LANDING_SINK ? remaining(landing) : 1;
+}
+
 // Takes one step with the bytes in staging. False: more are needed, or (*sound false) the stream is broken.
 static bool step(struct gang_stream *stream, int64_t now_ns, bool *sound) {
     struct gang_landing *landing = &stream->landing;

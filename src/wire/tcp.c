@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 enum { READS_PER_TURN = 16, ACCEPTS_PER_TURN = 64 };
@@ -19,32 +20,13 @@ static const int64_t connecting_ns = 300000000, greeting_ns = 1000000000, // a l
 static const uint32_t stream_events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
 static const size_t unsent_bytes = 256 << 10;
 static const int64_t long_way_us = 1000; // from this round trip on BBR
-
-static bool tcp_open(struct gang_wire *wire, struct gang_pipe *pipe, bool accepts) {
-    (void)wire, (void)pipe, (void)accepts;
-    return true;
-}
-
-static int tcp_handshake(struct gang_pipe *pipe) {
-    (void)pipe;
-    return 1;
-}
-
-static ssize_t tcp_read(struct gang_pipe *pipe, const struct iovec *iov, int count) { return readv(pipe->fd, iov, count); }
-
-static ssize_t tcp_write(struct gang_pipe *pipe, const struct iovec *iov, int count) {
-    struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)count};
-    return sendmsg(pipe->fd, &message, MSG_NOSIGNAL);
-}
-
-static void tcp_close(struct gang_pipe *pipe) { close(pipe->fd); }
-
-const struct gang_carrier gang_carrier_tcp = {"tcp", false, tcp_open, tcp_handshake, tcp_read, tcp_write, tcp_close};
+static const size_t wake_least = 64 << 10, wake_most = 256 << 10;
+static const int64_t look_ns = 2000000; // after a rest so long at what came of a chunk
 
 void gang_tcp_end(struct gang_pipe *pipe) {
     if (pipe->fd < 0) return;
     pipe->carrier->close(pipe);
-    pipe->fd = -1;
+    *pipe = (struct gang_pipe){.carrier = pipe->carrier, .fd = -1};
 }
 
 bool gang_epoll_add(struct gang_wire *wire, int fd, uint32_t events, void *source) {
@@ -155,8 +137,10 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
     conn->pause_ns = pause_least_ns;
     conn->refused = conn->left = false;
     conn->far = conn->ending = false;
-    if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt >= long_way_us)
-        gang_socket_congestion(conn->pipe.fd, "bbr");
+    conn->wake_at = 1;
+    // Over a long way losses must not halve the rate; on a short one BBR's timers cost more than they gain.
+    if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0)
+        gang_socket_congestion(conn->pipe.fd, info.tcpi_rtt >= long_way_us ? "bbr" : "cubic");
     stream_of(conn)->trusted = conn->pipe.carrier->trusted;
     gang_stream_up(stream_of(conn), conn->epoch, now_ns);
     conn->readable = true;
@@ -241,7 +225,18 @@ static void secure(struct gang_conn *conn, int64_t now_ns) {
     conn->state = CONN_GREETING;
 }
 
+// To be woken for each piece of a chunk costs both ends more than to copy it, and nothing can be done before it is whole. That it
+// moves at all is seen by looking, gang_tcp_tick.
+static void await_chunk(struct gang_conn *conn) {
+    size_t awaited = gang_stream_awaits(stream_of(conn)), held = conn->pipe.held;
+    size_t at = awaited < wake_least + held ? 1 : awaited - held < wake_most ? awaited - held : wake_most;
+    if (at == conn->wake_at || conn->pipe.shm) return;
+    conn->wake_at = at;
+    gang_socket_wake_at(conn->pipe.fd, at);
+}
+
 static void read_stream(struct gang_conn *conn, int64_t now_ns) {
+    conn->read_ns = now_ns;
     for (int i = 0; i < READS_PER_TURN && conn->state == CONN_UP && conn->readable; i++) {
         struct gang_stream *stream = stream_of(conn);
         struct iovec iov[2] = {{0}};
@@ -258,7 +253,11 @@ static void read_stream(struct gang_conn *conn, int64_t now_ns) {
             conn->readable = false; // edge-triggered: more will be told, but not an end that has been told already
         }
     }
-    if (conn->readable) conn->link->wire->again = true;
+    if (conn->readable) {
+        conn->link->wire->again = true;
+    } else if (conn->state == CONN_UP) {
+        await_chunk(conn);
+    }
 }
 
 void gang_tcp_read_rest(struct gang_wire *wire, int64_t now_ns) {
@@ -465,8 +464,26 @@ static void notice_gone(struct gang_wire_link *link, int64_t now_ns) {
     gang_link_fail(core, false, "rank %d: rank %d is gone: its process has ended", link->wire->rank, link->peer);
 }
 
-int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns) {
+// Reads what has come of chunks that nobody was woken for; returns when to look again.
+static int64_t look(struct gang_wire_link *link, int64_t now_ns) {
     int64_t next = INT64_MAX;
+    bool again = link->wire->again;
+    for (int p = 0; p < link->planes; p++)
+        for (int s = 0; s < link->streams; s++) {
+            struct gang_conn *conn = &link->conns[p][s];
+            if (conn->state != CONN_UP || conn->wake_at == 1) continue;
+            if (conn->read_ns + look_ns <= now_ns) {
+                conn->readable = true;
+                read_stream(conn, now_ns);
+            }
+            next = conn->read_ns + look_ns < next ? conn->read_ns + look_ns : next;
+        }
+    if (link->wire->again && !again) (void)eventfd_write(link->wire->kick, 1); // who sleeps may not be who looked
+    return next;
+}
+
+int64_t gang_tcp_tick(struct gang_wire_link *link, int64_t now_ns) {
+    int64_t next = look(link, now_ns);
     notice_gone(link, now_ns);
     if (!link->connects || link->core->state == LINK_DEAD) return next;
     for (int p = 0; p < link->planes; p++)

@@ -39,7 +39,8 @@ static void test_distance_and_rate(void **state) {
         least = s < least ? s : least;
     }
     print_message("round trip %.3f ms\n", 1e3 * least);
-    assert_true(least >= 0.005 && least < 0.02); // exact figures are the benchmark's: here the machine may be busy
+    // Data may leave up to 0.1 ms early each way. Exact figures are the benchmark's: here the machine may be busy.
+    assert_true(least >= 0.0048 && least < 0.02);
     struct transfer t;
     double start = gang_seconds();
     start_transfer(&t, &far.pair, 20 << 20, 1);
