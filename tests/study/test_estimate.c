@@ -72,6 +72,8 @@ static void check_exchanges(const struct made *m, struct gang_ground *used, cons
             double reduce = 0, gather = 0;
             for (int chunk = s; chunk < costs->chunks; chunk += l->pp) {
                 const struct gang_exchange *x[2] = {&costs->reduce[chunk], &costs->gather[chunk]};
+                // Weights go round in the type in which each keeps them.
+                if (l->zero == 1 || l->zero == 2) assert_near(x[1]->bytes, 4 * gang_costs_chunk(costs, 0, chunk)->parameters);
                 double *sum[2] = {&reduce, &gather};
                 for (int k = 0; k < 2; k++) {
                     double one = x[k]->fast_seconds;
