@@ -63,9 +63,9 @@ GANG_CHECK_RESULT enum gang_status gang_channel_post(struct gang_channel *channe
 // Buckets exchanged with the replicas of the stage: in every step each bucket's gradients once they are ready; after the update,
 // if sharded, each bucket's weights. They are started in the order of the buckets, weights in the opposite one: the same on all
 // members whatever their programs look like, since collectives match by order. A group works on one exchange at a time, and over a long
-// way each begins and ends with a wait for it: there the buckets take turns over several groups, so that the way is never idle.
+// way each begins and ends with a wait for it: there the buckets take turns over two groups: while one waits the other has the way.
 enum gang_lane_phase { LANE_REDUCE, LANE_GATHER, LANE_PHASES };
-enum { LANE_WAYS = 4 };
+enum { LANE_WAYS = 2 };
 
 struct gang_lane {
     int ways; // groups; 0: no other replica
