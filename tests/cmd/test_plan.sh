@@ -48,7 +48,8 @@ kinds = {k["device"]: k for k in s["kinds"]}
 assert kinds["dense"]["rows"] + kinds["experts"]["rows"] == s["rows"] and kinds["dense"]["mean_pct"] < 5.5, kinds
 assert sum(k["rows"] for k in s["kinds"]) == 2 * s["rows"] and "H100-80GB" in kinds
 assert s["mean_pct"] < 6 and s["mean_pct"] < s["null_mean_pct"] and s["kendall_tau"] > 0.95, s
-assert s["memory_rows"] >= 8 and s["memory_mean_pct"] < 5, s
+memory = [abs(r["peak_bytes"] / r["stated_peak_bytes"] - 1) for r in rows if "stated_peak_bytes" in r]
+assert len(memory) == s["memory_rows"] >= 8 and max(memory) < 0.05 and abs(100 * sum(memory) / len(memory) - s["memory_mean_pct"]) < 1e-3, memory
 ' && ok validate_accuracy || { echo "$out" | tail -c 300; failed validate_accuracy; }
 out=$("$GANGLINE" validate data/cases/far_and_unlike.csv --json) && echo "$out" | python3 -c '
 import json, sys
