@@ -119,13 +119,14 @@ GANG_CHECK_RESULT enum gang_status gang_socket_listen(const struct gang_address 
 GANG_CHECK_RESULT enum gang_status gang_socket_address(int fd, struct gang_address *out); // its own, with the port that the kernel picked
 // Starts to connect, from `local` unless NULL; writable when done, gang_socket_error then says how it went.
 GANG_CHECK_RESULT enum gang_status gang_socket_connect(const struct gang_address *local, const struct gang_address *remote, int *fd);
-int gang_socket_error(int fd);                         // an errno, 0 when connected
-int gang_socket_accept(int listener);                  // -1 and errno
-void gang_socket_no_delay(int fd);                     // small frames leave at once
-void gang_socket_unsent(int fd, size_t bytes);         // takes no more while so much waits to be sent; 0: the system says
-void gang_socket_wake_at(int fd, size_t bytes);        // readable from so many bytes on, or at the end
-void gang_socket_buffers(int fd, size_t bytes);        // both ways, beyond the system's limit where we may
-bool gang_socket_congestion(int fd, const char *name); // false: the kernel has it not, or we may not
+int gang_socket_error(int fd);                           // an errno, 0 when connected
+int gang_socket_accept(int listener);                    // -1 and errno
+void gang_socket_no_delay(int fd);                       // small frames leave at once
+void gang_socket_unsent(int fd, size_t bytes);           // takes no more while so much waits to be sent; 0: the system says
+void gang_socket_wake_at(int fd, size_t bytes);          // readable from so many bytes on, or at the end
+void gang_socket_buffers(int fd, size_t bytes);          // both ways, beyond the system's limit where we may
+bool gang_socket_congestion(int fd, const char *name);   // false: the kernel has it not, or we may not
+bool gang_socket_congested_by(int fd, const char *name); // whether this is what the socket uses
 
 // ---- Processes of one machine ---------------------------------------------------------------------------------------
 

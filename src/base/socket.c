@@ -144,4 +144,10 @@ void gang_socket_buffers(int fd, size_t bytes) {
     if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &value, sizeof value)) set(fd, SOL_SOCKET, SO_RCVBUF, value);
 }
 
+bool gang_socket_congested_by(int fd, const char *name) {
+    char used[32] = "";
+    socklen_t bytes = sizeof used - 1;
+    return getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, used, &bytes) == 0 && strcmp(used, name) == 0;
+}
+
 bool gang_socket_congestion(int fd, const char *name) { return setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name)) == 0; }

@@ -138,9 +138,14 @@ static void come_up(struct gang_conn *conn, int64_t now_ns) {
     conn->refused = conn->left = false;
     conn->far = conn->ending = false;
     conn->wake_at = 1;
-    // Over a long way losses must not halve the rate; on a short one BBR's timers cost more than they gain.
-    if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0)
-        gang_socket_congestion(conn->pipe.fd, info.tcpi_rtt >= long_way_us ? "bbr" : "cubic");
+    // Over a long way losses must not halve the rate; on a short one BBR's timers cost more than they gain, and what else the system
+    // uses was chosen for its network.
+    if (getsockopt(conn->pipe.fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0) {
+        if (info.tcpi_rtt >= long_way_us)
+            gang_socket_congestion(conn->pipe.fd, "bbr");
+        else if (gang_socket_congested_by(conn->pipe.fd, "bbr"))
+            gang_socket_congestion(conn->pipe.fd, "cubic");
+    }
     stream_of(conn)->trusted = conn->pipe.carrier->trusted;
     gang_stream_up(stream_of(conn), conn->epoch, now_ns);
     conn->readable = true;
