@@ -10,7 +10,9 @@
 //   forward  these send it on to the members of their site                                    in the site
 //
 // So a segment crosses to its owner's site once as a site's sum, and from there to every other site once as the sum: with
-// two sites the whole data once each way, however many members they have. In one site only `parts` and `sums` are left:
+// two sites the whole data once each way, however many members they have. An all-reduce over two sites crosses but once, with as
+// many bytes (`swap`): the heads of a segment send each other their sites' sums, both add them, in the same order, and give their
+// sites what comes out, so that neither way ever waits for the other. In one site only `parts` and `sums` are left:
 // every member receives (n-1)/n of the data and sends as much, twice, which is as little as a ring moves, in two steps
 // instead of 2(n-1). Each step works on a segment some places behind the step before it (`struct pace`), so while one waits
 // for the long way the others are on it. Small sums go to everybody whole and are summed by everybody, in one step.
@@ -26,7 +28,8 @@
 // Invariants:
 //  1. Segment k of a part is received into data only from its summed state, and that exists only after the head has received
 //     all contributions of its site to it. So contributions may be sent from the very place where sums arrive: nobody needs
-//     the old bytes any more, and a chunk that is sent again after that is known to the receiver and not looked at.
+//     the old bytes any more, and a chunk that is sent again after that is known to the receiver and not looked at. Only the other
+//     site's sum in a swap says nothing about ours: who sends that from data waits until it has arrived.
 //  2. A slot's places in scratch belong to segment k until `finish` has seen all its operations done. What is not the
 //     member's own part is summed there, never in data: a reduce-scatter leaves it as it was.
 //  3. Two members meet on a tag at most once per segment and part, and both walk segments, then parts, in ascending order: so
@@ -43,7 +46,7 @@ static const size_t small_bytes = 64 << 10, segment_most = GROUP_SEGMENT_BYTES, 
 struct pace {
     size_t up, sum, forward, finish;
 };
-static const struct pace one_site = {0, 4, 4, 8}, several_sites = {2, 8, 14, GROUP_WINDOW};
+static const struct pace one_site = {0, 4, 4, 8}, two_sites = {2, 12, 12, GROUP_WINDOW}, several_sites = {2, 8, 14, GROUP_WINDOW};
 
 struct reduction {
     struct gang_comm *group;
@@ -53,6 +56,7 @@ struct reduction {
     size_t segments;    // of the longest part
     enum gang_element type;
     bool scatter, gather; // sum the own part; bring the sums to all
+    bool swap;            // both, over two sites: see above
     struct pace pace;
 };
 
@@ -80,20 +84,22 @@ static int head_of(const struct gang_comm *g, int site, int owner, size_t k) {
 }
 
 // What a head gathers of a segment lies in places: of its own part first those of its site, then one per other site; then, of
-// each part that it heads for its site, those of its site.
-static int first_place(const struct gang_comm *g, int owner) {
+// each part that it heads for its site, those of its site and, in a swap, the other's.
+static int first_place(const struct reduction *r, int owner) {
+    const struct gang_comm *g = r->group;
     int others = site_members(g, my_site(g)) - 1;
     if (owner == g->me) return 0;
-    return others + g->at->sites - 1 + outsider(g, my_site(g), owner) / (others + 1) * others;
+    return others + g->at->sites - 1 + outsider(g, my_site(g), owner) / (others + 1) * (others + r->swap);
 }
 
-static int places(const struct gang_comm *g) {
+static int places(const struct reduction *r) {
+    const struct gang_comm *g = r->group;
     int mine = site_members(g, my_site(g));
-    return mine - 1 + g->at->sites - 1 + (g->members - mine + mine - 1) / mine * (mine - 1);
+    return mine - 1 + g->at->sites - 1 + (g->members - mine + mine - 1) / mine * (mine - 1 + r->swap);
 }
 
 static uint8_t *place(const struct reduction *r, size_t k, int index) {
-    return r->scratch + ((k % r->pace.finish) * (size_t)places(r->group) + (size_t)index) * r->segment * r->size;
+    return r->scratch + ((k % r->pace.finish) * (size_t)places(r) + (size_t)index) * r->segment * r->size;
 }
 
 static struct group_slot *slot_of(const struct reduction *r, size_t k) { return &r->group->slots[k % r->pace.finish]; }
@@ -108,12 +114,15 @@ static bool segment_of(const struct reduction *r, int member, size_t k, uint8_t 
     return true;
 }
 
-// Walks the members of my site but me, then, for the own part, the heads of the other sites; `index` runs from 0. -1: no more.
-static int other(const struct gang_comm *g, int owner, size_t k, int index) {
+// Walks the members of my site but me, then, for the own part, the heads of the other sites, and for one that I head in a swap its
+// owner; `index` runs from 0. -1: no more.
+static int other(const struct reduction *r, int owner, size_t k, int index) {
+    const struct gang_comm *g = r->group;
     int site = my_site(g), others = site_members(g, site) - 1;
     if (index < others) return g->at->by_site[g->at->site_first[site] + index + (index >= g->at->in_site[g->me])];
     int s = index - others + (index - others >= site);
-    return owner == g->me && s < g->at->sites ? head_of(g, s, owner, k) : -1;
+    if (owner != g->me) return r->swap && index == others ? owner : -1;
+    return s < g->at->sites ? head_of(g, s, owner, k) : -1;
 }
 
 // ---- The steps -----------------------------------------------------------------------------------------------------
@@ -121,8 +130,8 @@ static int other(const struct gang_comm *g, int owner, size_t k, int index) {
 static enum gang_status post_parts(const struct reduction *r, size_t k, int owner, size_t n) {
     struct gang_comm *g = r->group;
     enum gang_status status = GANG_OK;
-    int first = first_place(g, owner);
-    for (int i = 0, from; !status && (from = other(g, owner, k, i)) >= 0; i++)
+    int first = first_place(r, owner);
+    for (int i = 0, from; !status && (from = other(r, owner, k, i)) >= 0; i++)
         status = gang_comm_start(g, true, from, GROUP_TAG_PARTS, place(r, k, first + i), n * r->size, &slot_of(r, k)->parts_in[first + i]);
     return status;
 }
@@ -139,7 +148,7 @@ static enum gang_status start_segment(const struct reduction *r, size_t k) {
         if (r->scatter)
             status = head == g->me ? post_parts(r, k, owner, n)
                                    : gang_comm_start(g, false, head, GROUP_TAG_PARTS, at, n * r->size, &slot->parts_out[owner]);
-        if (status || !r->gather || owner == g->me) continue;
+        if (status || !r->gather || owner == g->me || (r->swap && head == g->me)) continue;
         bool forwarded = head != g->me && head != owner;
         status = gang_comm_start(g, true, forwarded ? head : owner, forwarded ? GROUP_TAG_FORWARD : GROUP_TAG_SUMS, at, n * r->size,
                                  &slot->sums_in[owner]);
@@ -151,16 +160,23 @@ static enum gang_status start_segment(const struct reduction *r, size_t k) {
 static enum gang_status sum_site(const struct reduction *r, size_t k, int owner, const uint8_t *mine, size_t n, uint8_t *to) {
     struct gang_comm *g = r->group;
     const void *parts[GANG_COMM_MEMBERS];
-    int count = site_members(g, my_site(g)), first = first_place(g, owner), me = g->at->in_site[g->me];
+    int count = site_members(g, my_site(g)), first = first_place(r, owner), me = g->at->in_site[g->me];
     enum gang_status status = gang_comm_await_all(g, &slot_of(r, k)->parts_in[first], count - 1);
     for (int i = 0; i < count; i++) parts[i] = i == me ? mine : place(r, k, first + i - (i > me));
     if (!status) gang_sum(to, parts, shards_in(g, my_site(g)), count, n, r->type);
     return status;
 }
 
+// Whether my site's sum of the segment is mine to make and goes to another site.
 static bool heads_for_other(const struct reduction *r, size_t k, int owner, uint8_t **at, size_t *n) {
     const struct gang_comm *g = r->group;
-    return g->at->site_of[owner] != my_site(g) && head_of(g, my_site(g), owner, k) == g->me && segment_of(r, owner, k, at, n);
+    bool leaves = r->swap || g->at->site_of[owner] != my_site(g);
+    return leaves && head_of(g, my_site(g), owner, k) == g->me && segment_of(r, owner, k, at, n);
+}
+
+// Where it is made. Who is alone in its site gives what it has.
+static uint8_t *site_sum(const struct reduction *r, size_t k, int owner, uint8_t *mine) {
+    return site_members(r->group, my_site(r->group)) > 1 ? place(r, k, first_place(r, owner)) : mine;
 }
 
 static enum gang_status send_up(const struct reduction *r, size_t k) {
@@ -170,9 +186,10 @@ static enum gang_status send_up(const struct reduction *r, size_t k) {
         uint8_t *mine, *sum;
         size_t n;
         if (!heads_for_other(r, k, owner, &mine, &n)) continue;
-        sum = site_members(g, my_site(g)) > 1 ? place(r, k, first_place(g, owner)) : mine;
+        sum = site_sum(r, k, owner, mine);
+        int to = owner == g->me ? head_of(g, !my_site(g), owner, k) : owner;
         if (sum != mine) status = sum_site(r, k, owner, mine, n, sum);
-        if (!status) status = gang_comm_start(g, false, owner, GROUP_TAG_PARTS, sum, n * r->size, &slot_of(r, k)->up_out[owner]);
+        if (!status) status = gang_comm_start(g, false, to, GROUP_TAG_PARTS, sum, n * r->size, &slot_of(r, k)->up_out[owner]);
     }
     return status;
 }
@@ -180,9 +197,9 @@ static enum gang_status send_up(const struct reduction *r, size_t k) {
 static enum gang_status send_sums(const struct reduction *r, size_t k, int owner, uint8_t *sum, size_t n) {
     struct gang_comm *g = r->group;
     enum gang_status status = GANG_OK;
-    int first = first_place(g, owner);
+    int first = first_place(r, owner), others = site_members(g, my_site(g)) - 1;
     uint32_t tag = owner == g->me ? GROUP_TAG_SUMS : GROUP_TAG_FORWARD;
-    for (int i = 0, to; !status && (to = other(g, owner, k, i)) >= 0; i++)
+    for (int i = 0, to; !status && (i < others || !r->swap) && (to = other(r, owner, k, i)) >= 0; i++)
         status = gang_comm_start(g, false, to, tag, sum, n * r->size, &slot_of(r, k)->sums_out[first + i]);
     return status;
 }
@@ -201,6 +218,28 @@ static enum gang_status sum_own(const struct reduction *r, size_t k) {
         if (!status) gang_sum(mine, sums, g->canonical ? g->at->site_shard : NULL, g->at->sites, n, r->type);
     }
     return status || !r->gather ? status : send_sums(r, k, g->me, mine, n);
+}
+
+// The two sites' sums of what I head, added.
+static enum gang_status sum_swapped(const struct reduction *r, size_t k) {
+    struct gang_comm *g = r->group;
+    struct group_slot *slot = slot_of(r, k);
+    enum gang_status status = GANG_OK;
+    for (int owner = 0; owner < g->members && !status; owner++) {
+        uint8_t *at;
+        size_t n;
+        if (!heads_for_other(r, k, owner, &at, &n)) continue;
+        int theirs = first_place(r, owner) + site_members(g, my_site(g)) - 1;
+        const void *sums[2];
+        sums[my_site(g)] = site_sum(r, k, owner, at);
+        sums[!my_site(g)] = place(r, k, theirs);
+        status = gang_comm_await(g, &slot->parts_in[theirs]);
+        // What is sent from here must have arrived before it changes: it may have to be sent again.
+        if (!status && sums[my_site(g)] == at) status = gang_comm_await(g, &slot->up_out[owner]);
+        if (!status) gang_sum(at, sums, g->canonical ? g->at->site_shard : NULL, 2, n, r->type);
+        if (!status) status = send_sums(r, k, owner, at, n);
+    }
+    return status;
 }
 
 static enum gang_status forward(const struct reduction *r, size_t k) {
@@ -222,7 +261,7 @@ static enum gang_status finish(const struct reduction *r, size_t k) {
     enum gang_status status = gang_comm_await_all(g, slot->parts_out, g->members);
     if (!status) status = gang_comm_await_all(g, slot->up_out, g->members);
     if (!status) status = gang_comm_await_all(g, slot->sums_in, g->members);
-    return status ? status : gang_comm_await_all(g, slot->sums_out, places(g));
+    return status ? status : gang_comm_await_all(g, slot->sums_out, places(r));
 }
 
 // ---- The collectives -----------------------------------------------------------------------------------------------
@@ -234,7 +273,8 @@ static enum gang_status run(struct reduction *r) {
     enum gang_status status = gang_comm_check(g);
     bool far = g->at->sites > 1;
     size_t first, longest;
-    r->pace = far ? several_sites : one_site;
+    r->swap = r->scatter && r->gather && g->at->sites == 2;
+    r->pace = r->swap ? two_sites : far ? several_sites : one_site;
     r->size = element_bytes(r->type);
     size_t bytes = scratch_about / (r->pace.finish * (size_t)g->members);
     size_t most = g->members > 2 ? segment_most / 2 : segment_most; // the more members, the sooner each is to have its share of the work
@@ -243,13 +283,13 @@ static enum gang_status run(struct reduction *r) {
     r->segments = (longest + r->segment - 1) / r->segment;
     if (r->segments == 1) r->segment = longest;
     size_t slots = r->segments < r->pace.finish ? r->segments : r->pace.finish;
-    if (r->scatter) r->scratch = gang_comm_scratch(g, slots * (size_t)places(g) * r->segment * r->size);
+    if (r->scatter) r->scratch = gang_comm_scratch(g, slots * (size_t)places(r) * r->segment * r->size);
     for (size_t k = 0; k < r->segments + r->pace.finish && !status; k++) {
         if (due(r, k, r->pace.finish)) status = finish(r, k - r->pace.finish);
         if (!status && k < r->segments) status = start_segment(r, k);
         if (!status && far && r->scatter && due(r, k, r->pace.up)) status = send_up(r, k - r->pace.up);
-        if (!status && due(r, k, r->pace.sum)) status = sum_own(r, k - r->pace.sum);
-        if (!status && far && r->gather && due(r, k, r->pace.forward)) status = forward(r, k - r->pace.forward);
+        if (!status && due(r, k, r->pace.sum)) status = r->swap ? sum_swapped(r, k - r->pace.sum) : sum_own(r, k - r->pace.sum);
+        if (!status && far && r->gather && !r->swap && due(r, k, r->pace.forward)) status = forward(r, k - r->pace.forward);
     }
     return status;
 }

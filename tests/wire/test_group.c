@@ -561,6 +561,71 @@ static void test_a_silent_member_is_named(void **state) {
     for (int i = 0; i < 2; i++) gang_wire_close(mesh.wires[i]);
 }
 
+// ---- Planes that go while sites swap their sums ----------------------------------------------------------------------
+
+struct cutting {
+    struct gang_relay *relays[2];
+    int stop;
+};
+
+static void *cut_in_turn(void *context) {
+    struct cutting *c = context;
+    for (int i = 0; !__atomic_load_n(&c->stop, __ATOMIC_RELAXED); i = !i) {
+        gang_relay_cut(c->relays[i], true);
+        gang_sleep_until(gang_seconds() + 0.03);
+        gang_relay_cut(c->relays[i], false);
+        gang_sleep_until(gang_seconds() + 0.03);
+    }
+    return NULL;
+}
+
+// Members alone in their sites send contributions from where the sums come to stand: what is lost goes again as it was.
+static void test_what_is_lost_in_a_swap_goes_again_as_it_was(void **state) {
+    (void)state;
+    enum { COUNT = 4 << 20, ROUNDS = 12 };
+    static const int sites[2] = {0, 1};
+    struct mesh mesh = {.members = 2};
+    struct cutting cutting = {{NULL, NULL}, 0};
+    struct job jobs[2];
+    const char *through[2];
+    pthread_t thread;
+    for (int i = 0; i < 2; i++)
+        assert_ok(gang_wire_open(&(struct gang_wire_options){.rank = i, .listen = "127.0.0.1:0", .dead_ms = 60000}, &mesh.wires[i]));
+    for (int p = 0; p < 2; p++) {
+        struct gang_relay_options options = {.listen = "127.0.0.1:0", .to = gang_wire_address(mesh.wires[1]), .rtt_s = 0.002, .bytes_per_s = 100e6};
+        assert_ok(gang_relay_open(&options, &cutting.relays[p]));
+        through[p] = gang_relay_address(cutting.relays[p]);
+    }
+    mesh.links[1][0] = join_to(mesh.wires[1], 0, NULL, 2, 1);
+    mesh.links[0][1] = join_to(mesh.wires[0], 1, through, 2, 1);
+    for (int i = 0; i < 2; i++) {
+        assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], 2, i, 100, &mesh.groups[i]));
+        assert_ok(gang_comm_sites(mesh.groups[i], sites));
+        jobs[i] = (struct job){.group = mesh.groups[i], .member = i, .members = 2, .kind = ALL_REDUCE, .count = COUNT};
+        jobs[i].data = malloc(COUNT * sizeof(float));
+    }
+    assert_int_equal(pthread_create(&thread, NULL, cut_in_turn, &cutting), 0);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < 2; i++)
+            for (size_t k = 0; k < COUNT; k++) ((float *)jobs[i].data)[k] = (float)((k % 1009 + (size_t)round) << i);
+        run_all(jobs, 2);
+        for (int i = 0; i < 2; i++) {
+            if (jobs[i].status) fail_msg("%s", jobs[i].error);
+            for (size_t k = 0; k < COUNT; k++)
+                if (((float *)jobs[i].data)[k] != (float)(3 * (k % 1009 + (size_t)round)))
+                    fail_msg("round %d: member %d, element %zu: %g", round, i, k, (double)((float *)jobs[i].data)[k]);
+        }
+    }
+    __atomic_store_n(&cutting.stop, 1, __ATOMIC_RELAXED);
+    pthread_join(thread, NULL);
+    struct gang_wire_report report;
+    gang_wire_report(mesh.links[0][1], &report);
+    assert_true(report.plane[0].losses + report.plane[1].losses > 0);
+    for (int i = 0; i < 2; i++) free(jobs[i].data);
+    for (int p = 0; p < 2; p++) gang_relay_close(cutting.relays[p]);
+    close_mesh(&mesh);
+}
+
 int main(int argc, char **argv) {
     if (argc == 3) return be_silent(argv[1], argv[2]);
     const struct CMUnitTest tests[] = {
@@ -568,6 +633,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_against_the_reference),
         cmocka_unit_test(test_over_sites_against_the_reference),
         cmocka_unit_test(test_the_long_way_carries_the_data_once),
+        cmocka_unit_test(test_what_is_lost_in_a_swap_goes_again_as_it_was),
         cmocka_unit_test(test_the_canonical_order_gives_the_same_bits),
         cmocka_unit_test(test_shards_that_are_none),
         cmocka_unit_test(test_several_groups_with_several_under_way),
