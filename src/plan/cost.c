@@ -549,6 +549,13 @@ void gang_chunk_exchange(const struct gang_task *task, const struct gang_pool *p
     if (l->zero) exchange_price(pool, l, ways, parameters, element_of(task), 1, gather);
 }
 
+double gang_exchange_seconds(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {
+    double seconds = x->fast_seconds;
+    for (int l = 0; l < pool->links.count; l++)
+        if (x->link_bytes[l] > 0) seconds = gang_larger(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
+    return seconds;
+}
+
 // Devices on the line from the first of one stage's cell to the last of the other's, in the replica where that is most.
 static int64_t span_of(const struct gang_layout *l, int a, int b) {
     int low = a < b ? a : b, high = a < b ? b : a;

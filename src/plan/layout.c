@@ -308,7 +308,6 @@ static enum gang_status check_widths(const struct gang_task *task, const struct 
         if (status) return status;
     }
     if (task->sequence_length % l->cp) return REFUSE("cp=%d does not divide the sequence of %lld", l->cp, (long long)task->sequence_length);
-    if (l->vpp > 1 && l->pp == 1) return REFUSE("vpp=%d needs more than one stage", l->vpp);
     if (l->ep > 1 && !s->experts) return REFUSE("ep=%d: the model has no experts", l->ep);
     if (l->ep > 1 && s->experts % l->ep) return REFUSE("ep=%d does not divide the %lld experts", l->ep, (long long)s->experts);
     return GANG_OK;

@@ -269,6 +269,8 @@ void gang_ways_of(const struct gang_pool *pool, const struct gang_layout *layout
 // sharding). With zero=2 gradients, with zero=3 weights too are exchanged layer by layer in every micro-batch, inside the passes.
 void gang_chunk_exchange(const struct gang_task *task, const struct gang_pool *pool, const struct gang_layout *layout, const struct gang_ways *ways,
                          double parameters, struct gang_exchange *reduce, struct gang_exchange *gather);
+// Seconds by itself, where so many exchanges share the long links.
+double gang_exchange_seconds(const struct gang_pool *pool, const struct gang_exchange *exchange, double sharers);
 
 // Everything the schedule, the verifier and the simulator need to know about times and sizes.
 struct gang_costs {
@@ -404,13 +406,14 @@ GANG_CHECK_RESULT enum gang_status gang_program_verify(const struct gang_program
 
 // Stage times for ordering. `forward`, `input`, `weight` are [chunks]; delay[s] from stage s to the next (and back), the last
 // entry from the last stage to the first; limit[s]: micro-batches x chunks whose activations stage s can hold. copy ([chunks], may be
-// NULL): of the activations, beside each pass.
+// NULL): of the activations, beside each pass. gather, reduce ([chunks], may be NULL): of a chunk's weights before its first pass is over,
+// and of its gradients from the start of its last one; a stage has one of them under way at a time.
 struct gang_timing {
     int stages, chunks;
     int64_t micro_batches;
     const double *forward, *input, *weight, *delay;
     const int64_t *limit;
-    const double *copy;
+    const double *copy, *gather, *reduce;
 };
 
 struct gang_order {
@@ -422,7 +425,7 @@ struct gang_order {
 // stages). Auto never returns an order slower than any of the others.
 GANG_CHECK_RESULT enum gang_status gang_schedule_make(const struct gang_timing *timing, enum gang_schedule schedule, struct gang_arena *arena,
                                                       struct gang_order *out, enum gang_schedule *used);
-// Seconds until every stage has finished these orders; INFINITY if they deadlock. Messages cost `delay` only.
+// Seconds until every stage has finished these orders and its reduces; INFINITY if they deadlock. Messages cost `delay` only.
 double gang_schedule_seconds(const struct gang_timing *timing, const struct gang_order *orders);
 // The most chunk activations stage s holds at once.
 int64_t gang_schedule_in_flight(const struct gang_order *order);

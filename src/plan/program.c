@@ -81,6 +81,7 @@ static enum gang_status order_class(const struct gang_task *task, const struct g
     double *forward = gang_arena_alloc(arena, C * sizeof(double)), *input = gang_arena_alloc(arena, C * sizeof(double));
     double *weight = gang_arena_alloc(arena, C * sizeof(double)), *delay = gang_arena_alloc(arena, S * sizeof(double));
     double *copy = gang_arena_alloc(arena, C * sizeof(double));
+    double *gather = gang_arena_alloc(arena, C * sizeof(double)), *reduce = gang_arena_alloc(arena, C * sizeof(double));
     int64_t *limit = gang_arena_alloc(arena, S * sizeof(int64_t));
     for (int chunk = 0; chunk < costs->chunks; chunk++) {
         const struct gang_chunk_cost *cost = gang_costs_chunk(costs, c, chunk);
@@ -88,6 +89,8 @@ static enum gang_status order_class(const struct gang_task *task, const struct g
         input[chunk] = gang_time_sum(&cost->input);
         weight[chunk] = gang_time_sum(&cost->weight);
         copy[chunk] = cost->copy_seconds;
+        gather[chunk] = gang_exchange_seconds(pool, &costs->gather[chunk], l->pp);
+        reduce[chunk] = gang_exchange_seconds(pool, &costs->reduce[chunk], l->pp);
     }
     for (int s = 0; s < l->pp; s++) {
         struct gang_hop hop;
@@ -105,7 +108,9 @@ static enum gang_status order_class(const struct gang_task *task, const struct g
                                        .weight = weight,
                                        .delay = delay,
                                        .limit = limit,
-                                       .copy = copy};
+                                       .copy = copy,
+                                       .gather = l->dp_overlap ? gather : NULL,
+                                       .reduce = l->dp_overlap ? reduce : NULL};
     return gang_schedule_make(&timing, (enum gang_schedule)l->schedule, arena, out, used);
 }
 

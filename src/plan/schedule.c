@@ -64,12 +64,24 @@ static double seconds_of(const struct gang_timing *t, const struct gang_instruct
     return t->copy ? gang_larger(work, t->copy[i->chunk]) : work;
 }
 
+// When the weights of a chunk's first forward pass are all in: a stage gathers one chunk after another.
+static double gathered_at(const struct gang_timing *t, const struct gang_instruction *i) {
+    double sum = 0;
+    for (int c = i->chunk; t->gather && i->op == GANG_OP_FORWARD && i->micro == 0 && c >= 0; c -= t->stages) sum += t->gather[c];
+    return sum;
+}
+
+static bool ends_chunk(const struct gang_timing *t, const struct gang_instruction *i) {
+    return (i->op == GANG_OP_BACKWARD || i->op == GANG_OP_BACKWARD_WEIGHT) && i->micro == t->micro_batches - 1;
+}
+
 double gang_schedule_seconds(const struct gang_timing *t, const struct gang_order *orders) {
     struct gang_arena arena;
     gang_arena_init(&arena);
     size_t cells = (size_t)t->chunks * (size_t)t->micro_batches;
     double *forward = gang_arena_alloc(&arena, cells * sizeof(double)), *input = gang_arena_alloc(&arena, cells * sizeof(double));
     double *free_at = gang_arena_alloc(&arena, (size_t)t->stages * sizeof(double)), end = 0;
+    double *reduced = gang_arena_alloc(&arena, (size_t)t->stages * sizeof(double));
     int *next = gang_arena_alloc(&arena, (size_t)t->stages * sizeof(int));
     for (size_t i = 0; i < cells; i++) forward[i] = input[i] = INFINITY;
     int64_t left = 0;
@@ -81,7 +93,9 @@ double gang_schedule_seconds(const struct gang_timing *t, const struct gang_orde
                 const struct gang_instruction *i = &orders[s].items[next[s]];
                 double ready = ready_at(t, forward, input, i);
                 if (isinf(ready)) break;
-                free_at[s] = gang_larger(free_at[s], ready) + seconds_of(t, i);
+                double start = gang_larger(free_at[s], ready);
+                free_at[s] = gang_larger(start + seconds_of(t, i), gathered_at(t, i));
+                if (t->reduce && ends_chunk(t, i)) reduced[s] = gang_larger(free_at[s], gang_larger(reduced[s], start) + t->reduce[i->chunk]);
                 double *done = i->op == GANG_OP_FORWARD ? forward : i->op == GANG_OP_BACKWARD_WEIGHT ? NULL : input;
                 if (done) done[i->chunk * t->micro_batches + i->micro] = free_at[s];
                 next[s]++;
@@ -89,7 +103,7 @@ double gang_schedule_seconds(const struct gang_timing *t, const struct gang_orde
                 moved = true;
             }
     }
-    for (int s = 0; s < t->stages; s++) end = gang_larger(end, free_at[s]);
+    for (int s = 0; s < t->stages; s++) end = gang_larger(end, gang_larger(free_at[s], reduced[s]));
     gang_arena_release(&arena);
     return left ? INFINITY : end;
 }
@@ -134,25 +148,24 @@ static void make_h1(const struct gang_timing *t, struct gang_arena *arena, struc
     }
 }
 
-// Narayanan et al. 2021 (arXiv:2104.04473): groups of p micro-batches go through the stage's chunks one after another.
-static void make_interleaved(const struct gang_timing *t, struct gang_arena *arena, struct gang_order *out) {
+// Groups of micro-batches go through the stage's chunks one after another. Of p: Narayanan et al. 2021 (arXiv:2104.04473). The larger
+// they are, the sooner a chunk has its last micro-batch behind it and the more passes hide its exchange, and as much more is held:
+// Lamy-Poirier 2022 (arXiv:2211.05953). What is left at the end is a smaller group.
+static void make_interleaved(const struct gang_timing *t, int64_t group, struct gang_arena *arena, struct gang_order *out) {
     orders_alloc(t, 2, arena, out);
     int p = t->stages, v = chunks_of(t);
-    int64_t all = t->micro_batches * v;
+    int64_t m = t->micro_batches, all = m * v;
     for (int s = 0; s < p; s++) {
-        int64_t warm = (p - s - 1) * 2 + (int64_t)(v - 1) * p;
-        if (warm > all || t->micro_batches == p) warm = all;
-        for (int64_t k = 0; k < all + warm; k++) {
-            if (k < all) {
-                int chunk = (int)(k % ((int64_t)p * v) / p);
-                push(&out[s], GANG_OP_FORWARD, chunk * p + s, k / ((int64_t)p * v) * p + k % p);
+        int64_t warm = (p - s - 1) * 2 + (v - 1) * (group < m ? group : m);
+        if (warm > all || m == p) warm = all;
+        for (int64_t k = 0; k < all + warm; k++)
+            for (int back = 0; back < 2; back++) {
+                int64_t at = back ? k - warm : k;
+                if (at < 0 || at >= all) continue;
+                int64_t first = at / (group * v) * group, size = m - first < group ? m - first : group;
+                int chunk = (int)((at - first * v) / size);
+                push(&out[s], back ? GANG_OP_BACKWARD : GANG_OP_FORWARD, (back ? v - 1 - chunk : chunk) * p + s, first + (at - first * v) % size);
             }
-            int64_t b = k - warm;
-            if (b >= 0) {
-                int chunk = v - 1 - (int)(b % ((int64_t)p * v) / p);
-                push(&out[s], GANG_OP_BACKWARD, chunk * p + s, b / ((int64_t)p * v) * p + b % p);
-            }
-        }
     }
 }
 
@@ -303,10 +316,11 @@ static void try_rules(struct contest *c, enum gang_schedule wanted, struct gang_
         make_h1(t, arena, c->next);
         enter(c, GANG_SCHEDULE_ZERO_BUBBLE);
     }
-    if (chunks_of(t) > 1 && t->micro_batches % t->stages == 0 && (any || wanted == GANG_SCHEDULE_INTERLEAVED)) {
-        make_interleaved(t, arena, c->next);
-        enter(c, GANG_SCHEDULE_INTERLEAVED);
-    }
+    if (chunks_of(t) > 1 && t->micro_batches % t->stages == 0 && (any || wanted == GANG_SCHEDULE_INTERLEAVED))
+        for (int64_t group = t->stages; group < 2 * t->micro_batches && (any || group == t->stages); group *= 2) {
+            make_interleaved(t, group, arena, c->next);
+            enter(c, GANG_SCHEDULE_INTERLEAVED);
+        }
 }
 
 static void try_lists(struct contest *c, struct gang_arena *arena) {

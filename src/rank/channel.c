@@ -1,4 +1,5 @@
-// Messages between stages: slots on both sides, receives posted ahead in the order in which the peer's program sends.
+// Messages between stages: slots on both sides, receives posted ahead in the order in which the peer's program sends. And what the chunks of
+// one stage hand each other.
 #include "rank/internal.h"
 
 #include <assert.h>
@@ -102,4 +103,36 @@ enum gang_status gang_channel_release(struct gang_channel *c, int chunk, int mic
     c->free[c->free_count++] = *slot;
     *slot = -1;
     return gang_channel_post(c);
+}
+
+// ---- From chunk to chunk -------------------------------------------------------------------------------------------
+
+static int16_t *handed(const struct gang_handoff *h, bool gradient, int64_t chunk, int64_t micro) {
+    return &h->slot_of[((gradient ? h->chunks : 0) + chunk) * h->micro_batches + micro];
+}
+
+// A pass leaves something for the next chunk before what it came from is free again.
+void gang_handoff_init(struct gang_handoff *h, const struct gang_rank_program *program, int chunks, int64_t micro_batches, size_t bytes,
+                       struct gang_arena *arena) {
+    *h = (struct gang_handoff){.micro_batches = micro_batches, .chunks = chunks, .bytes = bytes};
+    size_t entries = 2 * (size_t)chunks * (size_t)micro_batches;
+    h->slot_of = gang_arena_alloc(arena, entries * sizeof *h->slot_of);
+    bool *taken = gang_arena_alloc(arena, entries + 1);
+    for (int i = 0; i < program->count; i++) {
+        const struct gang_instruction *in = &program->items[i];
+        bool forward = in->op == GANG_OP_FORWARD;
+        if (!forward && in->op != GANG_OP_BACKWARD && in->op != GANG_OP_BACKWARD_INPUT) continue;
+        int from = forward ? in->chunk - 1 : in->chunk + 1, to = forward ? in->chunk + 1 : in->chunk - 1, s = 0;
+        if (to >= 0 && to < chunks) {
+            while (taken[s]) s++;
+            taken[s] = true;
+            *handed(h, !forward, in->chunk, in->micro) = (int16_t)s;
+            if (s >= h->slots) h->slots = s + 1;
+        }
+        if (from >= 0 && from < chunks) taken[*handed(h, !forward, from, in->micro)] = false;
+    }
+}
+
+void *gang_handoff_at(const struct gang_handoff *h, bool gradient, int chunk, int micro) {
+    return h->memory + (size_t)*handed(h, gradient, chunk, micro) * h->bytes;
 }

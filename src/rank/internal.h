@@ -58,6 +58,20 @@ GANG_CHECK_RESULT enum gang_status gang_channel_release(struct gang_channel *cha
 // Posts as many receives as there are free slots.
 GANG_CHECK_RESULT enum gang_status gang_channel_post(struct gang_channel *channel);
 
+// Where one stage is the whole model its chunks hand each other what a pass leaves: the activation of chunk c to c + 1, the gradient of
+// chunk c to c - 1, each in a slot that the program's order gives it beforehand.
+struct gang_handoff {
+    int64_t micro_batches, chunks;
+    int16_t *slot_of; // [gradient, chunks, micro-batches] by the chunk that makes it
+    int slots;
+    size_t bytes;
+    char *memory; // [slots, bytes]
+};
+
+void gang_handoff_init(struct gang_handoff *handoff, const struct gang_rank_program *program, int chunks, int64_t micro_batches, size_t bytes,
+                       struct gang_arena *arena);
+void *gang_handoff_at(const struct gang_handoff *handoff, bool gradient, int chunk, int micro);
+
 // ---- The lane: lane.c ----------------------------------------------------------------------------------------------
 
 // Buckets exchanged with the replicas of the stage: in every step each bucket's gradients once they are ready; after the update,
@@ -140,7 +154,8 @@ struct gang_rank {
     int16_t *slots;                             // [instructions] activation slot of compute instructions
     int channel_count;
     struct gang_channel channels[RANK_CHANNELS];
-    void *messages; // all channels' memory
+    struct gang_handoff handoff; // of one stage
+    void *messages;              // all channels' memory, or the handoff's
     size_t message_memory;
     int32_t *tokens;                                            // [B, T + 1]
     struct gang_comm *stage_group, *replica_group, *cell_group; // NULL: alone; the first is also the lane's first

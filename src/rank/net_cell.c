@@ -53,7 +53,7 @@ void gang_net_cell_init(struct gang_cell *cell, struct gang_arena *arena, struct
     cell->buckets = gang_arena_alloc(arena, (size_t)cell->bucket_count * sizeof *cell->buckets);
     gang_net_buckets(cell->model, shape, cell->buckets);
     int64_t rows = shape->batch * o->length / (o->sequence_parallel ? o->tp : 1);
-    cell->message_bytes = (size_t)(rows * o->config->hidden_size) * (o->message == GANG_COMPUTE_F32 ? 4 : 2);
+    cell->message_bytes = (size_t)(rows * o->config->hidden_size) * (shape->message == GANG_COMPUTE_F32 ? 4 : 2);
 }
 
 enum gang_status gang_net_cell_open(struct gang_cell *cell, const struct gang_net_shape *shape) {

@@ -155,6 +155,10 @@ static void add_channel(struct gang_rank *r, int sender, int receiver, int gradi
 }
 
 static void find_channels(struct gang_rank *r) {
+    if (r->stages == 1) {
+        gang_handoff_init(&r->handoff, r->program, r->chunks, r->micro_batches, r->cell.message_bytes, &r->arena);
+        r->message_memory = (size_t)r->handoff.slots * r->handoff.bytes;
+    }
     int me = r->options.rank, base = r->replica * r->stages;
     int before = base + (r->stage + r->stages - 1) % r->stages, after = base + (r->stage + 1) % r->stages;
     for (int gradient = 0; gradient < 2 && r->stages > 1; gradient++) {
@@ -213,7 +217,7 @@ static void init(struct gang_rank *r, const struct gang_rank_options *o) {
                                        .chunks = chunks,
                                        .split = is_split(r->program),
                                        .recompute = o->recompute,
-                                       .message = o->message};
+                                       .message = p->stages > 1 ? o->message : GANG_COMPUTE_F32}; // what stays here is not rounded
     r->exchange = (struct gang_net_cell){r, o->sequence_parallel, sum_over_cell, gather_over_cell};
     if (o->tp > 1) r->shape.cell = &r->exchange;
     if (o->device)
@@ -275,7 +279,7 @@ static enum gang_status open_groups(struct gang_rank *r) {
 
 static enum gang_status open_channels(struct gang_rank *r) {
     enum gang_status status = r->message_memory ? gang_big_alloc(r->message_memory, &r->messages) : GANG_OK;
-    char *at = r->messages;
+    char *at = r->handoff.memory = r->messages;
     for (int i = 0; i < r->channel_count && !status; i++) {
         struct gang_channel *c = &r->channels[i];
         c->memory = at;

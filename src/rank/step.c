@@ -26,6 +26,23 @@ static struct gang_channel *side(struct gang_rank *r, bool sends, bool gradient,
     return channel_of(r, sends, &(struct gang_instruction){.gradient = gradient, .peer = peer});
 }
 
+// What a pass works on, made by that chunk; room for what it makes, for the other chunk; and the end of what it worked on.
+static enum gang_status take(struct gang_rank *r, bool gradient, int chunk, int micro, const void **out) {
+    if (r->stages > 1) return gang_channel_take(side(r, false, gradient, chunk), chunk, micro, out);
+    *out = gang_handoff_at(&r->handoff, gradient, chunk, micro);
+    return GANG_OK;
+}
+
+static enum gang_status room(struct gang_rank *r, const struct gang_instruction *in, bool gradient, int other, void **out) {
+    if (r->stages > 1) return gang_channel_room(side(r, true, gradient, other), r->step, in->chunk, in->micro, out);
+    *out = gang_handoff_at(&r->handoff, gradient, in->chunk, in->micro);
+    return GANG_OK;
+}
+
+static enum gang_status release(struct gang_rank *r, bool gradient, int chunk, int micro) {
+    return r->stages > 1 ? gang_channel_release(side(r, false, gradient, chunk), chunk, micro) : GANG_OK;
+}
+
 // ---- What was done -------------------------------------------------------------------------------------------------
 
 static void add_span(struct gang_rank *r, enum gang_op op, int chunk, int micro, double start, double end) {
@@ -92,13 +109,13 @@ static enum gang_status run_forward(struct gang_rank *r, const struct gang_instr
     void *to = NULL;
     enum gang_status status = await_weights(r, chunk);
     if (!status && in->chunk == 0) status = send_tied_weights(r);
-    if (!status && in->chunk > 0) status = gang_channel_take(side(r, false, false, in->chunk - 1), in->chunk - 1, in->micro, &from);
-    if (!status && in->chunk < last) status = gang_channel_room(side(r, true, false, in->chunk + 1), r->step, in->chunk, in->micro, &to);
+    if (!status && in->chunk > 0) status = take(r, false, in->chunk - 1, in->micro, &from);
+    if (!status && in->chunk < last) status = room(r, in, false, in->chunk + 1, &to);
     if (status) return status;
     double began = gang_seconds();
     r->cell.kind->forward(&r->cell, chunk, slot, in->chunk == 0 || in->chunk == last ? tokens_of(r, in->micro) : NULL, from, to);
     status = end_pass(r, began);
-    return !status && in->chunk > 0 ? gang_channel_release(side(r, false, false, in->chunk - 1), in->chunk - 1, in->micro) : status;
+    return !status && in->chunk > 0 ? release(r, false, in->chunk - 1, in->micro) : status;
 }
 
 // The last stage's part of the tied gradient, which was sent long before.
@@ -133,15 +150,15 @@ static enum gang_status run_backward(struct gang_rank *r, const struct gang_inst
     const void *from = NULL;
     void *to = NULL;
     enum gang_status status = input && in->chunk == last ? await_tied_weights(r) : GANG_OK;
-    if (!status && input && in->chunk < last) status = gang_channel_take(side(r, false, true, in->chunk + 1), in->chunk + 1, in->micro, &from);
-    if (!status && input && in->chunk > 0) status = gang_channel_room(side(r, true, true, in->chunk - 1), r->step, in->chunk, in->micro, &to);
+    if (!status && input && in->chunk < last) status = take(r, true, in->chunk + 1, in->micro, &from);
+    if (!status && input && in->chunk > 0) status = room(r, in, true, in->chunk - 1, &to);
     if (status) return status;
     double began = gang_seconds();
     r->loss += r->cell.kind->backward(&r->cell, in->chunk / r->stages, slot, halves[in->op], from, to, r->streaming ? &hook : NULL);
     status = end_pass(r, began);
     if (!status) status = r->post_status;
     r->streaming = false;
-    if (!status && input && in->chunk < last) status = gang_channel_release(side(r, false, true, in->chunk + 1), in->chunk + 1, in->micro);
+    if (!status && input && in->chunk < last) status = release(r, true, in->chunk + 1, in->micro);
     return status ? status : send_tied_gradient(r, in);
 }
 

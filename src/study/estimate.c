@@ -10,13 +10,6 @@
 #include <math.h>
 #include <string.h>
 
-static double seconds_of(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {
-    double seconds = x->fast_seconds;
-    for (int l = 0; l < pool->links.count; l++)
-        if (x->link_bytes[l] > 0) seconds = gang_larger(seconds, x->link_bytes[l] * sharers / gang_pool_link(pool, l)->bandwidth);
-    return seconds;
-}
-
 static bool lie_alike(const struct gang_layout *l, const struct gang_placement *placement, int a, int b) {
     if (gang_tp_of(l, a) != gang_tp_of(l, b)) return false;
     for (int c = 0; c < placement->class_count; c++)
@@ -34,8 +27,8 @@ static void add_exchange(struct gang_exchanges *x, const struct gang_layout *l, 
         struct gang_exchange reduce, gather;
         gang_chunk_exchange(x->task, x->pool, l, &x->ways, cost->parameters, &reduce, &gather);
         x->parameters = cost->parameters;
-        x->reduce = seconds_of(x->pool, &reduce, l->pp);
-        x->gather = seconds_of(x->pool, &gather, l->pp);
+        x->reduce = gang_exchange_seconds(x->pool, &reduce, l->pp);
+        x->gather = gang_exchange_seconds(x->pool, &gather, l->pp);
     }
     x->stage = stage;
     sum->reduce += times * x->reduce;
@@ -251,7 +244,8 @@ static const struct gang_ground_exchange *ground_exchange(struct gang_ground *gr
     if (!ground->known[way - 1]) gang_ways_of(ground->pool, l, &ground->kinds, stage, &ground->ways[way - 1]);
     ground->known[way - 1] = true;
     gang_chunk_exchange(task, ground->pool, l, &ground->ways[way - 1], parameters, &reduce, &gather);
-    *x = (struct gang_ground_exchange){way, l->zero, parameters, seconds_of(ground->pool, &reduce, l->pp), seconds_of(ground->pool, &gather, l->pp)};
+    *x = (struct gang_ground_exchange){way, l->zero, parameters, gang_exchange_seconds(ground->pool, &reduce, l->pp),
+                                       gang_exchange_seconds(ground->pool, &gather, l->pp)};
     return x;
 }
 

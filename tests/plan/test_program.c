@@ -207,7 +207,6 @@ static void test_layouts(void **state) {
         {"mb=2/1", "names 2 sizes: expected one for all, or one for each of the 1 kinds of replicas"},
         {"dp=8,mb=64", "dp=8 replicas for 1 micro-batches"},
         {"ep=2", "the model has no experts"},
-        {"vpp=2", "needs more than one stage"},
         {"cp=3", "cp=3 times tp=1 does not divide"},
         {"tp=2/2/4,pp=2", "tp= names 3 stages: expected one number, or pp = 2"},
         {"tp=4/3,pp=2", "tp=4 of stage 0 and tp=3 of stage 1, which follows it: one must divide the other"},

@@ -21,7 +21,7 @@ static void open_setting(struct setting *s, int p, int v, int64_t m, double f, d
     gang_arena_init(&s->arena);
     for (int c = 0; c < p * v; c++) s->forward[c] = f, s->input[c] = b, s->weight[c] = w;
     for (int i = 0; i < p; i++) s->delay[i] = delay, s->limit[i] = 1000000;
-    s->timing = (struct gang_timing){p, p * v, m, s->forward, s->input, s->weight, s->delay, s->limit, NULL};
+    s->timing = (struct gang_timing){p, p * v, m, s->forward, s->input, s->weight, s->delay, s->limit, NULL, NULL, NULL};
 }
 
 static double seconds(struct setting *s, enum gang_schedule schedule) {
@@ -89,6 +89,42 @@ static void test_long_link(void **state) {
 }
 
 // Over random times, delays and memory, auto is never slower than a rule that applies, and within memory.
+// One stage of v chunks: in groups of all m micro-batches a chunk has m backward passes behind it while the next one's go on, and the
+// exchanges but the last hide there; likewise the first forward passes hide the gathers but the first.
+static void test_exchanges_hide_behind_groups(void **state) {
+    (void)state;
+    enum { V = 4, M = 8 };
+    double gather[V], reduce[V];
+    for (int k = 1; k <= M; k++) {
+        struct setting s;
+        open_setting(&s, 1, V, M, 1, 1, 1, 0);
+        for (int c = 0; c < V; c++) gather[c] = k, reduce[c] = 2 * k;
+        s.timing.gather = gather, s.timing.reduce = reduce;
+        double best = M * V * 3.0 + (k - 1) + (2 * k - 2);
+        assert_float_equal(seconds(&s, GANG_SCHEDULE_AUTO), best, 1e-9);
+        // No more is held than hides them.
+        int64_t held = gang_schedule_in_flight(&s.orders[0]), group = 1;
+        while (group < k) group *= 2;
+        assert_int_equal(held, (V - 1) * group + 1);
+        s.limit[0] = V;
+        assert_true(k == 1 || seconds(&s, GANG_SCHEDULE_AUTO) > best);
+        assert_true(gang_schedule_in_flight(&s.orders[0]) <= V);
+        gang_arena_release(&s.arena);
+    }
+}
+
+// What is left over makes a smaller group.
+static void test_groups_that_do_not_divide(void **state) {
+    (void)state;
+    double reduce[3] = {9, 9, 9};
+    struct setting s;
+    open_setting(&s, 1, 3, 5, 1, 1, 1, 0);
+    s.timing.reduce = reduce;
+    assert_float_equal(seconds(&s, GANG_SCHEDULE_AUTO), 5 * 9 + 7, 1e-9);
+    assert_int_equal(s.orders[0].count, 2 * 3 * 5);
+    gang_arena_release(&s.arena);
+}
+
 static void test_never_worse(void **state) {
     (void)state;
     uint64_t seed = test_seed();
@@ -121,7 +157,12 @@ static void test_never_worse(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_1f1b), cmocka_unit_test(test_interleaved), cmocka_unit_test(test_zero_bubble),
-                                       cmocka_unit_test(test_long_link), cmocka_unit_test(test_never_worse)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_1f1b),
+                                       cmocka_unit_test(test_interleaved),
+                                       cmocka_unit_test(test_zero_bubble),
+                                       cmocka_unit_test(test_long_link),
+                                       cmocka_unit_test(test_exchanges_hide_behind_groups),
+                                       cmocka_unit_test(test_groups_that_do_not_divide),
+                                       cmocka_unit_test(test_never_worse)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,10 +25,13 @@ static const struct gang_config config = {.vocab_size = 256,
                                           .eos_token = -1};
 
 // A split and what came out of it.
+static const double slow_nic = 1e7;
+
 struct trial {
     const char *layout;
     bool tied;
     int first;                    // devices of the first of two unlike groups; 0: all alike
+    bool slow;                    // a network between the devices that takes longer than their passes: exchanges hide behind groups of these
     enum gang_compute compute[2]; // of even and odd devices
     int steps;
     // Results: of the steps, on all devices alike; the whole model as the first of rank 0 saved it.
@@ -107,7 +110,8 @@ static void make_pool(const struct trial *t, int devices, int a_node, struct gan
     struct gang_list kinds;
     struct gang_pool slower;
     gang_kinds_builtin(arena, &kinds);
-    gang_pool_uniform(gang_kind_find(&kinds, "A100-40GB"), t->first ? t->first : devices, a_node, arena, out);
+    gang_pool_uniform(gang_kind_find(&kinds, "A100-40GB"), t->first ? t->first : devices, t->slow ? 1 : a_node, arena, out);
+    if (t->slow) out->groups[0]->nic_bandwidth = slow_nic;
     if (!t->first) return;
     gang_pool_uniform(gang_kind_find(&kinds, "RTX-4090"), devices - t->first, a_node, arena, &slower);
     struct gang_group **groups = gang_arena_alloc(arena, 2 * sizeof *groups);
@@ -135,6 +139,10 @@ static void run_trial(struct trial *t) {
     assert_in_range(devices, 1, MAX_DEVICES);
     make_pool(t, devices, layout.width_count ? devices : layout.tp, &arena, &pool);
     assert_ok(gang_evaluate(&task, &pool, &layout, GANG_EVALUATE_UNFOLDED, &arena, &answer));
+    // First micro-batch after micro-batch through the first chunk.
+    const struct gang_instruction *item = answer.program.ranks[0].items;
+    while (item->op == GANG_OP_GATHER) item++;
+    if (t->slow) assert_true(item[1].op == GANG_OP_FORWARD && item[1].chunk == 0 && item[1].micro == 1);
     for (int r = 1; r < answer.program.replicas; r++) t->sizes |= answer.program.sizes[r] != answer.program.sizes[0];
     pthread_barrier_init(&barrier, NULL, (unsigned)devices);
     for (int i = 0; i < devices; i++) {
@@ -186,12 +194,14 @@ static double apart(const char *a, const char *b, const char *file) {
     return worst;
 }
 
-static void same_on(int first, const char *layout, bool tied) {
+static void same(struct trial many) {
     // After one step the first moments are a tenth of the (clipped) gradient.
-    struct trial one = {.layout = "mb=2", .tied = tied, .steps = 1}, many = {.layout = layout, .tied = tied, .first = first, .steps = 1};
+    const char *layout = many.layout;
+    struct trial one = {.layout = "mb=2", .tied = many.tied, .steps = 1};
+    many.steps = 1;
     run_trial(&one);
     run_trial(&many);
-    if (first && !many.sizes) fail_msg("%s: one micro-batch size", layout);
+    if (many.first && !many.sizes) fail_msg("%s: one micro-batch size", layout);
     double off = apart(one.saved, many.saved, "optimizer.safetensors");
     if (!(off < 1e-5)) fail_msg("%s: gradients of step 1 off by %g", layout, off);
     one.steps = many.steps = 20;
@@ -206,6 +216,8 @@ static void same_on(int first, const char *layout, bool tied) {
     off = apart(one.saved, many.saved, "model.safetensors");
     if (!(off < 1e-4)) fail_msg("%s: weights after 20 steps off by %g", layout, off);
 }
+
+static void same_on(int first, const char *layout, bool tied) { same((struct trial){.layout = layout, .tied = tied, .first = first}); }
 
 static void same_as_one(const char *layout, bool tied) { same_on(0, layout, tied); }
 
@@ -232,6 +244,19 @@ static void test_mixtures(void **state) {
     same_as_one("pp=2,dp=2,mb=1,zero=1,schedule=zero-bubble", false);
     same_as_one("pp=2,vpp=2,dp=2,mb=1,zero=1,recompute=full/selective", false);
     same_as_one("pp=4,dp=2,mb=1,zero=0,place=replicas", false);
+}
+
+// A stage that is the whole model, in chunks: depth first, and in the groups that hide its exchanges.
+static void test_chunks_of_one_stage(void **state) {
+    (void)state;
+    same_as_one("vpp=2,mb=1,schedule=interleaved", true);
+    same_as_one("vpp=3,mb=2,layers=1/2/1,schedule=list,recompute=full", false);
+    same_as_one("vpp=4,dp=2,mb=1,zero=0", true);
+    same_as_one("vpp=4,dp=2,mb=1,zero=1", true);
+    same_as_one("tp=2,vpp=2,dp=2,mb=1,zero=1", false);
+    same_on(1, "vpp=2,dp=2,mb=2/1,zero=1", false);
+    same((struct trial){.layout = "vpp=2,dp=2,mb=1,zero=0", .slow = true, .tied = true});
+    same((struct trial){.layout = "vpp=4,dp=2,mb=1,zero=1", .slow = true});
 }
 
 static void test_tied(void **state) {
@@ -312,9 +337,11 @@ static void test_rounded(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas), cmocka_unit_test(test_mixtures),
-        cmocka_unit_test(test_tied),      cmocka_unit_test(test_slices),   cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_widths),    cmocka_unit_test(test_sizes),    cmocka_unit_test(test_rounded),
+        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_replicas),
+        cmocka_unit_test(test_mixtures),  cmocka_unit_test(test_chunks_of_one_stage),
+        cmocka_unit_test(test_tied),      cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_rows),      cmocka_unit_test(test_widths),
+        cmocka_unit_test(test_sizes),     cmocka_unit_test(test_rounded),
     };
     return cmocka_run_group_tests(tests, open_text, close_text);
 }
