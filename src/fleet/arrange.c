@@ -45,6 +45,7 @@ static void name_nodes(struct gang_lead *l) {
 void gang_lead_line_up(struct gang_lead *l) {
     copy_pool(l);
     l->task = *l->options->task;
+    l->task.gathers_f32 = true;
     l->count = (int)l->pool->devices;
     l->members = gang_arena_alloc(l->arena, (size_t)l->count * sizeof *l->members);
     l->message_f32 = true;

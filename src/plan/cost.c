@@ -546,7 +546,7 @@ void gang_chunk_exchange(const struct gang_task *task, const struct gang_pool *p
     *reduce = *gather = (struct gang_exchange){0};
     if (l->zero >= 3) return;
     if (l->zero < 2) exchange_price(pool, l, ways, parameters, gradient_element(l), l->zero ? 1 : 2, reduce);
-    if (l->zero) exchange_price(pool, l, ways, parameters, element_of(task), 1, gather);
+    if (l->zero) exchange_price(pool, l, ways, parameters, task->gathers_f32 ? 4 : element_of(task), 1, gather);
 }
 
 double gang_exchange_seconds(const struct gang_pool *pool, const struct gang_exchange *x, double sharers) {

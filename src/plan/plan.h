@@ -61,6 +61,7 @@ struct gang_task {
     struct gang_shape shape;
     int64_t sequence_length, global_batch; // tokens, sequences
     enum gang_math math;                   // of the layers' products; attention and head stay in f16 where this is f8
+    bool gathers_f32;                      // weights go to the other replicas as src/rank sends them, not as they are in use
 };
 
 // job.yaml as the planner reads it: model, cluster, sequence_length, global_batch_tokens, compute. Paths are relative to the

@@ -64,6 +64,20 @@ double gang_share_used(const struct gang_layout *l, const struct gang_stage_sum 
     return host > 0 ? gang_larger(share, host / (s->host_limit * (1 - gang_memory_margin))) : share;
 }
 
+// Micro-batches that go through the stage's chunks together, as many as there is room for: their passes hide its exchanges.
+static double group_of(const struct gang_layout *l, const struct gang_stage_sum *s, double m, int from_end) {
+    if (l->vpp == 1) return 1;
+    double room = s->away ? INFINITY : (s->limit * (1 - gang_memory_margin) - s->fixed) / s->activation;
+    return gang_smaller(m, gang_larger(l->pp, (room - 1 - 2 * from_end) / (l->vpp - 1)));
+}
+
+// What is left of an exchange of which passes of so many seconds each hide a part: its last piece, and of its last chunk what one pass leaves.
+static double left_of(const struct gang_layout *l, const struct gang_stage_sum *s, double exchange, double pass, double group) {
+    if (!l->dp_overlap) return exchange;
+    double shown = gang_larger(exchange / gang_larger(s->layers, 1), exchange - group * pass);
+    return gang_larger(shown, (exchange - pass) / l->vpp);
+}
+
 // Of a replica of the class.
 static double combine(const struct gang_layout *l, const struct gang_class *class, const struct gang_stage_sum *stages, int count, double delay,
                       double *memory_used) {
@@ -77,10 +91,9 @@ static double combine(const struct gang_layout *l, const struct gang_class *clas
         double part = l->vpp == 1 ? gang_larger(s->forward + s->input - s->weight, 0) : whole;
         if (work > slowest) slowest = work, fill_slowest = part;
         fill += s->count * part;
-        double hidden = l->dp_overlap ? s->input + s->weight : 0, tail = s->reduce / gang_larger(s->layers, 1);
-        double shown = gang_larger(tail, s->reduce - hidden),
-               head = gang_larger(s->gather / gang_larger(s->layers, 1), s->gather - (l->dp_overlap ? s->forward : 0));
-        exchange = gang_larger(exchange, shown + head + s->update);
+        double group = group_of(l, s, m, l->pp - 1 - before);
+        double shown = left_of(l, s, s->reduce, s->input + s->weight, group) + left_of(l, s, s->gather, s->forward, group);
+        exchange = gang_larger(exchange, shown + s->update);
         *memory_used = gang_larger(*memory_used, gang_share_used(l, s, m, l->pp - 1 - before));
         before += s->count;
     }
@@ -113,7 +126,8 @@ void gang_sum_alike(const struct gang_task *task, const struct gang_layout *l, c
     if (!one) {
         gang_price_chunk(task, l, price, recompute, shape->experts ? 0 : n, shape->experts ? n : 0, false, false, &middle);
         gang_price_chunk(task, l, price, recompute, shape->experts ? 0 : least, shape->experts ? least : 0, false, true, &last);
-        if (l->vpp > 1) add_chunk(x, l, 0, &middle, l->vpp - 1, &sums[GANG_END_FIRST]);
+        if (l->pp == 1) add_chunk(x, l, chunks - 1, &last, 1, &sums[GANG_END_FIRST]);
+        if (l->vpp > 1) add_chunk(x, l, 0, &middle, l->pp > 1 ? l->vpp - 1 : l->vpp - 2, &sums[GANG_END_FIRST]);
         if (l->pp > 2) add_chunk(x, l, 1, &middle, l->vpp, &sums[GANG_END_MIDDLE]);
         add_chunk(x, l, chunks - 1, &last, 1, &sums[GANG_END_LAST]);
         if (l->vpp > 1) add_chunk(x, l, l->pp - 1, &middle, l->vpp - 1, &sums[GANG_END_LAST]);

@@ -459,7 +459,8 @@ static double least_score(struct search *s, const struct gang_layout *l, bool ev
 static void each_depth(struct search *s, struct gang_layout *l) {
     int64_t layers = s->task->shape.layers;
     bool whole = s->task->global_batch / l->micro_batch % l->dp == 0;
-    for (l->vpp = 1; l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->vpp == 1); l->vpp++)
+    for (l->vpp = 1;
+         l->vpp <= 12 && (int64_t)l->pp * l->vpp <= layers && l->pp * l->vpp <= GANG_MAX_CHUNKS && (l->pp > 1 || l->dp > 1 || l->vpp == 1); l->vpp++)
         for (l->zero = 1; l->zero <= (l->dp > 1 ? 3 : 1); l->zero++) {
             if (l->width_count && l->vpp > 1 && least_score(s, l, true) > worthwhile * s->least) continue;
             l->recompute = l->offload = (struct gang_by_stage){0};

@@ -98,12 +98,12 @@ static void exhaust(const struct made *m, struct grid *grid) {
     grid->best = grid->best_alike = grid->best_one = INFINITY;
     for (l.tp = 1; l.tp <= m->pool.groups[0]->fast_domain; l.tp *= 2)
         for (l.pp = 1; l.pp <= 4 && l.pp <= m->task.shape.layers; l.pp *= 2)
-            for (l.vpp = 1; l.vpp <= (l.pp > 1 ? 3 : 1); l.vpp++)
+            for (l.vpp = 1; l.vpp <= 3; l.vpp++)
                 for (l.recompute.at[0] = 0; l.recompute.at[0] < GANG_RECOMPUTES; l.recompute.at[0]++)
                     for (l.zero = 1; l.zero <= 3; l.zero++) {
                         if (l.tp == 1 && l.pp == (l.vpp > 1 ? 2 : 1) && m->pool.group_count == 2) try_widths(m, &l, grid);
                         l.dp = (int)(m->pool.devices / (l.tp * l.pp));
-                        if (l.dp == 1 && l.zero > 1) continue;
+                        if (l.dp == 1 && (l.zero > 1 || l.pp < (l.vpp > 1 ? 2 : 1))) continue;
                         for (l.micro_batch = 1; l.micro_batch <= 8; l.micro_batch *= 2) try_layout(m, &l, grid);
                         if (m->pool.group_count == 2) try_sizes(m, &l, grid);
                     }
