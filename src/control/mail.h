@@ -9,7 +9,7 @@
 enum {
     CONTROL_RANK = 1 << 20,     // the coordinator's rank on the wire; agents follow, workers count from 0
     CONTROL_HEARTBEAT_MS = 100, // on a busy machine we may wake so late, and what one sleeps through is nobody's silence
-    CONTROL_DEAD_MS = 1200,     // a link that is silent for so long is lost
+    CONTROL_DEAD_MS = 5000,     // a link that is silent for so long is lost
     CONTROL_ASK_MS = 1000,      // from asking to SIGTERM
     CONTROL_TERM_MS = 1000,     // from there to SIGKILL
     MAIL_LETTERS = 200,         // that may wait to be sent; their operations stay below what a link can hold

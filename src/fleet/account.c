@@ -72,6 +72,7 @@ void gang_lead_learn(const struct gang_lead *l, int rank, struct gang_times *out
     double forward = factor(k[GANG_OP_FORWARD].predicted, k[GANG_OP_FORWARD].measured), measured = 0, predicted = 0;
     for (int op = GANG_OP_BACKWARD; op <= GANG_OP_BACKWARD_WEIGHT; op++) measured += k[op].measured, predicted += k[op].predicted;
     *out = gang_lead_member(l, rank)->times;
+    if (l->result->steps_done <= WARM_STEPS) return;
     for (int f = 0; f < 7; f++)
         for (int s = 0; s < out->count; s++) fields[f][s] *= f < 3 ? forward : factor(predicted, measured);
     out->optimizer *= factor(k[GANG_OP_OPTIMIZER].predicted, k[GANG_OP_OPTIMIZER].measured);

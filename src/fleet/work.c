@@ -345,15 +345,20 @@ static enum gang_status save(struct work *w, bool last) {
     return tell(w, FLEET_SAVED, json_pack("{s:s, s:I}", "dir", saved, "step", (json_int_t)w->state.step));
 }
 
-static void count_spans(struct work *w, bool warm) {
+// The first steps count only where no others follow.
+static void count_spans(struct work *w, int64_t done) {
     size_t count;
     const struct gang_span *spans = gang_rank_spans(w->rank, &count);
-    for (size_t i = 0; i < count && warm; i++) {
+    if (done == WARM_STEPS) {
+        memset(w->totals, 0, sizeof w->totals);
+        w->counted = 0;
+    }
+    for (size_t i = 0; i < count; i++) {
         // What the lane does beside the computing is no part of it.
         bool beside = (spans[i].op == GANG_OP_REDUCE || spans[i].op == GANG_OP_GATHER) && spans[i].chunk >= 0;
         if (!beside) w->totals[spans[i].op] += spans[i].end - spans[i].start;
     }
-    w->counted += warm;
+    w->counted++;
 }
 
 static struct gang_update update_of(const struct work *w) {
@@ -388,7 +393,7 @@ static enum gang_status one_step(struct work *w, int64_t done, bool *stop) {
             (long long)update.step, report.loss, report.gradient_norm);
     w->state.step++;
     w->state.tokens += w->job.global_batch_tokens;
-    count_spans(w, done >= WARM_STEPS);
+    count_spans(w, done);
     *stop = report.stop;
     return tell(w, FLEET_STEP,
                 json_pack("{s:I, s:f, s:f, s:f, s:f}", "step", (json_int_t)w->state.step, "loss", report.loss, "norm", report.gradient_norm,

@@ -58,6 +58,8 @@ void gang_held_end(struct gang_held *held, const struct gang_costs *costs, int c
 
 // ---- Building ------------------------------------------------------------------------------------------------------
 
+// Orders count so many times what a message between sites takes: what comes later than meant there would stop a stage that has nothing else.
+static const double far_slack = 2;
 // Part of the device that is left alone: allocator's waste, the runtime's own context.
 static const double usable = 0.95;
 
@@ -97,7 +99,7 @@ static enum gang_status order_class(const struct gang_task *task, const struct g
         gang_hop_between(pool, l, placement, c, s, (s + 1) % l->pp, &hop);
         // On a link that replicas share, each has its part of the bandwidth.
         double bandwidth = fmin(hop.bandwidth, gang_route_bandwidth(pool, hop.route) / (double)placement->classes[c].replicas);
-        delay[s] = hop.delay + costs->message_bytes[c] / bandwidth;
+        delay[s] = (hop.route ? far_slack : 1) * (hop.delay + costs->message_bytes[c] / bandwidth);
     }
     fill_limits(task, l, costs, c, limit);
     const struct gang_timing timing = {.stages = l->pp,
