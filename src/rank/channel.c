@@ -134,5 +134,7 @@ void gang_handoff_init(struct gang_handoff *h, const struct gang_rank_program *p
 }
 
 void *gang_handoff_at(const struct gang_handoff *h, bool gradient, int chunk, int micro) {
-    return h->memory + (size_t)*handed(h, gradient, chunk, micro) * h->bytes;
+    int slot = *handed(h, gradient, chunk, micro);
+    assert(slot < h->slots);
+    return h->memory + (size_t)slot * h->bytes;
 }
