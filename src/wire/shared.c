@@ -41,7 +41,8 @@
 
 enum { SLOTS = 8, SLOT_BYTES = 256 << 10, LINE = 128, BLOCK_BYTES = 8 << 10, LOOKS = 400, SUM_BEHIND = 2, TAKE_BEHIND = 4 };
 static const int64_t sleep_ns = 20000000;
-static const size_t small_bytes = 64 << 10;
+enum { SMALL_BYTES = 64 << 10 };
+_Static_assert((int)SMALL_BYTES <= (int)SLOT_BYTES && (int)TAKE_BEHIND < (int)SLOTS, "a small sum fits a slot; see invariant 2");
 
 struct count {
     uint32_t value, waits; // waits: somebody sleeps; whoever clears it wakes
@@ -71,15 +72,16 @@ struct offer { // of a member to the first
     char name[WIRE_NAME_CHARS + 24]; // where it listens for the memory; "": nowhere
 };
 
+static size_t memory_bytes(int members) { return (size_t)members * (sizeof(struct says) + (size_t)SLOTS * SLOT_BYTES); }
+
 static struct gang_shared *new_shared(int members, int fd) {
     struct gang_shared *s = calloc(1, sizeof *s);
     assert(s && "out of memory");
-    size_t n = (size_t)members;
-    s->bytes = n * (sizeof *s->says + (size_t)SLOTS * SLOT_BYTES);
-    s->piece = SLOT_BYTES / n / LINE * LINE;
+    s->bytes = memory_bytes(members);
+    s->piece = SLOT_BYTES / (size_t)members / LINE * LINE;
     s->looks = sysconf(_SC_NPROCESSORS_ONLN) < members ? 0 : LOOKS;
     s->says = gang_shared_map(fd, s->bytes);
-    s->boxes = s->says ? (uint8_t *)(s->says + n) : NULL;
+    s->boxes = s->says ? (uint8_t *)(s->says + members) : NULL;
     return s;
 }
 
@@ -118,8 +120,7 @@ static bool hand_to(const char *name, int memory) {
 }
 
 static bool hand_out(struct gang_comm *g, const struct offer *offers) {
-    size_t bytes = (size_t)g->members * (sizeof(struct says) + (size_t)SLOTS * SLOT_BYTES);
-    int memory = gang_shared_new(bytes);
+    int memory = gang_shared_new(memory_bytes(g->members));
     if (memory < 0) return false;
     g->shared = new_shared(g->members, memory);
     bool good = g->shared->says;
@@ -219,7 +220,7 @@ static void breathe(void) {
 }
 
 static enum gang_status await(struct gang_comm *g, struct count *count, uint32_t wanted) {
-    for (int i = 0; i < g->shared->looks; i++) {
+    for (int i = 0; i <= g->shared->looks; i++) {
         if (reached(__atomic_load_n(&count->value, __ATOMIC_ACQUIRE), wanted)) return GANG_OK;
         breathe();
     }
@@ -336,7 +337,7 @@ enum gang_status gang_shared_reduce(struct gang_comm *g, enum gang_reduction kin
     struct gang_shared *s = g->shared;
     enum gang_status status = gang_comm_check(g);
     size_t size = type == GANG_ELEMENT_F32 ? sizeof(float) : sizeof(uint16_t), first, longest;
-    bool small = kind == GANG_ALL_REDUCE && count * size * (size_t)(g->members - 1) <= small_bytes;
+    bool small = kind == GANG_ALL_REDUCE && count * size * (size_t)(g->members - 1) <= SMALL_BYTES;
     gang_comm_part(g, count, 0, &first, &longest);
     struct sharing r = {.group = g, .shared = s, .data = data, .count = count, .size = size, .type = type, .small = small, .first = s->next};
     r.segment = small ? count : s->piece / size;
