@@ -140,6 +140,9 @@ int gang_local_take(int fd);                                                    
 // Memory to be shared, zeroed, of a size that nobody can change. -1: the kernel refuses.
 int gang_shared_new(size_t bytes);
 void *gang_shared_map(int fd, size_t bytes); // NULL: it is not such memory, or not of this size
+// Sleeps while the word has this value, for at most so long; wakes all who do, in whatever process.
+void gang_shared_sleep(const uint32_t *word, uint32_t value, int64_t most_ns);
+void gang_shared_wake(const uint32_t *word);
 void gang_shared_unmap(void *map, size_t bytes);
 
 // ---- Files ---------------------------------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <stddef.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { BACKLOG = 128 };
@@ -86,3 +90,10 @@ void *gang_shared_map(int fd, size_t bytes) {
 void gang_shared_unmap(void *map, size_t bytes) {
     if (map) munmap(map, bytes);
 }
+
+void gang_shared_sleep(const uint32_t *word, uint32_t value, int64_t most_ns) {
+    struct timespec most = {most_ns / 1000000000, most_ns % 1000000000};
+    (void)syscall(SYS_futex, word, FUTEX_WAIT, value, &most, NULL, 0); // why it returns does not matter: callers look again
+}
+
+void gang_shared_wake(const uint32_t *word) { (void)syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0); }

@@ -139,6 +139,8 @@ struct gang_wire {
 // Waits until the operation is done, or one of `links` (NULLs are skipped) is dead, or `notice` of any of them is done.
 void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct gang_wire_link *const *links, const struct gang_wire_op *notices,
                         int count);
+bool gang_wire_lost(struct gang_wire *wire, struct gang_wire_link *const *links, const struct gang_wire_op *notices, int count); // one of these is
+bool gang_wire_shares(const struct gang_wire_link *link);     // this side knows that a plane of it is memory: it connects
 void gang_wire_cancel(struct gang_wire_op *op);               // if it is not done
 const char *gang_wire_why(const struct gang_wire_link *link); // a dead link's error: it does not change any more
 

@@ -19,8 +19,7 @@ static void call_off(struct gang_wire_op *ops, int count) {
         if (ops[i].link) gang_wire_cancel(&ops[i]);
 }
 
-// Finds out why, tells everybody, and calls off what is under way.
-static enum gang_status break_up(struct gang_comm *g) {
+enum gang_status gang_comm_break_up(struct gang_comm *g) {
     struct gang_wire_report report;
     if (!g->error[0]) {
         for (int i = 0; i < g->members && !g->error[0]; i++)
@@ -56,7 +55,7 @@ enum gang_status gang_comm_await(struct gang_comm *g, struct gang_wire_op *op) {
     gang_wire_wait_any(g->wire, op, g->links, g->notice_in, g->members);
     bool good = gang_wire_done(op) && !op->status;
     if (good) op->link = NULL;
-    return good ? GANG_OK : break_up(g);
+    return good ? GANG_OK : gang_comm_break_up(g);
 }
 
 enum gang_status gang_comm_await_all(struct gang_comm *g, struct gang_wire_op *ops, int count) {
@@ -70,7 +69,7 @@ enum gang_status gang_comm_start(struct gang_comm *g, bool receive, int member, 
                                       : gang_wire_send(g->links[member], g->tag + tag, 0, data, bytes, op);
     if (!status) return GANG_OK;
     op->link = NULL;
-    return break_up(g);
+    return gang_comm_break_up(g);
 }
 
 enum gang_status gang_comm_check(const struct gang_comm *g) { return g->error[0] ? gang_fail(GANG_ERR_PEER, "%s", g->error) : GANG_OK; }
@@ -157,6 +156,7 @@ void gang_comm_free(struct gang_comm *g) {
     gang_collective_release(g);
     call_off(g->notice_in, g->members);
     call_off(g->notice_out, g->members);
+    gang_shared_free(g->shared);
     free(g->scratch);
     free(g);
 }

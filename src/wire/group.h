@@ -43,6 +43,8 @@ struct gang_comm {
     struct gang_wire_op notice_in[GANG_COMM_MEMBERS], notice_out[GANG_COMM_MEMBERS];
     char told[GROUP_NOTICE_BYTES];
     struct group_slot slots[GROUP_WINDOW];
+    bool met;                   // it is known whether there is:
+    struct gang_shared *shared; // memory of the group's own, or NULL
     // What was started, see collective.c.
     pthread_mutex_t lock; // of what follows
     pthread_cond_t started, finished;
@@ -52,11 +54,18 @@ struct gang_comm {
 };
 
 enum gang_status gang_comm_check(const struct gang_comm *g); // broken?
+// Finds out why, tells everybody, and calls off what is under way; without a dead link or a notice the reason is gang_error().
+enum gang_status gang_comm_break_up(struct gang_comm *g);
 enum gang_status gang_comm_start(struct gang_comm *g, bool receive, int member, uint32_t tag, void *data, size_t bytes, struct gang_wire_op *op);
 // Until it is done; one that was never started is.
 enum gang_status gang_comm_await(struct gang_comm *g, struct gang_wire_op *op);
 enum gang_status gang_comm_await_all(struct gang_comm *g, struct gang_wire_op *ops, int count);
 uint8_t *gang_comm_scratch(struct gang_comm *g, size_t bytes);
+
+// shared.c: sums and gathers through memory that all members map
+enum gang_status gang_shared_meet(struct gang_comm *g); // at the first: makes it if it can be
+enum gang_status gang_shared_reduce(struct gang_comm *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type);
+void gang_shared_free(struct gang_shared *shared);
 
 // reduce.c
 enum gang_status gang_comm_reduce(struct gang_comm *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type);

@@ -328,6 +328,10 @@ static enum gang_status reduce_small(struct gang_comm *g, void *data, size_t cou
 }
 
 enum gang_status gang_comm_reduce(struct gang_comm *g, enum gang_reduction kind, void *data, size_t count, enum gang_element type) {
+    enum gang_status met = gang_comm_check(g);
+    if (!met) met = gang_shared_meet(g);
+    if (met) return met;
+    if (g->shared) return gang_shared_reduce(g, kind, data, count, type);
     bool small = kind == GANG_ALL_REDUCE && count * element_bytes(type) * (size_t)(g->members - 1) <= small_bytes;
     bool flat = g->canonical && kind != GANG_ALL_GATHER && (small || !g->whole || type != GANG_ELEMENT_F32);
     struct reduction r = {

@@ -450,7 +450,7 @@ struct wait_any {
 
 static bool any_ready(void *context) {
     const struct wait_any *w = context;
-    if (w->op->done) return true;
+    if (w->op && w->op->done) return true;
     for (int i = 0; i < w->count; i++)
         if (w->links[i] && (w->links[i]->core->state == LINK_DEAD || w->notices[i].done)) return true;
     return false;
@@ -461,6 +461,19 @@ void gang_wire_wait_any(struct gang_wire *wire, struct gang_wire_op *op, struct 
     pthread_mutex_lock(&wire->lock);
     drive_until(wire, any_ready, &(struct wait_any){op, notices, links, count});
     pthread_mutex_unlock(&wire->lock);
+}
+
+bool gang_wire_lost(struct gang_wire *wire, struct gang_wire_link *const *links, const struct gang_wire_op *notices, int count) {
+    pthread_mutex_lock(&wire->lock);
+    bool lost = any_ready(&(struct wait_any){NULL, notices, links, count});
+    pthread_mutex_unlock(&wire->lock);
+    return lost;
+}
+
+bool gang_wire_shares(const struct gang_wire_link *link) {
+    bool shares = false;
+    for (int p = 0; p < link->planes; p++) shares = shares || link->shm[p][0];
+    return shares;
 }
 
 void gang_wire_cancel(struct gang_wire_op *op) {

@@ -2,6 +2,7 @@
 // named by all others.
 #include "../test.h"
 #include "pair.h"
+#include "wire/group.h"
 #include "wire/sum.h"
 
 #include <math.h>
@@ -218,6 +219,55 @@ static void test_over_sites_against_the_reference(void **state) {
     close_mesh(&mesh);
 }
 
+static const int one_site[MEMBERS_MAX];
+
+static void test_in_shared_memory_against_the_reference(void **state) {
+    (void)state;
+    uint64_t seed = test_seed();
+    int rounds = getenv("GANG_SANITIZED") ? 2 : 16;
+    for (int members = 2; members <= MEMBERS_MAX; members++) {
+        struct mesh mesh;
+        open_sites(&mesh, members, 1, one_site, NULL);
+        for (int i = 0; i < rounds * KINDS; i++) try_one(&mesh, seed * 3000 + (uint64_t)(members * 100 + i), i % KINDS);
+        for (int i = 0; i < members; i++) assert_non_null(mesh.groups[i]->shared);
+        close_mesh(&mesh);
+    }
+}
+
+// A group with one link that is not memory has none.
+static void test_a_group_that_cannot_share(void **state) {
+    (void)state;
+    struct mesh mesh = {.members = 3, .shared = true};
+    for (int i = 0; i < 3; i++) mesh.wires[i] = open_wire(i);
+    join_both(&mesh, 1, 0, 1);
+    mesh.shared = false;
+    join_both(&mesh, 2, 0, 1);
+    join_both(&mesh, 2, 1, 1);
+    for (int i = 0; i < 3; i++) assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], 3, i, 100, &mesh.groups[i]));
+    for (int i = 0; i < KINDS; i++) try_one(&mesh, 55 + (uint64_t)i, i);
+    for (int i = 0; i < 3; i++) assert_null(mesh.groups[i]->shared);
+    close_mesh(&mesh);
+}
+
+static void test_members_that_disagree_say_so(void **state) {
+    (void)state;
+    struct mesh mesh;
+    struct job jobs[2];
+    open_sites(&mesh, 2, 1, one_site, NULL);
+    try_one(&mesh, 99, ALL_REDUCE);
+    for (int i = 0; i < 2; i++) {
+        jobs[i] = (struct job){.group = mesh.groups[i], .kind = ALL_REDUCE, .count = 100000 + (size_t)i};
+        jobs[i].data = calloc(jobs[i].count, 4);
+    }
+    run_all(jobs, 2);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(jobs[i].status, GANG_ERR_PEER);
+        if (!strstr(jobs[i].error, "another collective")) fail_msg("member %d says '%s'", i, jobs[i].error);
+        free(jobs[i].data);
+    }
+    close_mesh(&mesh);
+}
+
 // What crosses, counted by the relay between the sites: the data once each way, half of it to be summed and half as sums.
 // The canonical order costs nothing more when the sites hold whole subtrees.
 static void count_what_crosses(const int *shards) {
@@ -423,10 +473,9 @@ static void check_started(struct mesh *mesh, struct started *s, const uint64_t *
     }
 }
 
-static void test_several_groups_with_several_under_way(void **state) {
-    (void)state;
-    static const int sites[] = {0, 0, 1};
-    enum { MEMBERS = 3 };
+enum { MEMBERS = 3 };
+
+static void start_several(const int *sites) {
     struct mesh mesh;
     struct gang_comm *groups[GROUPS][MEMBERS];
     static struct started started[GROUPS][STARTED][MEMBERS];
@@ -457,6 +506,12 @@ static void test_several_groups_with_several_under_way(void **state) {
         for (int i = 0; i < MEMBERS; i++) gang_comm_free(groups[g][i]);
     }
     close_mesh(&mesh);
+}
+
+static void test_several_groups_with_several_under_way(void **state) {
+    (void)state;
+    start_several((const int[]){0, 0, 1});
+    start_several(one_site);
 }
 
 static void test_all_that_was_started_ends_when_a_member_dies(void **state) {
@@ -520,45 +575,104 @@ static void test_a_member_that_left_is_named_and_the_rest_goes_on(void **state) 
     close_mesh(&mesh);
 }
 
-// Member 2 of 3, in a process of its own: takes part once and then says nothing more.
-static int be_silent(const char *first, const char *second) {
+// Member 2 of 3, in a process of its own: takes part in so many sums and then says nothing more.
+enum { SUMS_COUNT = 300000 };
+
+static int be_silent(const char *first, const char *second, int sums) {
     struct gang_wire *wire = open_wire(2);
     const char *addresses[2] = {first, second};
     struct gang_wire_link *links[3] = {NULL};
     struct gang_comm *group;
-    float one = 1;
+    static float ones[SUMS_COUNT] = {1};
     for (int i = 0; i < 2; i++) links[i] = join_directly(wire, i, addresses[i], 1, 1);
-    if (gang_comm_new(wire, links, 3, 2, 100, &group) || gang_all_reduce(group, &one, 1, GANG_ELEMENT_F32)) return 1;
+    if (gang_comm_new(wire, links, 3, 2, 100, &group)) return 1;
+    for (int i = 0; i < sums; i++)
+        if (gang_all_reduce(group, ones, sums == 1 ? 1 : SUMS_COUNT, GANG_ELEMENT_F32)) return 1;
     raise(SIGSTOP);
     return 1;
 }
 
-static void test_a_silent_member_is_named(void **state) {
-    (void)state;
-    struct mesh mesh = {.members = 3};
-    for (int i = 0; i < 2; i++) mesh.wires[i] = open_wire(i);
-    mesh.links[0][1] = join_to(mesh.wires[0], 1, NULL, 1, 1);
-    mesh.links[1][0] = join_directly(mesh.wires[1], 0, gang_wire_address(mesh.wires[0]), 1, 1);
+// Members 0 and 1 here, the last as a process that takes part in so many sums.
+static pid_t open_with_child(struct mesh *mesh, bool shared, const char *sums) {
+    char addresses[2][GANG_ADDRESS_TEXT + 4];
+    *mesh = (struct mesh){.members = 3, .shared = shared};
     for (int i = 0; i < 2; i++) {
-        mesh.links[i][2] = join_to(mesh.wires[i], 2, NULL, 1, 1);
-        assert_ok(gang_comm_new(mesh.wires[i], mesh.links[i], 3, i, 100, &mesh.groups[i]));
+        mesh->wires[i] = open_wire(i);
+        snprintf(addresses[i], sizeof *addresses, "%s%s", shared ? "shm:" : "", gang_wire_address(mesh->wires[i]));
+    }
+    join_both(mesh, 1, 0, 1);
+    for (int i = 0; i < 2; i++) {
+        mesh->links[i][2] = join_to(mesh->wires[i], 2, NULL, 1, 1);
+        assert_ok(gang_comm_new(mesh->wires[i], mesh->links[i], 3, i, 100, &mesh->groups[i]));
     }
     pid_t child = fork();
-    if (!child) {
-        execl("/proc/self/exe", "test_group", gang_wire_address(mesh.wires[0]), gang_wire_address(mesh.wires[1]), (char *)NULL);
-        _exit(1);
-    }
-    struct job jobs[2];
-    float ones[2] = {1, 1};
-    for (int i = 0; i < 2; i++)
-        jobs[i] = (struct job){.group = mesh.groups[i], .member = i, .members = 3, .kind = ALL_REDUCE, .count = 1, .data = (uint8_t *)&ones[i]};
-    run_all(jobs, 2);
-    assert_true(!jobs[0].status && !jobs[1].status && ones[0] == 3 && ones[1] == 3);
-    expect_named(&mesh, 2, "rank 2");
+    if (child) return child;
+    execl("/proc/self/exe", "test_group", addresses[0], addresses[1], sums, (char *)NULL);
+    _exit(1);
+}
+
+static void close_with_child(struct mesh *mesh, pid_t child) {
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
-    for (int i = 0; i < 2; i++) gang_comm_free(mesh.groups[i]);
-    for (int i = 0; i < 2; i++) gang_wire_close(mesh.wires[i]);
+    mesh->members = 2;
+    close_mesh(mesh);
+}
+
+static void test_a_silent_member_is_named(void **state) {
+    (void)state;
+    for (int shared = 0; shared < 2; shared++) {
+        struct mesh mesh;
+        struct job jobs[2];
+        float ones[2] = {1, 1};
+        pid_t child = open_with_child(&mesh, shared, "1");
+        for (int i = 0; i < 2; i++)
+            jobs[i] = (struct job){.group = mesh.groups[i], .member = i, .members = 3, .kind = ALL_REDUCE, .count = 1, .data = (uint8_t *)&ones[i]};
+        run_all(jobs, 2);
+        assert_true(!jobs[0].status && !jobs[1].status && ones[0] == 3 && ones[1] == 3);
+        assert_true(!mesh.groups[0]->shared == !shared && !mesh.groups[1]->shared == !shared);
+        expect_named(&mesh, 2, "rank 2");
+        close_with_child(&mesh, child);
+    }
+}
+
+struct endless {
+    struct gang_comm *group;
+    int done; // sums
+    enum gang_status status;
+    char error[GANG_ERROR_BYTES];
+};
+
+static void *sum_until_it_fails(void *context) {
+    struct endless *e = context;
+    float *data = calloc(SUMS_COUNT, sizeof *data);
+    do {
+        e->status = gang_all_reduce(e->group, data, SUMS_COUNT, GANG_ELEMENT_F32);
+        __atomic_add_fetch(&e->done, 1, __ATOMIC_RELAXED);
+    } while (!e->status);
+    snprintf(e->error, sizeof e->error, "%s", gang_error());
+    free(data);
+    return NULL;
+}
+
+static void test_a_member_that_is_killed_in_the_middle_is_named(void **state) {
+    (void)state;
+    for (int round = 0; round < 6; round++) {
+        struct mesh mesh;
+        struct endless endless[2];
+        pthread_t threads[2];
+        pid_t child = open_with_child(&mesh, true, "1000000");
+        for (int i = 0; i < 2; i++) endless[i] = (struct endless){.group = mesh.groups[i]};
+        for (int i = 0; i < 2; i++) assert_int_equal(pthread_create(&threads[i], NULL, sum_until_it_fails, &endless[i]), 0);
+        while (__atomic_load_n(&endless[0].done, __ATOMIC_RELAXED) < 3 + round) usleep((useconds_t)(100 * round + 1));
+        kill(child, SIGKILL);
+        for (int i = 0; i < 2; i++) {
+            pthread_join(threads[i], NULL);
+            assert_int_equal(endless[i].status, GANG_ERR_PEER);
+            if (!strstr(endless[i].error, "rank 2")) fail_msg("member %d says '%s'", i, endless[i].error);
+            assert_non_null(mesh.groups[i]->shared);
+        }
+        close_with_child(&mesh, child);
+    }
 }
 
 // ---- Planes that go while sites swap their sums ----------------------------------------------------------------------
@@ -627,11 +741,14 @@ static void test_what_is_lost_in_a_swap_goes_again_as_it_was(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc == 3) return be_silent(argv[1], argv[2]);
+    if (argc == 4) return be_silent(argv[1], argv[2], (int)strtol(argv[3], NULL, 10));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sums_equal_their_reference),
         cmocka_unit_test(test_against_the_reference),
         cmocka_unit_test(test_over_sites_against_the_reference),
+        cmocka_unit_test(test_in_shared_memory_against_the_reference),
+        cmocka_unit_test(test_a_group_that_cannot_share),
+        cmocka_unit_test(test_members_that_disagree_say_so),
         cmocka_unit_test(test_the_long_way_carries_the_data_once),
         cmocka_unit_test(test_what_is_lost_in_a_swap_goes_again_as_it_was),
         cmocka_unit_test(test_the_canonical_order_gives_the_same_bits),
@@ -640,6 +757,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_all_that_was_started_ends_when_a_member_dies),
         cmocka_unit_test(test_a_member_that_left_is_named_and_the_rest_goes_on),
         cmocka_unit_test(test_a_silent_member_is_named),
+        cmocka_unit_test(test_a_member_that_is_killed_in_the_middle_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
