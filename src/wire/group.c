@@ -123,6 +123,7 @@ static void lay_out_all(struct gang_comm *g) {
     static const int one[GANG_COMM_MEMBERS];
     lay_out(g, g->site, &g->far);
     lay_out(g, one, &g->flat);
+    lay_out(g, g->shard, &g->lone);
     g->whole = whole_sites(&g->far);
 }
 

@@ -34,7 +34,7 @@ struct gang_comm {
     int site[GANG_COMM_MEMBERS], shard[GANG_COMM_MEMBERS]; // as the caller says
     bool canonical;                                        // sums go by the tree over shards, not by the order of members and sites
     bool whole;                                            // every site's shards are all that there are in a subtree
-    struct group_layout far, flat;                         // with sites; all as of one
+    struct group_layout far, flat, lone;                   // with sites; all as of one; each as alone in one
     const struct group_layout *at;                         // of the collective under way
     uint8_t *scratch;
     size_t scratch_bytes;

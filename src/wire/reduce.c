@@ -14,8 +14,9 @@
 // many bytes (`swap`): the heads of a segment send each other their sites' sums, both add them, in the same order, and give their
 // sites what comes out, so that neither way ever waits for the other. In one site only `parts` and `sums` are left:
 // every member receives (n-1)/n of the data and sends as much, twice, which is as little as a ring moves, in two steps
-// instead of 2(n-1). Each step works on a segment some places behind the step before it (`struct pace`), so while one waits
-// for the long way the others are on it. Small sums go to everybody whole and are summed by everybody, in one step.
+// instead of 2(n-1); two members alone swap up to 1 MiB as if each were a site: one step is sooner done than two. Each step works on a segment some
+// places behind the step before it (`struct pace`), so while one waits for the long way the others are on it. Small sums go to everybody whole and
+// are summed by everybody, in one step.
 //
 // The order of a sum is fixed, whatever the way of the bytes: within a site in the order of its members, then the sites' sums
 // in the order of the sites. A site's sum of bf16 is rounded to bf16 before it travels.
@@ -40,7 +41,7 @@
 
 #include <string.h>
 
-static const size_t small_bytes = 64 << 10, segment_most = GROUP_SEGMENT_BYTES, scratch_about = (size_t)64 << 20;
+static const size_t small_bytes = 64 << 10, pair_bytes = 1 << 20, segment_most = GROUP_SEGMENT_BYTES, scratch_about = (size_t)64 << 20;
 
 // How many segments each step is behind the start of a segment.
 struct pace {
@@ -336,9 +337,10 @@ enum gang_status gang_comm_reduce(struct gang_comm *g, enum gang_reduction kind,
     bool flat = g->canonical && kind != GANG_ALL_GATHER && (small || !g->whole || type != GANG_ELEMENT_F32);
     struct reduction r = {
         .group = g, .data = data, .count = count, .type = type, .scatter = kind != GANG_ALL_GATHER, .gather = kind != GANG_REDUCE_SCATTER};
-    g->at = flat ? &g->flat : &g->far;
+    bool pair = kind == GANG_ALL_REDUCE && g->members == 2 && count * element_bytes(type) <= pair_bytes;
+    g->at = pair ? &g->lone : flat ? &g->flat : &g->far;
     if (small) return reduce_small(g, data, count, type);
-    if (!flat || kind != GANG_ALL_REDUCE) return run(&r);
+    if (pair || !flat || kind != GANG_ALL_REDUCE) return run(&r);
     r.gather = false;
     enum gang_status status = run(&r);
     r.gather = !(r.scatter = false);
