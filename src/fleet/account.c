@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SPAN_FIELDS = 5, WARM_STEPS = 2 };
+enum { SPAN_FIELDS = 5 };
 
 enum gang_status gang_lead_take_spans(struct gang_lead *l, int rank, const json_t *body) {
     struct gang_fleet_result *r = l->result;

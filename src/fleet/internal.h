@@ -22,6 +22,8 @@ enum gang_fleet_message {
     FLEET_FAIL,      // from it: why it ends
 };
 
+enum { WARM_STEPS = 2 }; // at a run's start, which tell nothing of those behind them
+
 // Reads a body; NULL with an error for what is no object.
 GANG_CHECK_RESULT enum gang_status gang_fleet_parse(const void *data, size_t bytes, json_t **out);
 double gang_fleet_number(const json_t *object, const char *key);                                                      // 0 if it is not there

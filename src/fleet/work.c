@@ -9,7 +9,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-enum { MOST_WIDE = 4096, WAIT_MS = 1000, DEAD_MS = 15000, CONNECT_MS = 60000, WARM_STEPS = 2 };
+enum { MOST_WIDE = 4096, WAIT_MS = 1000, DEAD_MS = 15000, CONNECT_MS = 60000 };
 
 // A rank's part of an assignment, out of its JSON.
 struct assignment {
